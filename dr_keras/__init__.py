@@ -1,0 +1,27 @@
+"""dr_keras learns image similarity by deep ranking and searches with it.
+
+    from dr_keras import Config, load, train
+
+    model = train(Config(data="my-folders", run="first", epochs=5))   # or load("runs/first")
+    model.search(["a-picture.jpg"], k=30)
+
+Importing the package imports neither TensorFlow nor Keras; training does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Model", "load", "train"]
+
+if TYPE_CHECKING:
+    from dr_keras.config import Config
+    from dr_keras.library import Model, load, train
+
+_HOME = {"Config": "config", "Model": "library", "load": "library", "train": "library"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"dr_keras.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'dr_keras' has no attribute {name!r}")

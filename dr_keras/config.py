@@ -1,0 +1,182 @@
+"""What a training run is told: one frozen dataclass, from whose fields the flags of train.py are made.
+
+Imports neither TensorFlow nor Keras, so that `train.py --help` answers at once.
+"""
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from dr_keras.errors import InputError
+
+BACKBONES = ("resnet10", "resnet18", "resnet34", "alexnet")
+DISTANCES = ("euclidean", "squared")
+OPTIMIZERS = ("adamw", "sgd")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+
+
+def _option(default: Any, text: str, *, choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a training run; every field is also a flag of train.py (`image_size` is `--image-size`).
+
+    Raises `InputError` when a value is out of its range. `Config()` holds the defaults; `PRESETS` holds other sets
+    of them by name.
+    """
+
+    data: str | None = _option(
+        None,
+        "folder of class folders, the official Tiny ImageNet folder, or 'digits'; "
+        "~/.cache/dr_keras/tiny-imagenet-200 without it",
+        metavar="FOLDER",
+    )
+    run: str | None = _option(None, "name of the run folder made in runs/; date and time without it", metavar="NAME")
+    preset: str = _option("default", "a named set of defaults, which other flags override")
+    image_size: int = _option(64, "images are resized to this many pixels a side", metavar="PIXELS")
+    backbone: str = _option("resnet18", "network of the ConvNet path", choices=BACKBONES)
+    width: int = _option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")
+    multiscale: bool = _option(True, "the paper's two low-resolution paths beside the ConvNet path")
+    embedding_dim: int = _option(256, "length of an embedding; the paper's is 4096", metavar="D")
+    dropout: float = _option(0.4, "share of units dropped in alexnet's fully connected layers", metavar="RATE")
+    margin: float = _option(1.0, "the gap g of the triplet loss", metavar="G")
+    distance: str = _option("euclidean", "distance inside the triplet loss", choices=DISTANCES)
+    epochs: int = _option(30, "in one epoch each training image is the query once", metavar="N")
+    steps_per_epoch: int | None = _option(None, "shorter epochs, of this many steps", metavar="N")
+    batch_size: int = _option(64, "triplets a step", metavar="B")
+    optimizer: str = _option("adamw", "sgd has Nesterov momentum 0.9", choices=OPTIMIZERS)
+    learning_rate: float = _option(1e-3, "its peak, after the warm-up; then it falls along a cosine", metavar="RATE")
+    warmup: float = _option(0.05, "share of all steps over which the learning rate rises", metavar="SHARE")
+    weight_decay: float = _option(1e-4, "decoupled weight decay", metavar="RATE")
+    flip: bool = _option(True, "mirror each training image with probability 0.5")
+    shift: int = _option(4, "shift each training image by up to this many pixels each way", metavar="PIXELS")
+    monitor: float = _option(0.01, "share of each class's training images kept for watching the run", metavar="SHARE")
+    validation: float = _option(
+        0.1, "share of each class held out for evaluate.py where the data set has no split of its own", metavar="SHARE"
+    )
+    eval_every: int = _option(1, "epochs between two rankings of the monitor images; 0: only at the end", metavar="N")
+    precision: str = _option("auto", "auto: mixed_bfloat16 on a GPU, float32 elsewhere", choices=PRECISIONS)
+    seed: int = _option(0, "seeds the splits, the triplets, the augmentation and the weights", metavar="N")
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("backbone", BACKBONES),
+            ("distance", DISTANCES),
+            ("optimizer", OPTIMIZERS),
+            ("precision", PRECISIONS),
+            ("preset", tuple(PRESETS)),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{_flag(name)} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name, least in (
+            ("image_size", 16),
+            ("width", 1),
+            ("embedding_dim", 1),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("shift", 0),
+            ("eval_every", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least {least}")
+        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
+            raise InputError(f"--steps-per-epoch is {self.steps_per_epoch}; it must be at least 1")
+        for name in ("margin", "learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be a positive number")
+        for name in ("dropout", "monitor", "validation", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be a share from 0 up to 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"--weight-decay is {self.weight_decay}; it must be 0 or more")
+        if self.shift >= self.image_size:
+            raise InputError(f"--shift is {self.shift}; it must be below --image-size ({self.image_size})")
+        if self.run is not None and (not self.run or self.run in (".", "..") or set(self.run) & set("/\\\0")):
+            raise InputError(f"--run is {self.run!r}; it must be a folder's name, without a path")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of `to_dict`. Raises `InputError` at a field that this version does not know."""
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown:
+            raise InputError(f"unknown settings {', '.join(unknown)}; a newer dr_keras wrote them, so use that one")
+        return cls(**values)
+
+
+# What each named set changes against the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The assignment taken literally: the paper's network, uniform triplets, the Euclidean distance, g = 1.0, no more.
+    "assignment": {
+        "backbone": "alexnet",
+        "embedding_dim": 4096,
+        "distance": "euclidean",
+        "margin": 1.0,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "weight_decay": 1e-3,
+        "flip": False,
+        "shift": 0,
+    },
+    # The paper's network at its own size, squared distances (eq. 1), Nesterov momentum, lambda = 0.001, dropout with
+    # keep probability 0.6, random pixel shifts. The paper gives no learning rate and no g; these two are ours.
+    "paper": {
+        "image_size": 225,
+        "backbone": "alexnet",
+        "embedding_dim": 4096,
+        "distance": "squared",
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "weight_decay": 1e-3,
+        "dropout": 0.4,
+        "flip": False,
+        "shift": 8,
+    },
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag for each field of `Config` to `parser`; `parse` turns what they say into a `Config`."""
+    hints = typing.get_type_hints(Config)
+    for item in fields(Config):
+        kind = hints[item.name]
+        if isinstance(kind, types.UnionType):  # `int | None`
+            kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        text = item.metadata["help"] + ("" if item.default is None else f" (default: {item.default})")
+        options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            choices = tuple(PRESETS) if item.name == "preset" else item.metadata["choices"]
+            options |= {"type": kind, "choices": choices, "metavar": item.metadata["metavar"]}
+        parser.add_argument(_flag(item.name), **options)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """Parses the command line: preset first, then the flags that were given. Returns the config and what is left."""
+    given = vars(parser.parse_args(arguments))
+    names = {item.name for item in fields(Config)}
+    said = {name: value for name, value in given.items() if name in names}
+    config = preset(said.pop("preset", "default"), **said)
+    return config, argparse.Namespace(**{name: value for name, value in given.items() if name not in names})
+
+
+def preset(name: str, **overrides: Any) -> Config:
+    """The config of preset `name` with `overrides` on top. Raises `InputError` for a preset that does not exist."""
+    if name not in PRESETS:
+        raise InputError(f"--preset is {name!r}; choose one of {', '.join(PRESETS)}")
+    return Config(**({"preset": name} | PRESETS[name] | overrides))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,98 @@
+"""Draws (query, positive, negative) indices: pure NumPy, deterministic in (seed, global step).
+
+The paper's triplet sampling (section 5.1) with uniform relevance and out-of-class negatives, as the assignment asks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dr_keras.errors import InputError
+
+_ORDER, _PARTNERS = 0, 1  # which of the independent random streams
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """One batch: `query`, `positive`, `negative` are (B,) int64 rows; `classes` is (B, 2) int32, query's and negative's."""
+
+    query: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    classes: np.ndarray
+
+
+class TripletSampler:
+    """Draws the batch of any step, in any order, always the same.
+
+    Queries run through all images whose class has a second one, in a fresh order each pass; passes follow each other
+    without a gap, so batches keep their size and no image is left out. The positive is uniform over the query's class
+    without the query, the negative uniform over the images of all other classes. Each draw takes constant time.
+
+    Args:
+        labels: (N,) integers, the class of each training image.
+        batch_size: triplets a step.
+        seed: seeds everything.
+
+    Raises:
+        InputError: fewer than two classes, or no class with two images.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
+        self.labels = np.asarray(labels)
+        self.batch_size = batch_size
+        self.seed = seed
+        classes, self._class, count = np.unique(self.labels, return_inverse=True, return_counts=True)
+        if len(classes) < 2:
+            raise InputError(
+                f"the training images have {len(classes)} class; a negative needs a second one, so add a class folder"
+            )
+        if count.max() < 2:
+            raise InputError(
+                "no class has two training images; a positive needs a second one, so add images to a class folder"
+            )
+        self._by_class = np.argsort(self._class, kind="stable")  # rows, class after class
+        self._count = count
+        self._start = np.cumsum(count) - count
+        self._rank = np.empty_like(self._by_class)  # place of each row within its class
+        self._rank[self._by_class] = np.arange(len(self.labels)) - np.repeat(self._start, count)
+        self._queries = np.flatnonzero(count[self._class] > 1)
+        self._order: tuple[int, np.ndarray] = (-1, self._queries)  # the pass whose order was drawn last
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps after which every query has been drawn at least once."""
+        return -(-len(self._queries) // self.batch_size)
+
+    def batch(self, step: int) -> Triplets:
+        """The triplets of global step `step`, counted from 0."""
+        query = self._query_rows(step)
+        own = self._class[query]  # (B,)
+        random = np.random.default_rng((self.seed, _PARTNERS, step))
+
+        place = random.integers(0, self._count[own] - 1)
+        place += place >= self._rank[query]  # steps over the query
+        positive = self._by_class[self._start[own] + place]
+
+        place = random.integers(0, len(self.labels) - self._count[own])
+        place += np.where(place >= self._start[own], self._count[own], 0)  # steps over the query's class
+        negative = self._by_class[place]
+
+        classes = np.stack([self.labels[query], self.labels[negative]], axis=1).astype(np.int32)
+        return Triplets(query, positive, negative, classes)
+
+    def _query_rows(self, step: int) -> np.ndarray:
+        position = step * self.batch_size + np.arange(self.batch_size)
+        passes, places = np.divmod(position, len(self._queries))
+        rows = np.empty(self.batch_size, np.int64)
+        for number in np.unique(passes):
+            here = passes == number
+            rows[here] = self._pass_order(int(number))[places[here]]
+        return rows
+
+    def _pass_order(self, number: int) -> np.ndarray:
+        drawn, order = self._order
+        if drawn != number:
+            order = np.random.default_rng((self.seed, _ORDER, number)).permutation(self._queries)
+            self._order = (number, order)
+        return order

@@ -1,0 +1,13 @@
+"""The errors that a person can mend; the scripts print them as one line, without a traceback."""
+
+
+class InputError(ValueError):
+    """What was given cannot be used: the message says what was received, what was expected and what to do."""
+
+
+class ImageError(InputError):
+    """A file or buffer that is no usable image."""
+
+
+class RunError(InputError):
+    """A run folder that is missing, unfinished, damaged or of another format version."""

@@ -1,0 +1,118 @@
+"""Writes the SavedModel and the LiteRT file of a run. Runs on TensorFlow only."""
+
+import io
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from dr_keras.data.images import decode
+from dr_keras.errors import RunError
+from dr_keras.files import new_file, new_folder
+from dr_keras.model.network import load_network
+from dr_keras.retrieval.embed import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
+from dr_keras.runs import Run
+
+TOLERANCE = 1e-4  # largest difference of any component of a vector
+BYTES_TOLERANCE = 1e-3  # TensorFlow's JPEG decoder may round otherwise than Pillow's
+BATCHES = (1, 37)  # batch sizes that an export is tried with, besides all samples at once
+
+
+def export(run: Run) -> dict[str, float]:
+    """Writes saved_model/ and embedding.tflite from embedding.keras, and checks both on the run's sample images.
+
+    Returns:
+        The largest absolute differences: `saved_model`, `saved_model_bytes`, `litert`.
+
+    Raises:
+        RunError: a file is absent, or an export differs from the network by more than its tolerance.
+    """
+    for file in (run.network_file, run.samples_file):
+        if not file.is_file():
+            raise RunError(f"{file} does not exist; the training of this run has not come to its end")
+    network = load_network(run.network_file)
+    samples = np.load(run.samples_file, allow_pickle=False)
+    expected = embed_with_network(network, samples)
+    differences = {}
+    with new_folder(run.saved_model) as temporary:
+        _write_saved_model(network, temporary)
+        differences["saved_model"] = _check("SavedModel", SavedModelEmbedder(temporary), samples, expected)
+        differences["saved_model_bytes"] = _check_bytes(network, temporary, samples)
+    with new_file(run.litert_file) as temporary:
+        temporary.write_bytes(_litert(run.saved_model))
+        differences["litert"] = _check("LiteRT file", LiteRTEmbedder(temporary), samples, expected)
+    return differences
+
+
+def _write_saved_model(network: keras.Model, folder: Path) -> None:
+    """Two signatures: `serve`, also `serving_default`, takes pixels; `serve_bytes` takes encoded JPEG or PNG files."""
+    _, height, width, channels = network.input_shape
+
+    def serve(images: tf.Tensor) -> tf.Tensor:
+        return network(images, training=False)
+
+    def decode_one(encoded: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")  # decodes PNG as well
+        image = tf.image.resize(image, (height, width), antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+    def serve_bytes(encoded: tf.Tensor) -> tf.Tensor:
+        images = tf.map_fn(
+            decode_one, encoded, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8)
+        )
+        return network(images, training=False)
+
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    shape = (None, height, width, channels)
+    archive.add_endpoint("serve", serve, [tf.TensorSpec(shape, tf.uint8, "image")])
+    archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, "encoded")])
+    archive.write_out(str(folder), verbose=False)
+
+
+def _litert(saved_model: Path) -> bytes:
+    """The SavedModel's `serve` with built-in operations only, for any batch size.
+
+    From the SavedModel and not from the Keras model, because that freezes the weights: as variables they would need
+    an initialiser that LiteRT does not run.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["serve"])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    return converter.convert()
+
+
+def _check(name: str, embed: LiteRTEmbedder | SavedModelEmbedder, samples: np.ndarray, expected: np.ndarray) -> float:
+    worst = _compare(name, embed(samples), expected, TOLERANCE)
+    for size in BATCHES:
+        rows = np.arange(size) % len(samples)
+        worst = max(worst, _compare(f"{name}, batch of {size}", embed(samples[rows]), expected[rows], TOLERANCE))
+    return worst
+
+
+def _check_bytes(network: keras.Model, folder: Path, samples: np.ndarray) -> float:
+    serve = tf.saved_model.load(str(folder)).signatures["serve_bytes"]
+    worst = 0.0
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 92})):
+        files = [_encode(image, kind, options) for image in samples]
+        decoded = np.stack([decode(file, samples.shape[1]) for file in files])
+        vectors = next(iter(serve(tf.constant(files)).values())).numpy()
+        expected = embed_with_network(network, decoded)
+        worst = max(worst, _compare(f"SavedModel from {kind} bytes", vectors, expected, BYTES_TOLERANCE))
+    return worst
+
+
+def _encode(image: np.ndarray, kind: str, options: dict[str, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _compare(name: str, vectors: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+    if vectors.shape != expected.shape:
+        raise RunError(f"the {name} gives {vectors.shape}, the network {expected.shape}")
+    worst = float(np.abs(vectors - expected).max())
+    if not worst <= tolerance:  # also where it is not a number
+        raise RunError(f"the {name} differs from the network by {worst:.2g}; at most {tolerance:g} is accepted")
+    return worst

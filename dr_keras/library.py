@@ -1,0 +1,137 @@
+"""dr_keras as a library: train, load, embed, search."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dr_keras.config import Config
+from dr_keras.data.images import Source, decode
+from dr_keras.errors import InputError
+from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, SavedModelEmbedder
+from dr_keras.retrieval.index import Index
+from dr_keras.runs import RUNS, Run, open_run
+
+RUNTIMES = ("auto", "litert", "saved_model")
+
+Images = np.ndarray | Iterable[Source]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One neighbour: its rank from 1, id, file, class folder, class name, and Euclidean distance to the query."""
+
+    rank: int
+    id: str
+    path: Path
+    label: str
+    class_name: str
+    distance: float
+
+    @property
+    def name(self) -> str:
+        """The base name of the file."""
+        return self.id.rpartition("/")[2]
+
+
+class Model:
+    """A finished run: embeds images and searches its gallery. Made by `load` and `train`.
+
+    Args:
+        run: the run folder.
+        runtime: 'litert', 'saved_model', or 'auto', which takes LiteRT.
+    """
+
+    def __init__(self, run: Run, runtime: str = "auto") -> None:
+        if runtime not in RUNTIMES:
+            raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
+        self.run = run
+        self.config = run.config()
+        self.index = Index.open(run.index)
+        self._runtime = runtime
+        self._embedder: Embedder | None = None
+
+    def embed(self, images: Images) -> np.ndarray:
+        """Embeds images.
+
+        Args:
+            images: a list of paths, encoded bytes or PIL images, or an (N, H, W, 3) uint8 array; they are resized as
+                in training.
+
+        Returns:
+            (N, D) float32 vectors of unit length.
+
+        Raises:
+            InputError: an image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
+        """
+        if self._embedder is None:
+            self._embedder = (
+                SavedModelEmbedder(self.run.saved_model)
+                if self._runtime == "saved_model"
+                else LiteRTEmbedder(self.run.litert_file)
+            )
+        return self._embedder(self._pixels(images))
+
+    def search(self, images: Images, k: int = 30) -> list[list[Result]]:
+        """The `k` nearest gallery images of each image, nearest first; `images` as in `embed`."""
+        return self.neighbours(self.embed(images), k)
+
+    def neighbours(self, vectors: np.ndarray, k: int = 30, *, exclude: int | None = None) -> list[list[Result]]:
+        """The `k` nearest gallery images of each vector (Q, D), leaving out row `exclude` of the index."""
+        rows, distances = self.index.search(
+            vectors, k, exclude=None if exclude is None else np.full(len(vectors), exclude)
+        )
+        return [
+            [self.result(int(row), rank, float(d)) for rank, (row, d) in enumerate(zip(*found, strict=True), start=1)]
+            for found in zip(rows, distances, strict=True)
+        ]
+
+    def result(self, row: int, rank: int = 0, distance: float = 0.0) -> Result:
+        """What the index knows of one of its rows."""
+        label = int(self.index.labels[row])
+        name = self.index.ids[row]
+        return Result(
+            rank, name, self.index.root / name, self.index.classes[label], self.index.class_names[label], distance
+        )
+
+    def _pixels(self, images: Images) -> np.ndarray:
+        size = self.config.image_size
+        if isinstance(images, str | bytes | os.PathLike | Image.Image):
+            raise InputError("a list of images was expected, and one image was given; put it in a list")
+        if isinstance(images, np.ndarray):
+            if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+                raise InputError(f"an array of {images.dtype} {images.shape} was given; expected uint8 (N, H, W, 3)")
+            if images.shape[1:3] == (size, size):
+                return images
+            images = [Image.fromarray(image) for image in images]
+        decoded = []
+        for number, image in enumerate(images):
+            try:
+                decoded.append(decode(image, size))
+            except InputError as error:
+                name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+                raise InputError(f"{name!s} {error}") from error
+        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+
+
+def load(run: str | os.PathLike[str] | None = None, *, runtime: str = "auto") -> Model:
+    """Loads a finished run by name or folder; the latest one in runs/ by default.
+
+    Raises:
+        RunError: there is no such run, or it is unfinished or damaged.
+    """
+    return Model(open_run(None if run is None else os.fspath(run)), runtime)
+
+
+def train(config: Config, *, runs: str | os.PathLike[str] = RUNS, overwrite: bool = False) -> Model:
+    """Trains as `config` says and returns the finished model; its run folder is made in `runs`.
+
+    Raises:
+        InputError: the data cannot be used, or a run of that name exists and `overwrite` is off.
+    """
+    from dr_keras.training.fit import run_training
+
+    return Model(run_training(config, runs=Path(runs), overwrite=overwrite))

@@ -1,0 +1,98 @@
+"""The ConvNet path by name: AlexNet as in the paper, or a small ResNet trained from scratch.
+
+A backbone is a function of a symbolic (B, H, W, 3) image in [-1, 1] that returns (B, F) features.
+"""
+
+import keras
+from keras import layers
+
+RESNET_BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+
+# The training network calls the embedding network three times a step, and each call moves the running statistics once.
+# The momentum of one call is the third root of the momentum that a step should have.
+CALLS_PER_STEP = 3
+STEP_MOMENTUM = 0.97
+
+
+def backbone(name: str, image: keras.KerasTensor, *, width: int, dropout: float) -> keras.KerasTensor:
+    """The features of the ConvNet path.
+
+    Args:
+        name: 'alexnet' or one of 'resnet10', 'resnet18', 'resnet34'.
+        image: symbolic (B, H, W, 3), scaled to [-1, 1].
+        width: channels of a ResNet's first stage.
+        dropout: rate of AlexNet's fully connected layers.
+
+    Returns:
+        Symbolic (B, F): F is 4096 for AlexNet and 8 * width for a ResNet.
+    """
+    if name == "alexnet":
+        return _alexnet(image, dropout)
+    return _resnet(image, RESNET_BLOCKS[name], width)
+
+
+def _alexnet(x: keras.KerasTensor, dropout: float) -> keras.KerasTensor:
+    """Krizhevsky et al. 2012 up to its second 4096-d layer, without its two-GPU split and response normalisation.
+
+    From 128 px on the first convolution is the original's 11 x 11 / 4; below, it shrinks so that the later layers
+    still have an image to work on. The padding of 1 gives the original's 55 x 55 at 225 px.
+    """
+    size = x.shape[1]
+    kernel, stride = (11, 4) if size >= 128 else (5, 2) if size >= 48 else (3, 1)
+    x = layers.ZeroPadding2D(1)(x)
+    x = _conv_relu(x, 96, kernel, stride, "conv1", padding="valid")  # (B, 55, 55, 96) at 225 px
+    x = layers.MaxPooling2D(3, 2, name="pool1")(x)  # (B, 27, 27, 96)
+    x = _conv_relu(x, 256, 5, 1, "conv2")
+    x = layers.MaxPooling2D(3, 2, name="pool2")(x)  # (B, 13, 13, 256)
+    x = _conv_relu(x, 384, 3, 1, "conv3")
+    x = _conv_relu(x, 384, 3, 1, "conv4")
+    x = _conv_relu(x, 256, 3, 1, "conv5")
+    if x.shape[1] >= 3:
+        x = layers.MaxPooling2D(3, 2, name="pool5")(x)  # (B, 6, 6, 256)
+    x = layers.Flatten()(x)  # (B, 9216)
+    for name in ("fc6", "fc7"):
+        x = layers.Dense(4096, activation="relu", kernel_initializer="he_normal", name=name)(x)
+        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    return x  # (B, 4096)
+
+
+def _conv_relu(
+    x: keras.KerasTensor, channels: int, kernel: int, stride: int, name: str, padding: str = "same"
+) -> keras.KerasTensor:
+    return layers.Conv2D(
+        channels, kernel, stride, padding=padding, activation="relu", kernel_initializer="he_normal", name=name
+    )(x)
+
+
+def _resnet(x: keras.KerasTensor, blocks: tuple[int, ...], width: int) -> keras.KerasTensor:
+    """ResNet of basic blocks (He et al. 2015, table 1) with a stem that leaves a small image its detail.
+
+    The stem is one 3 x 3 convolution: stride 1 below 48 px, stride 2 from there on, and from 128 px on a
+    max-pool behind it, so that the first stage works on about 32 x 32.
+    """
+    size = x.shape[1]
+    x = _conv_norm(x, width, 3, 1 if size < 48 else 2, "stem")
+    x = layers.Activation("relu", name="stem_relu")(x)
+    if size >= 128:
+        x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            x = _basic_block(x, width * 2**stage, 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}")
+    return layers.GlobalAveragePooling2D(name="pool")(x)  # (B, 8 * width)
+
+
+def _basic_block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
+    y = _conv_norm(x, channels, 3, stride, f"{name}_a")
+    y = layers.Activation("relu", name=f"{name}_a_relu")(y)
+    y = _conv_norm(y, channels, 3, 1, f"{name}_b")
+    if stride > 1 or x.shape[-1] != channels:
+        x = _conv_norm(x, channels, 1, stride, f"{name}_shortcut")
+    x = layers.Add(name=f"{name}_add")([x, y])
+    return layers.Activation("relu", name=f"{name}_relu")(x)
+
+
+def _conv_norm(x: keras.KerasTensor, channels: int, kernel: int, stride: int, name: str) -> keras.KerasTensor:
+    x = layers.Conv2D(
+        channels, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+    )(x)
+    return layers.BatchNormalization(momentum=STEP_MOMENTUM ** (1 / CALLS_PER_STEP), name=f"{name}_norm")(x)

@@ -1,0 +1,92 @@
+"""Grids of images with a caption under each: for retrieve.py --save, the demo and TensorBoard."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PAPER = (252, 252, 250)
+INK = (32, 36, 42)
+FAINT = (120, 126, 134)
+QUERY = (45, 92, 190)
+SAME = (31, 138, 84)  # green and orange-red also differ in lightness, for eyes that confuse the hues
+OTHER = (216, 96, 58)
+GAP = 10
+FRAME = 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a grid: the image, the lines under it (the first in ink, the rest fainter), its frame's colour."""
+
+    image: Image.Image
+    lines: Sequence[str]
+    frame: tuple[int, int, int]
+
+
+def neighbour_tiles(
+    query: Image.Image,
+    query_class: str | None,
+    neighbours: Sequence[tuple[Image.Image, str, float]],
+    *,
+    query_line: str = "query",
+) -> list[Tile]:
+    """The tiles of a query and its neighbours, each an (image, class, distance); same class in green, else orange."""
+    tiles = [Tile(query, (query_class or "?", query_line), QUERY)]
+    for image, name, distance in neighbours:
+        colour = FAINT if query_class is None else SAME if name == query_class else OTHER
+        tiles.append(Tile(image, (name, f"{distance:.3f}"), colour))
+    return tiles
+
+
+def grid(rows: Sequence[Sequence[Tile]], side: int = 112) -> Image.Image:
+    """Draws rows of tiles; small images are enlarged without blurring their pixels' edges too much."""
+    font = ImageFont.load_default(13)
+    line_height = 16
+    lines = max(len(tile.lines) for row in rows for tile in row)
+    cell = side + 2 * FRAME
+    step = cell + lines * line_height + GAP
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (columns * (cell + GAP) + GAP, len(rows) * (step + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for down, row in enumerate(rows):
+        for across, tile in enumerate(row):
+            left, top = GAP + across * (cell + GAP), GAP + down * (step + GAP)
+            draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=tile.frame)
+            canvas.paste(fit(tile.image, side), (left + FRAME, top + FRAME))
+            for number, line in enumerate(tile.lines):
+                place = (left + 1, top + cell + 3 + number * line_height)
+                draw.text(place, shorten(line, cell, font), INK if not number else FAINT, font)
+    return canvas
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The whole image on a square of `side` pixels, its proportions kept."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    square = Image.new("RGB", (side, side), (236, 236, 232))
+    small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def missing(side: int = 112) -> Image.Image:
+    """What stands for an image whose file is gone."""
+    image = Image.new("RGB", (side, side), (228, 228, 224))
+    ImageDraw.Draw(image).text((8, side // 2 - 8), "file not found", FAINT, ImageFont.load_default(12))
+    return image
+
+
+def from_pixels(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) uint8 as a picture."""
+    return Image.fromarray(pixels)

@@ -1,0 +1,158 @@
+"""How well a gallery is ranked for queries: precision@k, recall@k, MAP@R, similarity precision, and where it fails."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dr_keras.errors import InputError
+from dr_keras.retrieval.search import nearest
+
+KS = (1, 10, 30)
+TRIPLETS_PER_QUERY = 10
+QUERY_BLOCK = 1024  # queries ranked at a time; memory is this times R, never Q times N
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What an evaluation found.
+
+    Attributes:
+        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision`, and the counts behind them.
+        class_precision: (C,) mean precision@30 of each class's queries; NaN where a class has none.
+        confusion: (C, C) share of the 30 nearest of class a's queries that are of class b, a down, b across.
+    """
+
+    figures: dict[str, float]
+    class_precision: np.ndarray
+    confusion: np.ndarray
+
+
+def evaluate(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    class_count: int,
+    seed: int = 0,
+) -> Ranking:
+    """Ranks the whole gallery for each query and averages over the queries.
+
+    - precision@k: the share of the k nearest images that carry the query's class.
+    - recall@k: the share of queries with at least one image of their class among the k nearest.
+    - map@r: with R the number of gallery images of the query's class, the mean over the first R places of the
+      precision so far at each place that carries the query's class, and 0 at the others (Musgrave et al. 2020).
+    - similarity_precision: the share of triplets with D(q, p+) < D(q, p-), for ten seeded triplets a query with p+ and
+      p- uniform over the gallery images of the query's class and of the other classes (Wang et al. 2014, section 6.3).
+
+    Queries whose class the gallery lacks have no right answer; they are counted, and left out of every mean.
+
+    Args:
+        queries: (Q, D); no query may be in the gallery.
+        query_labels: (Q,) class numbers.
+        gallery: (N, D).
+        gallery_labels: (N,) class numbers.
+        class_count: C.
+        seed: seeds the triplets.
+
+    Raises:
+        InputError: the gallery is empty, or no query has an image of its class in it.
+    """
+    answerable = np.flatnonzero(np.isin(query_labels, gallery_labels))
+    if not len(answerable):
+        raise InputError(
+            f"{len(queries)} queries and {len(gallery)} gallery images have no class in common; there is nothing to rank"
+        )
+    left_out = len(queries) - len(answerable)
+    queries, query_labels = queries[answerable], query_labels[answerable]
+    relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels]  # (Q,) is R
+
+    hits = {k: np.empty(len(queries)) for k in KS}
+    average = np.empty(len(queries))
+    confusion = np.zeros((class_count, class_count))
+    for start in range(0, len(queries), QUERY_BLOCK):
+        block = slice(start, start + QUERY_BLOCK)
+        depth = max(max(KS), int(relevant[block].max()))
+        rows, _ = nearest(queries[block], gallery, depth)
+        found = gallery_labels[rows]  # (q, K)
+        right = found == query_labels[block, None]
+        for k in KS:
+            hits[k][block] = right[:, :k].mean(axis=1)
+        average[block] = average_precision_at_r(right, relevant[block])
+        top = found[:, : max(KS)]
+        np.add.at(confusion, (np.broadcast_to(query_labels[block, None], top.shape), top), 1 / top.shape[1])
+
+    figures: dict[str, float] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
+    figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
+    figures["map@r"] = float(average.mean())
+    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed)
+    figures["similarity_precision"] = float((near < far).mean()) if near.size else float("nan")
+    figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery)}
+
+    count = np.bincount(query_labels, minlength=class_count)
+    total = np.bincount(query_labels, hits[max(KS)], minlength=class_count)
+    with np.errstate(invalid="ignore"):
+        return Ranking(figures, total / count, confusion / np.maximum(count, 1)[:, None])
+
+
+def average_precision_at_r(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """MAP@R's summand: (Q, K) whether each place is right and (Q,) R, with K >= R where so many exist -> (Q,)."""
+    places = np.arange(1, right.shape[1] + 1)
+    counted = right & (places <= relevant[:, None])
+    precision = np.cumsum(counted, axis=1) / places
+    return (precision * counted).sum(axis=1) / relevant
+
+
+def triplet_distances(
+    queries: np.ndarray, query_labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """D(q, p+) and D(q, p-) of ten seeded triplets a query, positives and negatives from the gallery.
+
+    Every query's class must have a gallery image.
+
+    Returns:
+        Two (Q, 10) float32 arrays; empty where the gallery has a single class.
+    """
+    order = np.argsort(gallery_labels, kind="stable")
+    sorted_labels = gallery_labels[order]
+    first = np.searchsorted(sorted_labels, query_labels, side="left")[:, None]
+    last = np.searchsorted(sorted_labels, query_labels, side="right")[:, None]
+    others = len(gallery) - (last - first)
+    if others.min() == 0:
+        return np.empty((0, TRIPLETS_PER_QUERY), np.float32), np.empty((0, TRIPLETS_PER_QUERY), np.float32)
+    random = np.random.default_rng(seed)
+    shape = (len(queries), TRIPLETS_PER_QUERY)
+    positive = order[random.integers(np.broadcast_to(first, shape), last)]
+    place = random.integers(0, np.broadcast_to(others, shape))
+    negative = order[place + np.where(place >= first, last - first, 0)]
+
+    near, far = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for column in range(TRIPLETS_PER_QUERY):  # a column at a time, so that memory is Q x D
+        for rows, out in ((positive, near), (negative, far)):
+            difference = gallery[rows[:, column]].astype(np.float32) - queries.astype(np.float32)
+            out[:, column] = np.sqrt(np.einsum("qd,qd->q", difference, difference))
+    return near, far
+
+
+def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Precision@30 of each class that has queries, worst first."""
+    known = np.flatnonzero(~np.isnan(ranking.class_precision))
+    order = known[np.argsort(ranking.class_precision[known], kind="stable")]
+    return [
+        {"class": classes[label], "class_name": class_names[label], "precision@30": float(ranking.class_precision[label])}
+        for label in order
+    ]
+
+
+def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 10) -> list[dict[str, Any]]:
+    """The ordered pairs of classes of which one's queries bring back the other most often."""
+    share = ranking.confusion.copy()
+    np.fill_diagonal(share, 0)
+    order = np.argsort(-share, axis=None, kind="stable")[:count]
+    pairs = zip(*np.unravel_index(order, share.shape), strict=True)
+    return [
+        {"query": class_names[a], "neighbour": class_names[b], "share": float(share[a, b])}
+        for a, b in pairs
+        if share[a, b] > 0
+    ]

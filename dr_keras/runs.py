@@ -1,0 +1,151 @@
+"""Run folders: runs/<name>/ holds all that search, evaluation and export need."""
+
+import datetime
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import dr_keras
+from dr_keras.config import Config
+from dr_keras.errors import RunError
+from dr_keras.files import write_json
+
+RUN_FORMAT = 1
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder and the names of what lies in it."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def network_file(self) -> Path:
+        return self.path / "embedding.keras"
+
+    @property
+    def saved_model(self) -> Path:
+        return self.path / "saved_model"
+
+    @property
+    def litert_file(self) -> Path:
+        return self.path / "embedding.tflite"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def history_file(self) -> Path:
+        return self.path / "history.csv"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "data-report.json"
+
+    @property
+    def samples_file(self) -> Path:
+        """A few of the run's images, (n, H, W, 3) uint8, by which every export is checked."""
+        return self.path / "samples.npy"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training and indexing came to their end; metrics.json is written last."""
+        return self.metrics_file.is_file()
+
+    def config(self) -> Config:
+        """The settings that the run was made with.
+
+        Raises:
+            RunError: config.json is absent, damaged, or of another format version.
+        """
+        try:
+            content = json.loads(self.config_file.read_text(encoding="utf-8"))
+            version = content["format"]
+            if version != RUN_FORMAT:
+                raise RunError(
+                    f"{self.path} has run format {version}, this version of dr_keras reads {RUN_FORMAT}; "
+                    f"read it with dr_keras {content.get('dr_keras', 'that wrote it')}, or train again"
+                )
+            return Config.from_dict(content["config"])
+        except OSError as error:
+            raise RunError(f"{self.path} is no run folder: {error.strerror}: {error.filename}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{self.config_file} cannot be read: {error}") from error
+
+    def write_config(self, config: Config) -> None:
+        """Writes config.json, with the versions that made it."""
+        write_json(
+            self.config_file,
+            {"format": RUN_FORMAT, "dr_keras": dr_keras.__version__, "config": config.to_dict()},
+        )
+
+
+def open_run(name: str | None, runs: Path = RUNS) -> Run:
+    """The run of that name or path; without one the run that finished last.
+
+    Raises:
+        RunError: there is none, or it is not finished.
+    """
+    if name is None:
+        finished = [run for run in _all_runs(runs) if run.finished]
+        if not finished:
+            raise RunError(f"{runs.resolve()} holds no finished run; train one first: python train.py")
+        return max(finished, key=lambda run: run.metrics_file.stat().st_mtime)
+    run = next((run for run in (Run(runs / name), Run(Path(name))) if run.config_file.is_file()), None)
+    if run is None:
+        known = ", ".join(sorted(run.path.name for run in _all_runs(runs)))
+        raise RunError(f"there is no run {name!r} in {runs}/" + (f"; there are {known}" if known else ""))
+    if not run.index.is_dir():
+        raise RunError(f"{run.path} has no index; its training has not come to its end")
+    return run
+
+
+def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Run:
+    """The folder that a new run will have, not made yet; `start_run` makes it.
+
+    Raises:
+        RunError: the name is taken and `overwrite` is off, or a folder of that name is no run.
+    """
+    run = Run(runs / (config.run or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+    if run.path.exists():
+        if not overwrite:
+            raise RunError(f"{run.path} exists; choose another --run, or replace it with --overwrite")
+        if not run.path.is_dir() or (any(run.path.iterdir()) and not run.config_file.is_file()):
+            raise RunError(f"{run.path} exists and is no run folder; --overwrite replaces only runs")
+    return run
+
+
+def start_run(run: Run, config: Config) -> None:
+    """Makes the run folder, in place of an earlier run of the same name, and writes its config.json.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    try:
+        if run.path.exists():
+            shutil.rmtree(run.path)
+        run.path.mkdir(parents=True)
+        run.write_config(config)
+    except OSError as error:
+        raise RunError(f"{run.path} cannot be made: {error.strerror}") from error
+
+
+def _all_runs(runs: Path) -> list[Run]:
+    return [Run(path) for path in runs.iterdir() if (path / "config.json").is_file()] if runs.is_dir() else []

@@ -1,0 +1,209 @@
+"""What watches a run: the progress line, history.csv, TensorBoard, and the ranking of the monitor images."""
+
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+METRICS = (
+    "loss",
+    "triplet_accuracy",
+    "zero_loss",
+    "positive_distance",
+    "negative_distance",
+    "pairwise_distance",
+)
+SMOOTHING = 20  # the progress line averages over about this many steps
+
+
+class StepLog(keras.callbacks.Callback):
+    """Keeps the metrics of every step, and hands them on about once a second.
+
+    Reading a metric waits for the device, so steps are read in groups.
+
+    Args:
+        first_step: the global step of the first batch.
+        learning_rate: the schedule, step -> rate.
+        receivers: called with a list of rows; a row maps 'step', 'epoch', 'learning_rate' and `METRICS` to numbers.
+    """
+
+    def __init__(
+        self,
+        first_step: int,
+        learning_rate: Callable[[int], float],
+        receivers: Sequence[Callable[[list[dict[str, float]]], None]],
+    ) -> None:
+        super().__init__()
+        self._step = first_step
+        self._epoch = 0
+        self._learning_rate = learning_rate
+        self._receivers = receivers
+        self._waiting: list[tuple[int, int, Mapping[str, Any]]] = []
+        self._last = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._waiting.append((self._step, self._epoch, dict(logs)))
+        self._step += 1
+        if time.monotonic() - self._last >= 1:
+            self.flush()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.flush()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Reads the waiting steps and hands them on."""
+        rows = [
+            {"step": step, "epoch": epoch, "learning_rate": self._learning_rate(step)}
+            | {name: float(logs[name]) for name in METRICS}
+            for step, epoch, logs in self._waiting
+        ]
+        self._waiting = []
+        self._last = time.monotonic()
+        if rows:
+            for receive in self._receivers:
+                receive(rows)
+
+
+class History:
+    """Appends one row a step to history.csv; floats are written so that they read back equal."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._writer = csv.DictWriter(self._file, ["step", "epoch", "learning_rate", *METRICS])
+        if not self._file.tell():
+            self._writer.writeheader()
+
+    def __call__(self, rows: list[dict[str, float]]) -> None:
+        self._writer.writerows(rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Board:
+    """Writes TensorBoard events without TensorFlow, for every backend."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = SummaryWriter(str(folder))
+
+    def steps(self, rows: list[dict[str, float]]) -> None:
+        """The mean of each metric over a group of steps."""
+        step = int(rows[-1]["step"]) + 1
+        for name in METRICS:
+            self._writer.add_scalar(f"training/{name}", np.mean([row[name] for row in rows]), step)
+        self._writer.add_scalar("training/learning_rate", rows[-1]["learning_rate"], step)
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def text(self, name: str, markdown: str) -> None:
+        self._writer.add_text(name, markdown, 0)
+
+    def picture(self, name: str, image: Any, step: int) -> None:
+        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self._writer.flush()
+
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        self._writer.add_histogram(name, values, step, bins=64)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Progress:
+    """One line on the terminal that is always up to date; without a terminal, a new line every 20 s.
+
+    Args:
+        console: where to print.
+        epochs, steps_per_epoch: of the run.
+        images_per_step: images that pass the network in a step, three a triplet.
+    """
+
+    def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int, images_per_step: int) -> None:
+        self._console = console
+        self._epochs, self._steps = epochs, steps_per_epoch
+        self._images = images_per_step
+        self._means: dict[str, float] = {}
+        self._started: tuple[float, int] | None = None
+        self._paused = 0.0
+        self._told = False
+        self._last_line = time.monotonic()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        if self._live:
+            self._live.start()
+
+    def __call__(self, rows: list[dict[str, float]]) -> None:
+        now, done = time.monotonic(), int(rows[-1]["step"]) + 1
+        for row in rows:
+            for name in ("loss", "triplet_accuracy"):
+                last = self._means.get(name, row[name])
+                self._means[name] = last + (row[name] - last) / SMOOTHING
+        if self._started is None:  # the first steps compile the network; the clock starts after them
+            self._started = (now, done)
+            return
+        seconds, steps = now - self._started[0] - self._paused, done - self._started[1]
+        if steps <= 0 or seconds <= 0:
+            return
+        rate = steps / seconds
+        left = (self._epochs * self._steps - done) / rate
+        if not self._told and seconds > 5:
+            self._told = True
+            self._console.print(
+                f"{self._epochs} epochs of {self._steps:,} steps at {rate * self._images:,.0f} images/s: "
+                f"training takes about {duration(self._epochs * self._steps / rate)} here"
+            )
+        line = (
+            f"epoch {int(rows[-1]['epoch']) + 1}/{self._epochs}  step {done:,}/{self._epochs * self._steps:,}  "
+            f"loss {self._means['loss']:.4f}  triplet accuracy {self._means['triplet_accuracy']:.3f}  "
+            f"{rate * self._images:,.0f} images/s  {duration(left)} left"
+        )
+        if self._live:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif now - self._last_line >= 20 or done == self._epochs * self._steps:
+            self._last_line = now
+            self._console.print(line, highlight=False)
+
+    def pause(self, seconds: float) -> None:
+        """Takes time that was not spent on training out of the images/s."""
+        self._paused += seconds
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: '45 s', '12 min', '7 h 05 min'."""
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class EachEpoch(keras.callbacks.Callback):
+    """Calls `watch(epochs done)` after every `every`-th epoch but the last, which the end of the run looks at itself."""
+
+    def __init__(self, watch: Callable[[int], None], *, every: int, epochs: int) -> None:
+        super().__init__()
+        self._watch, self._every, self._epochs = watch, every, epochs
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        done = epoch + 1
+        if self._every and done % self._every == 0 and done < self._epochs:
+            self._watch(done)

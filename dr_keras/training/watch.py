@@ -1,0 +1,88 @@
+"""Ranks the training images for the monitor images while a run goes on, and shows what they bring back."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dr_keras.data.catalog import MONITOR, TRAIN, Catalog
+from dr_keras.pictures import Tile, from_pixels, grid, neighbour_tiles
+from dr_keras.retrieval.metrics import KS, evaluate, triplet_distances
+from dr_keras.retrieval.search import nearest
+from dr_keras.training.callbacks import Board
+
+SHOWN_QUERIES = 16
+SHOWN_NEIGHBOURS = 8
+SHOWN_TRIPLETS = 6
+
+
+class Monitor:
+    """Precision@k of the monitor images against the training images, with a picture of the same 16 queries each time.
+
+    Args:
+        catalog, pixels: the usable images and their (N, H, W, 3) uint8 pixels, row by row.
+        board: where it is shown.
+        seed: chooses the 16 queries and the triplets of the distance histograms.
+    """
+
+    def __init__(self, catalog: Catalog, pixels: np.ndarray, board: Board, seed: int) -> None:
+        self._catalog, self._pixels, self._board, self._seed = catalog, pixels, board, seed
+        self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
+        self._shown = np.random.default_rng(seed).permutation(self.queries)[:SHOWN_QUERIES]
+
+    def look(self, vectors_of: Callable[[np.ndarray], np.ndarray], step: int) -> dict[str, float]:
+        """Ranks, writes to TensorBoard, and returns the figures; none without monitor images.
+
+        Args:
+            vectors_of: maps catalog rows (n,) to their embeddings (n, D).
+            step: the global step that the figures belong to.
+        """
+        if not len(self.queries):
+            return {}
+        labels = self._catalog.labels
+        queries, gallery = vectors_of(self.queries), vectors_of(self.gallery)
+        figures = evaluate(
+            queries,
+            labels[self.queries],
+            gallery,
+            labels[self.gallery],
+            class_count=len(self._catalog.classes),
+            seed=self._seed,
+        ).figures
+        shown = {name: figures[name] for name in (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")}
+        self._board.scalars("monitor", shown, step)
+        near, far = triplet_distances(queries, labels[self.queries], gallery, labels[self.gallery], seed=self._seed)
+        if near.size:
+            self._board.histogram("monitor/distance_to_positives", near.ravel(), step)
+            self._board.histogram("monitor/distance_to_negatives", far.ravel(), step)
+        places = np.searchsorted(self.queries, self._shown)
+        rows, squared = nearest(queries[places], gallery, SHOWN_NEIGHBOURS)
+        self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], np.sqrt(squared)), step)
+        return figures
+
+    def show_triplets(self, batch: dict[str, np.ndarray]) -> None:
+        """Puts the first triplets of a batch, as the network sees them, on the board."""
+        names = self._catalog.class_names
+        rows = []
+        for number in range(min(SHOWN_TRIPLETS, len(batch["query"]))):
+            own, other = (names[label] for label in batch["classes"][number])
+            rows.append(
+                [
+                    Tile(from_pixels(batch[branch][number]), (name, branch), colour)
+                    for branch, name, colour in (
+                        ("query", own, (45, 92, 190)),
+                        ("positive", own, (31, 138, 84)),
+                        ("negative", other, (216, 96, 58)),
+                    )
+                ]
+            )
+        self._board.picture("data/triplets", grid(rows), 0)
+
+    def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        names, labels = self._catalog.class_names, self._catalog.labels
+        rows = []
+        for query, found, far in zip(self._shown, neighbours, distances, strict=True):
+            images = [
+                (from_pixels(self._pixels[row]), names[labels[row]], float(d)) for row, d in zip(found, far, strict=True)
+            ]
+            rows.append(neighbour_tiles(from_pixels(self._pixels[query]), names[labels[query]], images))
+        return np.asarray(grid(rows, side=80))
