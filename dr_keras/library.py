@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from dr_keras.config import Config
 from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError
+from dr_keras.files import new_file
 from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, SavedModelEmbedder
 from dr_keras.retrieval.index import Index
 from dr_keras.runs import RUNS, Run, open_run
@@ -35,6 +37,65 @@ class Result:
     def name(self) -> str:
         """The base name of the file."""
         return self.id.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `Model.retrieve` found for one query.
+
+    Attributes:
+        query: the query as it was asked.
+        path: its file.
+        label, class_name: its class where the run knows it, else None.
+        results: the neighbours, nearest first.
+    """
+
+    query: str
+    path: Path
+    label: str | None
+    class_name: str | None
+    results: list[Result]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {
+            "query": self.query,
+            "label": self.label,
+            "results": [
+                {
+                    "rank": result.rank,
+                    "name": result.name,
+                    "id": result.id,
+                    "path": str(result.path),
+                    "label": result.label,
+                    "class_name": result.class_name,
+                    "distance": result.distance,
+                }
+                for result in self.results
+            ],
+        }
+
+    def save(self, file: Path) -> None:
+        """Saves a picture of the query and its neighbours, framed green where they have its class.
+
+        Raises:
+            InputError: the picture cannot be written there or has an ending that Pillow does not know.
+        """
+        from dr_keras import pictures
+
+        neighbours = [
+            (pictures.open_or_missing(result.path), result.class_name, result.distance) for result in self.results
+        ]
+        tiles = pictures.neighbour_tiles(
+            pictures.open_or_missing(self.path), self.class_name, neighbours, query_line="query"
+        )
+        width = min(8, len(tiles))
+        picture = pictures.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
+        try:
+            with new_file(file) as temporary:
+                picture.save(temporary)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the picture {file} cannot be saved: {error}") from error
 
 
 class Model:
@@ -78,6 +139,41 @@ class Model:
     def search(self, images: Images, k: int = 30) -> list[list[Result]]:
         """The `k` nearest gallery images of each image, nearest first; `images` as in `embed`."""
         return self.neighbours(self.embed(images), k)
+
+    def retrieve(self, query: str, k: int = 30, *, include_self: bool = False) -> Answer:
+        """The `k` nearest gallery images of one image, named as a person would.
+
+        Args:
+            query: an image of the run by its id, its path or its unique base name, held-out images included; or any
+                other image file. A path that starts with '.', '/' or '~' is always taken for a file.
+            k: how many.
+            include_self: whether an image of the gallery may find itself.
+
+        Raises:
+            InputError: nothing has that name, several images have, or the file is no usable image.
+        """
+        row = self._row(query)
+        if row is None:
+            file = Path(query).expanduser()
+            return Answer(query, file, None, None, self.search([file], k)[0])
+        found = self.neighbours(self.index.vectors[row : row + 1], k, exclude=None if include_self else row)[0]
+        own = self.result(row)
+        return Answer(query, own.path, own.label, own.class_name, found)
+
+    def _row(self, query: str) -> int | None:
+        """The row of an indexed query, or None where the query is another file."""
+        file = Path(query).expanduser()
+        if query.startswith((".", "/", "~")) and file.is_file():
+            known = file.resolve()
+            if not known.is_relative_to(self.index.root):
+                return None
+            query = known.relative_to(self.index.root).as_posix()
+        try:
+            return self.index.find(query)
+        except InputError:
+            if file.is_file():
+                return None
+            raise
 
     def neighbours(self, vectors: np.ndarray, k: int = 30, *, exclude: int | None = None) -> list[list[Result]]:
         """The `k` nearest gallery images of each vector (Q, D), leaving out row `exclude` of the index."""

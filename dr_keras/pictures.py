@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from dr_keras.data.images import read
+from dr_keras.errors import ImageError
 
 PAPER = (252, 252, 250)
 INK = (32, 36, 42)
@@ -80,11 +84,14 @@ def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
     return text.rstrip() + "…"
 
 
-def missing(side: int = 112) -> Image.Image:
-    """What stands for an image whose file is gone."""
-    image = Image.new("RGB", (side, side), (228, 228, 224))
-    ImageDraw.Draw(image).text((8, side // 2 - 8), "file not found", FAINT, ImageFont.load_default(12))
-    return image
+def open_or_missing(path: Path, side: int = 112) -> Image.Image:
+    """The image of a file; a grey square that says so where the file is gone or broken."""
+    try:
+        return read(path, draft=side)
+    except ImageError:
+        image = Image.new("RGB", (side, side), (228, 228, 224))
+        ImageDraw.Draw(image).text((8, side // 2 - 8), "file not found", FAINT, ImageFont.load_default(12))
+        return image
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Flip and pixel shift of whole batches. Both only move pixels, so they are one gather, done while the batch is made."""
+"""Flip and pixel shift of whole batches. Both only move pixels, so they are part of the gather that makes the batch."""
 
 import numpy as np
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dr_keras.data import digits
+from dr_keras.data import MONITOR, TRAIN, VALIDATION, digits
 from dr_keras.data.images import EXTENSIONS
 from dr_keras.errors import InputError
 from dr_keras.files import cache_folder
 
-TRAIN, MONITOR, VALIDATION = 0, 1, 2
-SPLIT_NAMES = ("train", "monitor", "validation")
 VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
 
 
@@ -178,7 +176,7 @@ def _annotated(folder: Path, number: dict[str, int]) -> tuple[list[tuple[str, in
 
 
 def _class_names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The first of each class's names in words.txt (`n01443537<tab>goldfish, Carassius auratus`), where there is one."""
+    """The first of each class's names in words.txt (`n01443537<tab>goldfish, Carassius auratus`) where there is one."""
     words = root / "words.txt"
     if not words.is_file():
         return classes

@@ -65,6 +65,8 @@ def triplet_dataset(source: TripletSource, first_step: int, last_step: int) -> "
 
     def load(step: "tf.Tensor") -> dict[str, "tf.Tensor"]:
         tensors = tf.numpy_function(make, [step], types, stateful=False)
-        return {name: tf.ensure_shape(tensor, shape) for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)}
+        return {
+            name: tf.ensure_shape(tensor, shape) for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)
+        }
 
     return tf.data.Dataset.range(first_step, last_step).map(load, num_parallel_calls=1).prefetch(2)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dr_keras.data.catalog import SPLIT_NAMES, Catalog
+from dr_keras.data import SPLIT_NAMES
+from dr_keras.data.catalog import Catalog
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
 
@@ -66,7 +67,9 @@ def load_pixels(
     if failures:
         rows = np.setdiff1d(np.arange(len(catalog)), np.fromiter(failures, np.int64))
         if not len(rows):
-            raise InputError(f"none of the {len(catalog)} images can be read; {skipped[0]['id']} {skipped[0]['reason']}")
+            raise InputError(
+                f"none of the {len(catalog)} images can be read; {skipped[0]['id']} {skipped[0]['reason']}"
+            )
         catalog, pixels = catalog.take(rows), pixels[rows]
     return catalog, pixels, _report(catalog, skipped)
 

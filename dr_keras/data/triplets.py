@@ -14,7 +14,7 @@ _ORDER, _PARTNERS = 0, 1  # which of the independent random streams
 
 @dataclass(frozen=True)
 class Triplets:
-    """One batch: `query`, `positive`, `negative` are (B,) int64 rows; `classes` is (B, 2) int32, query's and negative's."""
+    """One batch: (B,) int64 rows, and the classes of query and negative side by side, (B, 2) int32."""
 
     query: np.ndarray
     positive: np.ndarray

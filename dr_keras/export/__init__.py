@@ -23,8 +23,7 @@ def export_in_child(run: Run) -> dict[str, float]:
     result = subprocess.run(
         [sys.executable, "-m", "dr_keras.export", str(run.path)],
         env=os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

@@ -59,9 +59,7 @@ def _write_saved_model(network: keras.Model, folder: Path) -> None:
         return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
     def serve_bytes(encoded: tf.Tensor) -> tf.Tensor:
-        images = tf.map_fn(
-            decode_one, encoded, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8)
-        )
+        images = tf.map_fn(decode_one, encoded, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8))
         return network(images, training=False)
 
     archive = keras.export.ExportArchive()

@@ -1,0 +1,1 @@
+"""The networks and the ranking layer; `keras` and `keras.ops` only."""

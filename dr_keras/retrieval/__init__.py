@@ -1,0 +1,1 @@
+"""Embedding images, searching a gallery, measuring how well it is ranked."""

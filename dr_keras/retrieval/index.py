@@ -15,12 +15,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dr_keras.data import VALIDATION
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_folder
 from dr_keras.retrieval.search import distances, nearest
+
+if TYPE_CHECKING:
+    from dr_keras.data.catalog import Catalog
 
 INDEX_FORMAT = 1
 SUGGESTIONS = 5
@@ -57,6 +62,25 @@ class Index:
             raise RunError(f"labels run from {self.labels.min()} to {self.labels.max()}; {len(self.classes)} classes")
         if not 0 < self.gallery <= rows:
             raise RunError(f"the gallery has {self.gallery} of {rows} rows; it needs at least one")
+
+    @classmethod
+    def of(cls, catalog: "Catalog", vectors: np.ndarray) -> "Index":
+        """The index of a catalog's images: train and monitor are its gallery, validation images are only known.
+
+        Args:
+            catalog: M images.
+            vectors: (M, D) float32, their embeddings, row by row.
+        """
+        order = np.argsort(catalog.splits == VALIDATION, kind="stable")
+        return cls(
+            vectors=np.ascontiguousarray(vectors[order]),
+            labels=catalog.labels[order],
+            ids=[catalog.ids[row] for row in order],
+            classes=catalog.classes,
+            class_names=catalog.class_names,
+            gallery=int((catalog.splits != VALIDATION).sum()),
+            root=catalog.root,
+        )
 
     def search(
         self, vectors: np.ndarray, k: int = 30, *, exclude: np.ndarray | None = None
@@ -153,7 +177,8 @@ class Index:
                     "make the index again with train.py --export-only"
                 )
             arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("vectors", "labels")
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("vectors", "labels")
             }
             for name, array in arrays.items():
                 if _checksum(array) != description["checksums"][name]:

@@ -62,7 +62,7 @@ def evaluate(
     answerable = np.flatnonzero(np.isin(query_labels, gallery_labels))
     if not len(answerable):
         raise InputError(
-            f"{len(queries)} queries and {len(gallery)} gallery images have no class in common; there is nothing to rank"
+            f"{len(queries)} queries and {len(gallery)} gallery images have no class in common; nothing can be ranked"
         )
     left_out = len(queries) - len(answerable)
     queries, query_labels = queries[answerable], query_labels[answerable]
@@ -140,7 +140,11 @@ def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[s
     known = np.flatnonzero(~np.isnan(ranking.class_precision))
     order = known[np.argsort(ranking.class_precision[known], kind="stable")]
     return [
-        {"class": classes[label], "class_name": class_names[label], "precision@30": float(ranking.class_precision[label])}
+        {
+            "class": classes[label],
+            "class_name": class_names[label],
+            "precision@30": float(ranking.class_precision[label]),
+        }
         for label in order
     ]
 

@@ -170,14 +170,14 @@ class Progress:
             )
         line = (
             f"epoch {int(rows[-1]['epoch']) + 1}/{self._epochs}  step {done:,}/{self._epochs * self._steps:,}  "
-            f"loss {self._means['loss']:.4f}  triplet accuracy {self._means['triplet_accuracy']:.3f}  "
+            f"loss {self._means['loss']:.3f}  triplet accuracy {self._means['triplet_accuracy']:.3f}  "
             f"{rate * self._images:,.0f} images/s  {duration(left)} left"
         )
         if self._live:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         elif now - self._last_line >= 20 or done == self._epochs * self._steps:
             self._last_line = now
-            self._console.print(line, highlight=False)
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def pause(self, seconds: float) -> None:
         """Takes time that was not spent on training out of the images/s."""
@@ -197,7 +197,7 @@ def duration(seconds: float) -> str:
 
 
 class EachEpoch(keras.callbacks.Callback):
-    """Calls `watch(epochs done)` after every `every`-th epoch but the last, which the end of the run looks at itself."""
+    """Calls `watch(epochs done)` after every `every`-th epoch but the last, after which the end of the run looks."""
 
     def __init__(self, watch: Callable[[int], None], *, every: int, epochs: int) -> None:
         super().__init__()

@@ -3,22 +3,21 @@
 import json
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dr_keras import export
 from dr_keras.config import Config
-from dr_keras.data.catalog import TRAIN, VALIDATION, Catalog, load_catalog
+from dr_keras.console import bar
+from dr_keras.data import TRAIN
+from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.pipeline import TripletSource, triplet_dataset
 from dr_keras.data.pixels import load_pixels
 from dr_keras.data.triplets import TripletSampler
-from dr_keras.errors import InputError
 from dr_keras.files import new_file, write_array, write_json
 from dr_keras.model.network import embedding_network, training_network
 from dr_keras.retrieval.embed import embed_with_network
@@ -30,9 +29,7 @@ from dr_keras.training.watch import Monitor
 SAMPLES = 64  # images kept in the run folder for checking exports
 
 
-def run_training(
-    config: Config, *, runs: Path = RUNS, overwrite: bool = False, console: Console | None = None
-) -> Run:
+def run_training(config: Config, *, runs: Path = RUNS, overwrite: bool = False, console: Console | None = None) -> Run:
     """Trains as `config` says and leaves a finished run folder.
 
     Args:
@@ -47,7 +44,7 @@ def run_training(
     console = console or Console(stderr=True)
     run = new_run(config, runs, overwrite=overwrite)
     catalog = load_catalog(config.data, monitor=config.monitor, validation=config.validation, seed=config.seed)
-    with _bar("reading images", len(catalog), console) as advance:
+    with bar("reading images", len(catalog), console) as advance:
         catalog, pixels, report = load_pixels(catalog, config.image_size, advance=advance)
     rows = catalog.rows(TRAIN)
     sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
@@ -62,18 +59,17 @@ def run_training(
     monitor.show_triplets(source.batch(0))
     network, steps = _fit(config, source, monitor, board, run, console)
 
-    with _bar("embedding images", len(catalog), console) as advance:
+    with bar("embedding images", len(catalog), console) as advance:
         vectors = embed_with_network(network, pixels, advance=advance)
     figures = monitor.look(lambda wanted: vectors[wanted], steps)
     board.close()
     _save_network(run, network)
-    make_index(catalog, vectors).save(run.index)
+    Index.of(catalog, vectors).save(run.index)
     chosen = np.random.default_rng(config.seed).permutation(len(catalog))[:SAMPLES]
     write_array(run.samples_file, pixels[np.sort(chosen)])
     if figures:
         console.print(
-            "monitor: "
-            + "  ".join(f"{name} {figures[name]:.4f}" for name in ("precision@1", "precision@30", "map@r")),
+            "monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in ("precision@1", "precision@30", "map@r")),
             highlight=False,
         )
     console.print("exporting SavedModel and LiteRT")
@@ -91,20 +87,6 @@ def initial_network(config: Config) -> keras.Model:
         return embedding_network(config)
     finally:
         random.setstate(state)
-
-
-def make_index(catalog: Catalog, vectors: np.ndarray) -> Index:
-    """The index of a catalog's images: train and monitor images are its gallery, validation images are only known."""
-    order = np.argsort(catalog.splits == VALIDATION, kind="stable")
-    return Index(
-        vectors=np.ascontiguousarray(vectors[order]),
-        labels=catalog.labels[order],
-        ids=[catalog.ids[row] for row in order],
-        classes=catalog.classes,
-        class_names=catalog.class_names,
-        gallery=int((catalog.splits != VALIDATION).sum()),
-        root=catalog.root,
-    )
 
 
 def optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
@@ -201,20 +183,3 @@ def _say_data(console: Console, catalog: Catalog, report: dict[str, Any], run: R
 
 def _markdown(values: dict[str, Any]) -> str:
     return "| setting | value |\n|---|---|\n" + "\n".join(f"| {key} | {json.dumps(v)} |" for key, v in values.items())
-
-
-class _bar:
-    """A progress bar as a context: `with _bar("reading images", 100, console) as advance: advance(1)`."""
-
-    def __init__(self, text: str, total: int, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-        )
-        self._task = self._progress.add_task(text, total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._progress.__enter__()
-        return lambda count: self._progress.advance(self._task, count)
-
-    def __exit__(self, *error: Any) -> None:
-        self._progress.__exit__(*error)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dr_keras.data.catalog import MONITOR, TRAIN, Catalog
+from dr_keras.data import MONITOR, TRAIN
+from dr_keras.data.catalog import Catalog
 from dr_keras.pictures import Tile, from_pixels, grid, neighbour_tiles
 from dr_keras.retrieval.metrics import KS, evaluate, triplet_distances
 from dr_keras.retrieval.search import nearest
@@ -82,7 +83,8 @@ class Monitor:
         rows = []
         for query, found, far in zip(self._shown, neighbours, distances, strict=True):
             images = [
-                (from_pixels(self._pixels[row]), names[labels[row]], float(d)) for row, d in zip(found, far, strict=True)
+                (from_pixels(self._pixels[row]), names[labels[row]], float(d))
+                for row, d in zip(found, far, strict=True)
             ]
             rows.append(neighbour_tiles(from_pixels(self._pixels[query]), names[labels[query]], images))
         return np.asarray(grid(rows, side=80))

@@ -1,0 +1,33 @@
+# make demo: train, index, retrieve and evaluate on scikit-learn's digits; make test: lint, types, tests.
+# Both make .venv and install first, once. PYTHON names another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python train.py --data digits --image-size 32 --backbone resnet10 --width 16 \
+	    --epochs 20 --eval-every 5 --run demo --overwrite
+	$(BIN)/python retrieve.py --run demo --query digit_0042.png --top 15 --save demo.png
+	$(BIN)/python evaluate.py --run demo
+
+test: lint types
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.stamp: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo.png

@@ -1,0 +1,16 @@
+"""Progress bars on standard error, so that standard output holds results only."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A progress bar that goes when it is done: `with bar("reading images", 100, console) as advance: advance(1)`."""
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.advance(task, count)

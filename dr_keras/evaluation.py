@@ -1,0 +1,122 @@
+"""The figures of a run: its held-out images as queries, train + monitor as the gallery, and what they are worth."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dr_keras.console import bar
+from dr_keras.data import VALIDATION
+from dr_keras.data.catalog import load_catalog
+from dr_keras.data.pixels import decode_files, load_pixels
+from dr_keras.errors import InputError
+from dr_keras.files import read_json, write_json
+from dr_keras.library import Model
+from dr_keras.retrieval.embed import embed_with_network
+from dr_keras.retrieval.index import Index
+from dr_keras.retrieval.metrics import Ranking, class_table, confused_pairs, evaluate
+
+WORST = 10
+
+
+def evaluate_run(
+    model: Model, *, data: str | None = None, baselines: bool = True, console: Console | None = None
+) -> dict[str, Any]:
+    """Evaluates a run on its own held-out images, or on another data set.
+
+    Args:
+        model: the run, by `dr_keras.load`.
+        data: another data set, as for `train.py --data`; its images are embedded with this run's network.
+        baselines: also rank by raw pixels and by the network before training, on the same images.
+        console: where progress is shown; standard error by default.
+
+    Returns:
+        The figures of `dr_keras.retrieval.metrics.evaluate`; `classes`, precision@30 of each class, worst first;
+        `worst_classes`; `confused_pairs`; `ranking_seconds`; and `baselines` with the figures of `pixels` and
+        `untrained`. For the run's own data the figures are also kept in its metrics.json, as `validation`.
+
+    Raises:
+        InputError: there is no held-out image, or an image that a baseline needs is gone.
+    """
+    console = console or Console(stderr=True)
+    index, pixels = (model.index, None) if data is None else _index_other(model, data, console)
+    if index.gallery == len(index.ids):
+        raise InputError("no image was held out, so there is no query; train with --validation 0.1, or give --data")
+
+    started = time.perf_counter()
+    ranking = _rank(index, index.vectors, model.config.seed)
+    seconds = time.perf_counter() - started
+    classes = class_table(ranking, tuple(index.classes), tuple(index.class_names))
+    result: dict[str, Any] = ranking.figures | {
+        "ranking_seconds": round(seconds, 3),
+        "worst_classes": classes[:WORST],
+        "confused_pairs": confused_pairs(ranking, tuple(index.class_names)),
+        "classes": classes,
+    }
+    if baselines:
+        if pixels is None:
+            pixels = _decode_index(index, model.config.image_size, console)
+        result["baselines"] = {
+            name: _rank(index, vectors(), model.config.seed).figures
+            for name, vectors in _baselines(model, pixels, console).items()
+        }
+    if data is None:
+        kept = {key: value for key, value in result.items() if key != "classes"}
+        write_json(model.run.metrics_file, read_json(model.run.metrics_file) | {"validation": kept})
+    return result
+
+
+def _rank(index: Index, vectors: np.ndarray, seed: int) -> Ranking:
+    return evaluate(
+        vectors[index.gallery :],
+        index.labels[index.gallery :],
+        vectors[: index.gallery],
+        index.labels[: index.gallery],
+        class_count=len(index.classes),
+        seed=seed,
+    )
+
+
+def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, Callable[[], np.ndarray]]:
+    def raw() -> np.ndarray:
+        console.print("ranking by raw pixels")
+        return pixels.reshape(len(pixels), -1)
+
+    def untrained() -> np.ndarray:
+        from dr_keras.training.fit import initial_network
+
+        with bar("embedding with the untrained network", len(pixels), console) as advance:
+            return embed_with_network(initial_network(model.config), pixels, advance=advance)
+
+    return {"pixels": raw, "untrained": untrained}
+
+
+def _decode_index(index: Index, size: int, console: Console) -> np.ndarray:
+    paths = [index.root / name for name in index.ids]
+    with bar("reading images for the baselines", len(paths), console) as advance:
+        pixels, failures = decode_files(paths, size, advance=advance)
+    if failures:
+        row, reason = next(iter(failures.items()))
+        raise InputError(
+            f"{len(failures)} of the run's {len(paths)} images cannot be read any more, {paths[row]} first ({reason}); "
+            "--no-baselines needs none of them"
+        )
+    return pixels
+
+
+def _index_other(model: Model, data: str, console: Console) -> tuple[Index, np.ndarray]:
+    config = model.config
+    catalog = load_catalog(
+        data if data == "digits" else Path(data), monitor=0, validation=config.validation, seed=config.seed
+    )
+    with bar("reading images", len(catalog), console) as advance:
+        catalog, pixels, report = load_pixels(catalog, config.image_size, advance=advance)
+    if report["skipped_count"]:
+        console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
+    order = np.argsort(catalog.splits == VALIDATION, kind="stable")
+    catalog, pixels = catalog.take(order), pixels[order]
+    console.print(f"embedding {len(pixels):,} images", highlight=False)
+    return Index.of(catalog, model.embed(pixels)), pixels

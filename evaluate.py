@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Measures how well a run ranks: its held-out images are the queries, its train and monitor images the gallery.
+
+python evaluate.py --run first
+python evaluate.py --run first --data other-folders --no-baselines --json
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from dr_keras.errors import InputError
+
+COLUMNS = ("precision@1", "precision@10", "precision@30", "recall@10", "recall@30", "map@r", "similarity_precision")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
+    parser.add_argument("--data", metavar="FOLDER", help="evaluate on another data set, as for train.py")
+    parser.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also rank by raw pixels and by the untrained network",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    options = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reports a missing GPU as an error
+    try:
+        from dr_keras.evaluation import evaluate_run
+        from dr_keras.library import load
+
+        result = evaluate_run(load(options.run), data=options.data, baselines=options.baselines)
+    except InputError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
+    return 0
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the figures as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{result['queries']:,} queries against {result['gallery']:,} images", title_justify="left")
+    table.add_column("ranked by")
+    for column in COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, figures in {"this run": result, **result.get("baselines", {})}.items():
+        table.add_row(name, *(f"{figures[column]:.4f}" for column in COLUMNS))
+    console.print(table)
+    console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
+    if result["queries_without_positive"]:
+        console.print(f"{result['queries_without_positive']} queries left out: the gallery has no image of their class")
+
+    table = Table(title="precision@30 of each class, worst first", title_justify="left", show_header=False)
+    cells = [f"{row['class_name']} {row['precision@30']:.3f}" for row in result["classes"]]
+    columns = max(1, min(len(cells), console.width // (max(map(len, cells)) + 3)))
+    for start in range(0, len(cells), columns):
+        table.add_row(*cells[start : start + columns])
+    console.print(table)
+
+    for title, rows in (
+        ("ten worst classes", [(row["class_name"], row["precision@30"]) for row in result["worst_classes"]]),
+        (
+            "most confused pairs (share of the 30 nearest)",
+            [(f"{pair['query']} -> {pair['neighbour']}", pair["share"]) for pair in result["confused_pairs"]],
+        ),
+    ):
+        table = Table("", "", title=title, title_justify="left", show_header=False)
+        for name, value in rows:
+            table.add_row(name, f"{value:.3f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

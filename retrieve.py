@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Finds the images most like a query: an image of the run by its name, or any image file.
+
+python retrieve.py --query n01443537_0.JPEG
+python retrieve.py --query ./my-photo.jpg --top 10 --save neighbours.png
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dr_keras.errors import InputError
+from dr_keras.library import RUNTIMES, load
+
+if TYPE_CHECKING:
+    from dr_keras.library import Answer
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--query", required=True, metavar="NAME|FILE", help="an image of the run by id or unique base name, or any file"
+    )
+    parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
+    parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbours (default: 30)")
+    parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbours")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what embeds a new file (auto: litert)")
+    options = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        answer = load(options.run, runtime=options.runtime).retrieve(
+            options.query, options.top, include_self=options.include_self
+        )
+        if options.save:
+            answer.save(Path(options.save))
+    except InputError as error:
+        print(f"retrieve.py: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+    else:
+        show(answer)
+        if options.save:
+            print(f"saved {options.save}")
+    return 0
+
+
+def show(answer: "Answer") -> None:
+    """Prints the neighbours as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    known = f", {answer.class_name}" if answer.class_name else ""
+    table = Table(title=f"{answer.query}{known}", title_justify="left")
+    for name, justify in (("rank", "right"), ("name", "left"), ("class", "left"), ("distance", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for result in answer.results:
+        style = "green" if result.label == answer.label else None
+        table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", style=style)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Pictures that the tests draw themselves, and one small run that many tests look at."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("bars", "disc", "plain", "rings")
+
+
+def draw(name: str, random: np.random.Generator, size: int = 32) -> Image.Image:
+    """A picture of one of `CLASSES` in random colours, with some noise."""
+    back, ink = (tuple(int(v) for v in random.integers(0, 256, 3)) for _ in range(2))
+    image = Image.new("RGB", (size, size), back)
+    pen = ImageDraw.Draw(image)
+    x, y = (int(v) for v in random.integers(size // 4, 3 * size // 4, 2))
+    if name == "bars":
+        for left in range(x % 8, size, 8):
+            pen.rectangle((left, 0, left + 3, size), fill=ink)
+    elif name == "disc":
+        pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=ink)
+    elif name == "rings":
+        for radius in (4, 9, 14):
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ink, width=2)
+    noise = random.integers(-12, 13, (size, size, 3))
+    return Image.fromarray((np.asarray(image).astype(int) + noise).clip(0, 255).astype(np.uint8))
+
+
+def write_folders(root: Path, *, each: int, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Class folders of `each` drawn pictures."""
+    random = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(each):
+            draw(name, random).save(root / name / f"{name}_{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of 24 pictures."""
+    return write_folders(tmp_path_factory.mktemp("data") / "drawn", each=24)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Path:
+    """A working folder with a finished run `small`, trained by train.py itself."""
+    place = tmp_path_factory.mktemp("work")
+    result = script(
+        place,
+        "train.py",
+        *("--data", folders, "--run", "small", "--image-size", 32, "--backbone", "resnet10", "--width", 8),
+        *("--embedding-dim", 32, "--epochs", 2, "--steps-per-epoch", 6, "--batch-size", 16, "--shift", 2),
+        *("--monitor", 0.1, "--validation", 0.2),
+    )
+    assert result.returncode == 0, result.stderr
+    return place
+
+
+def script(
+    place: Path, name: str, *arguments: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs one of the scripts in a folder, as a person would."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *map(str, arguments)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | (env or {}),
+    )
+
+
+@pytest.fixture
+def refuse(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Makes an environment in which importing the named packages fails, for a child process."""
+
+    def make(*packages: str) -> dict[str, str]:
+        hook = tmp_path / "hook"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(
+            "import sys\n"
+            "class Refuse:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            f"        if name.partition('.')[0] in {packages!r}:\n"
+            "            raise ImportError(f'{name} is refused')\n"
+            "sys.meta_path.insert(0, Refuse())\n"
+        )
+        return {"PYTHONPATH": str(hook)}
+
+    return make

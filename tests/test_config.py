@@ -1,0 +1,98 @@
+import argparse
+import dataclasses
+
+import pytest
+from conftest import script
+
+from dr_keras.config import PRESETS, Config, add_flags, parse, preset
+from dr_keras.errors import InputError
+
+
+def parsed(*arguments: str) -> Config:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return parse(parser, arguments)[0]
+
+
+def test_every_field_is_a_flag():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = parser.format_help()
+    for field in dataclasses.fields(Config):
+        assert "--" + field.name.replace("_", "-") in flags
+
+
+def test_flags_become_fields():
+    config = parsed("--data", "x", "--epochs", "3", "--margin", "0.5", "--no-multiscale", "--steps-per-epoch", "7")
+    assert (config.data, config.epochs, config.margin, config.multiscale, config.steps_per_epoch) == (
+        "x",
+        3,
+        0.5,
+        False,
+        7,
+    )
+    assert parsed() == Config()
+
+
+def test_flags_override_the_preset():
+    config = parsed("--preset", "paper", "--image-size", "128")
+    assert config == preset("paper", image_size=128)
+    assert (config.backbone, config.embedding_dim, config.distance, config.image_size) == (
+        "alexnet",
+        4096,
+        "squared",
+        128,
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_survive_json(name):
+    config = preset(name)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_assignment_preset_is_the_assignment():
+    config = preset("assignment")
+    assert (config.margin, config.distance, config.multiscale, config.backbone) == (1.0, "euclidean", True, "alexnet")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"margin": 0},
+        {"margin": -1.0},
+        {"margin": float("nan")},
+        {"image_size": 8},
+        {"epochs": 0},
+        {"steps_per_epoch": 0},
+        {"backbone": "vgg"},
+        {"distance": "cosine"},
+        {"monitor": 1.0},
+        {"learning_rate": 0},
+        {"run": "../up"},
+        {"shift": 64},
+        {"preset": "none"},
+    ],
+)
+def test_values_out_of_range_are_refused_by_their_flag(wrong):
+    with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
+        Config(**wrong)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(InputError, match="newer"):
+        Config.from_dict({"sharpness": 1})
+
+
+@pytest.mark.parametrize("name", ["train.py", "retrieve.py", "evaluate.py"])
+def test_help_imports_no_framework(tmp_path, refuse, name):
+    result = script(tmp_path, name, "--help", env=refuse("tensorflow", "keras", "jax", "torch"))
+    assert result.returncode == 0, result.stderr
+    assert "--run" in result.stdout
+
+
+def test_a_bad_flag_is_one_line_on_stderr(tmp_path):
+    result = script(tmp_path, "train.py", "--margin", "0")
+    assert result.returncode == 2
+    assert result.stderr.startswith("train.py: --margin is 0.0")
+    assert len(result.stderr.splitlines()) == 1

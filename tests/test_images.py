@@ -1,0 +1,123 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dr_keras.data import images
+from dr_keras.data.images import decode
+from dr_keras.errors import ImageError
+
+RED = (250, 10, 20)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_formats(kind):
+    pixels = decode(encode(Image.new("RGB", (40, 30), RED), kind), 16)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - RED).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_modes_become_rgb(mode):
+    image = Image.new("RGB", (8, 8), (128, 128, 128)).convert("L")
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        image = image.convert(mode) if mode == "I" else image
+    else:
+        image = image.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr", "P", "RGBA") else image.convert(mode)
+    pixels = decode(image, 8)
+    assert pixels.shape == (8, 8, 3)
+    if mode != "1":
+        assert np.abs(pixels.astype(int) - 128).max() <= 2
+
+
+def test_sixteen_bit_file_is_scaled_not_clipped():
+    grey = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
+    assert decode(encode(Image.fromarray(grey), "PNG"), 2)[:, :, 0].tolist() == [[0, 100], [200, 255]]
+
+
+def test_transparency_is_laid_over_white():
+    assert decode(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG"), 4).min() == 255
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste("white", (0, 0, 16, 8))  # upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: the upper half is shown on the right
+    pixels = decode(encode(image, "JPEG", exif=exif, quality=95), 16)
+    assert pixels[:, 12:].min() > 200
+    assert pixels[:, :4].max() < 50
+
+
+def test_same_size_is_untouched():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    assert np.array_equal(decode(encode(Image.fromarray(pixels), "PNG"), 12), pixels)
+
+
+def test_path_bytes_and_picture_decode_alike(tmp_path):
+    data = encode(Image.effect_mandelbrot((90, 70), (-3, -2.5, 2, 2.5), 50).convert("RGB"), "JPEG")
+    (tmp_path / "x.jpg").write_bytes(data)
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.load()
+        expected = decode(data, 32)
+        assert np.array_equal(decode(tmp_path / "x.jpg", 32), expected)
+        assert np.array_equal(decode(picture, 32), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "empty"), (b"not an image at all", "no image"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image|decoded")],
+)
+def test_rubbish_is_refused_with_a_reason(data, reason):
+    with pytest.raises(ImageError, match=reason):
+        decode(data, 16)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_truncated_files_are_refused(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, kind)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode(data[: len(data) // 2], 16)
+
+
+def test_absent_file_and_folder(tmp_path):
+    with pytest.raises(ImageError, match="No such file"):
+        decode(tmp_path / "absent.jpg", 16)
+    with pytest.raises(ImageError, match="directory"):
+        decode(tmp_path, 16)
+
+
+def test_pixel_limit_comes_before_decoding(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 99)
+    with pytest.raises(ImageError, match=r"10 x 10 pixels.*99"):
+        decode(encode(Image.new("RGB", (10, 10)), "PNG"), 4)
+
+
+def test_a_picture_of_a_hundred_million_pixels():
+    data = encode(Image.new("1", (10_000, 10_000), 1), "PNG")
+    assert decode(data, 8).min() == 255
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"BM", b"II*\0"]),
+)
+def test_any_bytes_decode_or_raise_image_error(data, head):
+    try:
+        shape = decode(head + data, 8).shape
+    except ImageError:
+        return  # any other error fails the test
+    assert shape == (8, 8, 3)

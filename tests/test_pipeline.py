@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from dr_keras.data.augment import gather
+from dr_keras.data.pipeline import TripletSource, triplet_dataset
+from dr_keras.data.triplets import TripletSampler
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
+
+
+def source(**options):
+    rows = np.arange(5, 25)
+    return TripletSource(PIXELS, rows, TripletSampler(rows % 4, 6, seed=2), **options)
+
+
+def slow_gather(pixels, rows, *, flip, shift, seed):
+    """The plain loop: pixel (y, x) of the result comes from the shifted, perhaps mirrored place, kept inside."""
+    random = np.random.default_rng(seed)
+    down, right = random.integers(-shift, shift + 1, (2, len(rows), 1))
+    mirrored = random.random((len(rows), 1)) < 0.5
+    height, width = pixels.shape[1:3]
+    out = np.empty((len(rows), height, width, 3), np.uint8)
+    for number, row in enumerate(rows):
+        for y in range(height):
+            for x in range(width):
+                across = width - 1 - x if flip and mirrored[number, 0] else x
+                from_y = min(max(y + down[number, 0], 0), height - 1)
+                from_x = min(max(across + right[number, 0], 0), width - 1)
+                out[number, y, x] = pixels[row, from_y, from_x]
+    return out
+
+
+@pytest.mark.parametrize(("flip", "shift"), [(True, 0), (False, 3), (True, 3), (True, 8)])
+def test_augmentation_equals_the_plain_loop(flip, shift):
+    rows = np.array([3, 3, 0, 29, 7, 11, 2, 5])
+    for step in range(3):
+        fast = gather(PIXELS, rows, flip=flip, shift=shift, seed=(1, step))
+        assert np.array_equal(fast, slow_gather(PIXELS, rows, flip=flip, shift=shift, seed=(1, step)))
+
+
+def test_augmentation_is_per_image_and_seeded():
+    rows = np.zeros(16, int)
+    one = gather(PIXELS, rows, flip=True, shift=2, seed=(0, 1))
+    assert len({image.tobytes() for image in one}) > 4
+    assert np.array_equal(one, gather(PIXELS, rows, flip=True, shift=2, seed=(0, 1)))
+    assert not np.array_equal(one, gather(PIXELS, rows, flip=True, shift=2, seed=(0, 2)))
+
+
+def test_without_augmentation_pixels_are_untouched():
+    assert np.array_equal(gather(PIXELS, np.array([4, 1])), PIXELS[[4, 1]])
+
+
+def test_batches_hold_the_samplers_images_with_their_classes():
+    plain = source()
+    batch, triplets = plain.batch(3), plain.sampler.batch(3)
+    assert np.array_equal(batch["query"], PIXELS[plain.rows[triplets.query]])
+    assert np.array_equal(batch["negative"], PIXELS[plain.rows[triplets.negative]])
+    assert batch["classes"].dtype == np.int32
+    assert batch["classes"].shape == (6, 2)
+
+
+def test_branches_are_augmented_apart():
+    same = TripletSource(
+        np.repeat(PIXELS[:1], 8, axis=0), np.arange(8), TripletSampler(np.arange(8) % 2, 64, 0), shift=4
+    )
+    batch = same.batch(0)
+    assert not np.array_equal(batch["query"], batch["positive"])
+
+
+def test_the_dataset_yields_the_source_from_any_step():
+    augmented = source(flip=True, shift=2)
+    batches = list(triplet_dataset(augmented, 4, 9))
+    assert len(batches) == 5
+    for step, batch in enumerate(batches, start=4):
+        assert isinstance(batch, dict)
+        assert list(batch) == ["query", "positive", "negative", "classes"]
+        for name, expected in augmented.batch(step).items():
+            assert batch[name].dtype.name == expected.dtype.name
+            assert batch[name].shape == expected.shape
+            assert np.array_equal(batch[name].numpy(), expected)
