@@ -7,13 +7,15 @@ python evaluate.py --run first --data other-folders --no-baselines --json
 
 import argparse
 import json
-import os
 import sys
 from typing import Any
 
 from dr_keras.errors import InputError
 
-COLUMNS = ("precision@1", "precision@10", "precision@30", "recall@10", "recall@30", "map@r", "similarity_precision")
+FIGURES = (
+    *("precision@1", "precision@10", "precision@30", "recall@1", "recall@10", "recall@30"),
+    *("map@r", "similarity_precision"),
+)
 
 
 def main() -> int:
@@ -28,7 +30,6 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reports a missing GPU as an error
     try:
         from dr_keras.evaluation import evaluate_run
         from dr_keras.library import load
@@ -50,12 +51,13 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
+    rankers = {"this run": result, **result.get("baselines", {})}
     table = Table(title=f"{result['queries']:,} queries against {result['gallery']:,} images", title_justify="left")
-    table.add_column("ranked by")
-    for column in COLUMNS:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, figures in {"this run": result, **result.get("baselines", {})}.items():
-        table.add_row(name, *(f"{figures[column]:.4f}" for column in COLUMNS))
+    table.add_column("")
+    for name in rankers:
+        table.add_column(name, justify="right")
+    for figure in FIGURES:
+        table.add_row(figure.replace("_", " "), *(f"{found[figure]:.4f}" for found in rankers.values()))
     console.print(table)
     console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
     if result["queries_without_positive"]:

@@ -7,7 +7,6 @@ python retrieve.py --query ./my-photo.jpg --top 10 --save neighbours.png
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +30,6 @@ def main() -> int:
     parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbours")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what embeds a new file (auto: litert)")
     options = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         answer = load(options.run, runtime=options.runtime).retrieve(
             options.query, options.top, include_self=options.include_self

@@ -7,11 +7,11 @@ python train.py --export-only --run first
 """
 
 import argparse
-import os
 import sys
 
 from dr_keras.config import add_flags, parse
 from dr_keras.errors import InputError
+from dr_keras.framework import import_framework
 
 
 def main() -> int:
@@ -21,7 +21,6 @@ def main() -> int:
     parser.add_argument("--export-only", action="store_true", help="export a finished run again and train nothing")
     try:
         config, actions = parse(parser)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reports a missing GPU as an error
         if actions.export_only:
             from dr_keras.export import export_in_child
             from dr_keras.runs import open_run
@@ -30,6 +29,7 @@ def main() -> int:
             for name, difference in export_in_child(run).items():
                 print(f"{name}: differs from the network by at most {difference:.1e}")
         else:
+            import_framework()
             from dr_keras.training.fit import run_training
 
             run_training(config, overwrite=actions.overwrite)

@@ -45,7 +45,9 @@ class Config:
     embedding_dim: int = _option(256, "length of an embedding; the paper's is 4096", metavar="D")
     dropout: float = _option(0.4, "share of units dropped in alexnet's fully connected layers", metavar="RATE")
     margin: float = _option(1.0, "the gap g of the triplet loss", metavar="G")
-    distance: str = _option("euclidean", "distance inside the triplet loss", choices=DISTANCES)
+    distance: str = _option(
+        "squared", "distance inside the triplet loss (the search is always Euclidean)", choices=DISTANCES
+    )
     epochs: int = _option(30, "in one epoch each training image is the query once", metavar="N")
     steps_per_epoch: int | None = _option(None, "shorter epochs, of this many steps", metavar="N")
     batch_size: int = _option(64, "triplets a step", metavar="B")

@@ -14,6 +14,7 @@ from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixels import decode_files, load_pixels
 from dr_keras.errors import InputError
 from dr_keras.files import read_json, write_json
+from dr_keras.framework import import_framework
 from dr_keras.library import Model
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.retrieval.index import Index
@@ -86,6 +87,7 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
         return pixels.reshape(len(pixels), -1)
 
     def untrained() -> np.ndarray:
+        import_framework()
         from dr_keras.training.fit import initial_network
 
         with bar("embedding with the untrained network", len(pixels), console) as advance:

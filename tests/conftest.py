@@ -89,10 +89,14 @@ def refuse(tmp_path: Path) -> Callable[..., dict[str, str]]:
         hook.mkdir()
         (hook / "sitecustomize.py").write_text(
             "import sys\n"
+            "from importlib.machinery import ModuleSpec\n"
             "class Refuse:\n"
             "    def find_spec(self, name, path=None, target=None):\n"
             f"        if name.partition('.')[0] in {packages!r}:\n"
-            "            raise ImportError(f'{name} is refused')\n"
+            "            return ModuleSpec(name, self)  # found, as TensorFlow looks for Keras, and never loaded\n"
+            "    def create_module(self, spec):\n"
+            "        raise ImportError(f'{spec.name} is refused')\n"
+            "    def exec_module(self, module): ...\n"
             "sys.meta_path.insert(0, Refuse())\n"
         )
         return {"PYTHONPATH": str(hook)}

@@ -65,13 +65,13 @@ def test_tensorboard_holds_what_was_promised(run):
     events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"training/loss", "training/triplet_accuracy", "training/learning_rate", "monitor/precision@30"} <= set(
+    assert {"training/loss", "training/triplet_accuracy", "training/learning_rate", "monitor/precision_at_30"} <= set(
         tags["scalars"]
     )
     assert set(tags["images"]) == {"data/triplets", "monitor/neighbours"}
     assert {"monitor/distance_to_positives", "monitor/distance_to_negatives"} <= set(tags["histograms"])
     assert "configuration/text_summary" in tags["tensors"]
-    assert [event.step for event in events.Scalars("monitor/precision@30")] == [6, 12]
+    assert [event.step for event in events.Scalars("monitor/precision_at_30")] == [6, 12]
     assert len(events.Images("monitor/neighbours")) == 2
 
 

@@ -44,7 +44,7 @@ def test_equals_the_plain_loop(distance, margin, batch):
 
 def test_the_hinge_is_on_each_triplet_and_not_on_the_mean():
     easy, hard = [0.0, 0.0, 9.0], [0.0, 3.0, 0.0]  # hinge 0 and 4; the hinge of the mean would be 0
-    layer = TripletRanking(1.0)
+    layer = TripletRanking(1.0, "euclidean")
     layer(np.array([easy, hard, easy], np.float32))
     assert float(layer.losses[0]) == pytest.approx(4 / 3)
 
@@ -114,7 +114,7 @@ def test_round_trip():
 def test_metrics_are_those_of_the_batch():
     values = embeddings(9, 4, scale=0.4)
     inputs = keras.Input((12,))
-    model = TripletModel(inputs, TripletRanking(1.0)(inputs))
+    model = TripletModel(inputs, TripletRanking(1.0, "euclidean")(inputs))
     statistics = model(values)
     metrics = {name: float(value) for name, value in model.compute_metrics(None, None, statistics).items()}
     losses, near, far = slow_ranking(values, 1.0, "euclidean")

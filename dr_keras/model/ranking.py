@@ -19,7 +19,7 @@ class TripletRanking(keras.layers.Layer):
 
     Args:
         margin: the gap `g`, above 0.
-        distance: 'euclidean', `D = ||q - p||` (the assignment), or 'squared', `D = ||q - p||^2` (the paper's eq. 1).
+        distance: 'squared', `D = ||q - p||^2` (the paper's eq. 1), or 'euclidean', `D = ||q - p||` (the assignment).
 
     Call arguments:
         embeddings: (B, 3D), query, positive and negative side by side.
@@ -39,7 +39,7 @@ class TripletRanking(keras.layers.Layer):
         1.0
     """
 
-    def __init__(self, margin: float = 1.0, distance: str = "euclidean", **kwargs: Any) -> None:
+    def __init__(self, margin: float = 1.0, distance: str = "squared", **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         if not margin > 0:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dr_keras.errors import RunError
+from dr_keras.framework import import_framework
 
 if TYPE_CHECKING:
     import keras
@@ -80,6 +81,7 @@ class SavedModelEmbedder:
     """Embeds by the SavedModel of a run, on a GPU where TensorFlow finds one."""
 
     def __init__(self, folder: Path) -> None:
+        import_framework()
         import tensorflow as tf
 
         if not folder.is_dir():

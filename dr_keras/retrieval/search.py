@@ -59,6 +59,11 @@ def _search(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarra
 
         squared, rows = faiss.knn(queries, vectors, k)
         return rows, squared
+    return numpy_search(queries, vectors, k)
+
+
+def numpy_search(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest` for float32 arrays and k <= N, a query at a time."""
     lengths = np.einsum("nd,nd->n", vectors, vectors)  # (N,)
     rows = np.empty((len(queries), k), np.int64)
     squared = np.empty((len(queries), k), np.float32)

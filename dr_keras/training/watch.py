@@ -49,7 +49,8 @@ class Monitor:
             class_count=len(self._catalog.classes),
             seed=self._seed,
         ).figures
-        shown = {name: figures[name] for name in (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")}
+        chosen = (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")
+        shown = {name.replace("@", "_at_"): figures[name] for name in chosen}  # TensorBoard takes no @
         self._board.scalars("monitor", shown, step)
         near, far = triplet_distances(queries, labels[self.queries], gallery, labels[self.gallery], seed=self._seed)
         if near.size:

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Ways to take an augmented batch out of the store, milliseconds for 192 images of 64 x 64: docs/decisions/001.
+
+python benchmarks/bench_gather.py
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from machine import machine, spread
+
+from dr_keras.data.augment import gather
+
+BATCH, SIZE, SHIFT, SEED = 192, 64, 4, (0, 1, 2)
+
+
+def main() -> None:
+    print(machine())
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (20_000, SIZE, SIZE, 3), dtype=np.uint8)
+    rows = random.integers(0, len(pixels), BATCH)
+    expected = gather(pixels, rows, flip=True, shift=SHIFT, seed=SEED)
+    on_tensorflow = tensorflow_gather(pixels, rows)
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "no augmentation": lambda: gather(pixels, rows),
+        "flat take (kept)": lambda: gather(pixels, rows, flip=True, shift=SHIFT, seed=SEED),
+        "loop of slices": lambda: loop_of_slices(pixels, rows),
+        "batched tf.gather": on_tensorflow,
+    }
+    for name, way in ways.items():
+        if name != "no augmentation" and not np.array_equal(way(), expected):
+            raise SystemExit(f"{name} gives other pixels")
+        seconds = []
+        for _ in range(50):
+            started = time.perf_counter()
+            way()
+            seconds.append(1e3 * (time.perf_counter() - started))
+        print(f"  {name}: {spread(seconds, 'ms', 2)}")
+
+
+def draw() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same draw as `gather` makes: shifts down and right, (B, 1), and who is mirrored, (B, 1)."""
+    random = np.random.default_rng(SEED)
+    down, right = random.integers(-SHIFT, SHIFT + 1, (2, BATCH, 1))
+    return down, right, random.random((BATCH, 1)) < 0.5
+
+
+def loop_of_slices(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """An image at a time: copy the part that stays inside, repeat the border, mirror."""
+    out = np.empty((BATCH, SIZE, SIZE), "V3")
+    for image, row, dy, dx, mirrored in zip(out, rows, *(part[:, 0] for part in draw()), strict=True):
+        # A mirrored image is shifted first.
+        source = pixels[row].view("V3")[..., 0]
+        top, bottom = max(0, -dy), min(SIZE, SIZE - dy)
+        left, right = max(0, -dx), min(SIZE, SIZE - dx)
+        image[top:bottom, left:right] = source[top + dy : bottom + dy, left + dx : right + dx]
+        image[:top], image[bottom:] = image[top], image[bottom - 1]
+        image[:, :left], image[:, right:] = image[:, left : left + 1], image[:, right - 1 : right]
+        if mirrored:
+            image[:] = image[:, ::-1].copy()
+    return out.view(np.uint8).reshape(BATCH, SIZE, SIZE, 3)
+
+
+def tensorflow_gather(pixels: np.ndarray, rows: np.ndarray) -> Callable[[], np.ndarray]:
+    """Batched gathers along rows and columns, compiled."""
+    store, place = tf.constant(pixels), np.arange(SIZE)
+
+    @tf.function
+    def take(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        found = tf.gather(tf.gather(store, images), y, axis=1, batch_dims=1)
+        return tf.gather(found, tf.tile(x[:, None, :], (1, SIZE, 1)), axis=2, batch_dims=2)
+
+    def way() -> np.ndarray:
+        down, right, mirrored = draw()
+        y, x = np.clip(place + down, 0, SIZE - 1), np.clip(place + right, 0, SIZE - 1)
+        return take(rows, y, np.where(mirrored, x[:, ::-1], x)).numpy()
+
+    return way
+
+
+if __name__ == "__main__":
+    main()

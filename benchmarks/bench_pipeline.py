@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Does the data pipeline keep the network busy? Images/s of the real fit over fit on one constant batch.
+
+    python benchmarks/bench_pipeline.py --data FOLDER
+
+Both run the same compiled model, the real one with its history and TensorBoard; they take turns. Two networks: the
+default one, and one that is about five times cheaper, where the pipeline has to be five times as fast. Also the
+images/s of the first decode of the data set.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import tensorflow as tf
+from machine import machine, spread
+
+from dr_keras.config import Config
+from dr_keras.data import TRAIN
+from dr_keras.data.catalog import load_catalog
+from dr_keras.data.pipeline import TripletSource, triplet_dataset
+from dr_keras.data.pixels import load_pixels
+from dr_keras.data.triplets import TripletSampler
+from dr_keras.model.network import training_network
+from dr_keras.training.callbacks import Board, History, StepLog
+from dr_keras.training.fit import initial_network, optimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=None)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=12, help="of each of the two fits of a round")
+    options = parser.parse_args()
+    print(machine())
+
+    catalog = load_catalog(options.data, monitor=0.01, validation=0.1, seed=0)
+    started = time.perf_counter()
+    catalog, pixels, _ = load_pixels(catalog, 64)
+    seconds = time.perf_counter() - started
+    print(f"decode: {len(catalog):,} images in {seconds:.1f} s, {len(catalog) / seconds:,.0f} images/s (n = 1)")
+
+    rows = catalog.rows(TRAIN)
+    for config in (Config(), Config(backbone="resnet10", width=16)):
+        sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
+        source = TripletSource(pixels, rows, sampler, flip=config.flip, shift=config.shift)
+        compare(config, source, options.rounds, options.seconds)
+
+
+def compare(config: Config, source: TripletSource, rounds: int, seconds: float) -> None:
+    """Prints the images/s of both fits, taking turns, and the ratio of each turn."""
+    model = training_network(initial_network(config), margin=config.margin, distance=config.distance)
+    model.compile(optimizer(config, 10_000), jit_compile=False)
+    constant = tf.data.Dataset.from_tensors(source.batch(0)).repeat().prefetch(2)
+    images = 3 * config.batch_size
+
+    def rate(dataset: tf.data.Dataset, steps: int, watchers: list[keras.callbacks.Callback]) -> float:
+        started = time.perf_counter()
+        model.fit(dataset, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=watchers)
+        return images * steps / (time.perf_counter() - started)
+
+    rate(constant, 4, [])  # compiles
+    steps = max(10, round(rate(constant, 10, []) * seconds / images))
+    real: list[float] = []
+    same: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        history, board = History(Path(folder) / "history.csv"), Board(Path(folder))
+        for number in range(rounds):
+            first = number * steps
+            watch = StepLog(first, lambda _: 1e-3, [history, board.steps])
+            turns = [
+                (same, constant, []),
+                (real, triplet_dataset(source, first, first + steps), [watch]),
+            ]
+            for values, dataset, watchers in turns if number % 2 else reversed(turns):
+                values.append(rate(dataset, steps, watchers))
+        history.close()
+        board.close()
+    ratios = [one / other for one, other in zip(real, same, strict=True)]
+    print(f"{config.backbone} --width {config.width}, batches of {config.batch_size} triplets, {steps} steps a fit")
+    print(f"  constant batch: {spread(same, 'images/s', 0)}")
+    print(f"  real pipeline:  {spread(real, 'images/s', 0)}")
+    print(f"  ratio:          {spread(ratios, '', 3)}")
+
+
+if __name__ == "__main__":
+    main()
