@@ -23,10 +23,14 @@ def main() -> int:
         config, actions = parse(parser)
         if actions.export_only:
             from dr_keras.export import export_in_child
+            from dr_keras.files import read_json, write_json
             from dr_keras.runs import open_run
 
             run = open_run(config.run)
-            for name, difference in export_in_child(run).items():
+            checks = export_in_child(run)
+            known = read_json(run.metrics_file) if run.finished else {}
+            write_json(run.metrics_file, known | {"export": checks})
+            for name, difference in checks.items():
                 print(f"{name}: differs from the network by at most {difference:.1e}")
         else:
             import_framework()
@@ -36,6 +40,9 @@ def main() -> int:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the run is not finished", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -9,7 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A progress bar that goes when it is done: `with bar("reading images", 100, console) as advance: advance(1)`."""
+    """A progress bar that goes when it is done: `with bar("reading images", 100, console) as advance: advance(1)`.
+
+    Where there is no terminal, only what is being done is said, on a line.
+    """
+    if not console.is_terminal:
+        console.print(text, highlight=False)
+        yield lambda _: None
+        return
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=total)

@@ -31,7 +31,7 @@ class Catalog:
         classes: C folder names, sorted.
         class_names: C names for people; the same as `classes` where the data set has no others.
         splits: (N,) uint8 of `TRAIN`, `MONITOR` and `VALIDATION`.
-        missing: ids that an annotation file lists and that do not exist.
+        missing: ids that an annotation file lists and that do not exist, or whose class has no training images.
     """
 
     root: Path
@@ -161,16 +161,17 @@ def _images_below(folder: Path) -> Iterator[str]:
 
 
 def _annotated(folder: Path, number: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
-    """Tiny ImageNet's validation images with their labels, and those that are listed and absent."""
+    """Tiny ImageNet's validation images with their labels, and those that are listed and cannot be used."""
     with os.scandir(folder / "images") as entries:
         present = {entry.name for entry in entries}
     held, missing = [], []
     for line in (folder / "val_annotations.txt").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition("\t")
         path = str(folder / "images" / name)
-        if name not in present:
+        label = number.get(rest.split("\t")[0])
+        if name not in present or label is None:
             missing.append(path)
-        elif (label := number.get(rest.split("\t")[0])) is not None:
+        else:
             held.append((path, label))
     return held, missing
 

@@ -85,7 +85,10 @@ def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     if empty:
         notes.append(f"classes without a training image take no part in training: {', '.join(empty)}")
     if catalog.missing:
-        notes.append(f"{len(catalog.missing)} annotated validation images do not exist, {catalog.missing[0]} first")
+        notes.append(
+            f"{len(catalog.missing)} annotated validation images do not exist or have a class without training images, "
+            f"{catalog.missing[0]} first"
+        )
     return {
         "root": str(catalog.root),
         "images": len(catalog),

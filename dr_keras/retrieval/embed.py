@@ -24,21 +24,25 @@ class Embedder(Protocol):
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
 
-def embed_with_network(network: "keras.Model", images: np.ndarray, *, advance: Advance | None = None) -> np.ndarray:
+def embed_with_network(
+    network: "keras.Model", images: np.ndarray, rows: np.ndarray | None = None, *, advance: Advance | None = None
+) -> np.ndarray:
     """Embeds decoded images with a Keras network, on whatever backend and device it lives.
 
     Args:
         network: (B, H, W, 3) uint8 -> (B, D).
-        images: (N, H, W, 3) uint8.
+        images: (M, H, W, 3) uint8.
+        rows: (N,) which of them; all by default. They are taken a batch at a time.
         advance: called with the number of images done, after each batch.
 
     Returns:
         (N, D) float32.
     """
-    vectors = np.empty((len(images), network.output_shape[-1]), np.float32)
-    batch = min(BATCH, max(len(images), 1))
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
+    count = len(images) if rows is None else len(rows)
+    vectors = np.empty((count, network.output_shape[-1]), np.float32)
+    batch = min(BATCH, max(count, 1))
+    for start in range(0, count, batch):
+        part = images[start : start + batch] if rows is None else images[rows[start : start + batch]]
         padded = np.zeros((batch, *images.shape[1:]), np.uint8)  # one shape, so that the network is compiled once
         padded[: len(part)] = part
         vectors[start : start + len(part)] = np.asarray(network.predict_on_batch(padded), np.float32)[: len(part)]

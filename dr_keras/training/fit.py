@@ -133,7 +133,7 @@ def _fit(
     def watch(epochs_done: int) -> None:
         started = time.monotonic()
         step = epochs_done * steps_per_epoch
-        figures = monitor.look(lambda rows: embed_with_network(network, source.pixels[rows]), step)
+        figures = monitor.look(lambda rows: embed_with_network(network, source.pixels, rows), step)
         if figures:
             console.print(
                 f"epoch {epochs_done}: monitor precision@30 {figures['precision@30']:.4f}  "
