@@ -6,14 +6,14 @@ import numpy as np
 
 from dr_keras.data import MONITOR, TRAIN
 from dr_keras.data.catalog import Catalog
-from dr_keras.pictures import Tile, from_pixels, grid, neighbour_tiles
+from dr_keras.pictures import OTHER, QUERY, SAME, Tile, from_pixels, grid, neighbour_tiles
 from dr_keras.retrieval.metrics import KS, evaluate, triplet_distances
 from dr_keras.retrieval.search import nearest
 from dr_keras.training.callbacks import Board
 
 SHOWN_QUERIES = 16
 SHOWN_NEIGHBOURS = 8
-SHOWN_TRIPLETS = 6
+SHOWN_TRIPLETS = 8
 
 
 class Monitor:
@@ -64,19 +64,14 @@ class Monitor:
     def show_triplets(self, batch: dict[str, np.ndarray]) -> None:
         """Puts the first triplets of a batch, as the network sees them, on the board."""
         names = self._catalog.class_names
-        rows = []
-        for number in range(min(SHOWN_TRIPLETS, len(batch["query"]))):
-            own, other = (names[label] for label in batch["classes"][number])
-            rows.append(
-                [
-                    Tile(from_pixels(batch[branch][number]), (name, branch), colour)
-                    for branch, name, colour in (
-                        ("query", own, (45, 92, 190)),
-                        ("positive", own, (31, 138, 84)),
-                        ("negative", other, (216, 96, 58)),
-                    )
-                ]
-            )
+        colours = {"query": QUERY, "positive": SAME, "negative": OTHER}
+        rows = [
+            [
+                Tile(from_pixels(image), (names[own if branch != "negative" else other], branch), colour)
+                for image, (own, other) in zip(batch[branch][:SHOWN_TRIPLETS], batch["classes"], strict=False)
+            ]
+            for branch, colour in colours.items()
+        ]  # one triplet a column
         self._board.picture("data/triplets", grid(rows), 0)
 
     def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
@@ -88,4 +83,6 @@ class Monitor:
                 for row, d in zip(found, far, strict=True)
             ]
             rows.append(neighbour_tiles(from_pixels(self._pixels[query]), names[labels[query]], images))
-        return np.asarray(grid(rows, side=80))
+        half = -(-len(rows) // 2)  # two queries a line: a picture that is wider than high suits a screen
+        lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
+        return np.asarray(grid(lines, side=80))
