@@ -3,40 +3,41 @@
 
 python train.py --epochs 30
 python train.py --data my-folders --run first --epochs 5
+python train.py --resume --run first
 python train.py --export-only --run first
 """
 
 import argparse
+import dataclasses
 import sys
+from typing import Any
 
-from dr_keras.config import add_flags, parse
-from dr_keras.errors import InputError
+from dr_keras.config import Config, add_flags, parse, with_preset
+from dr_keras.errors import InputError, Interrupted
+from dr_keras.export import export_in_child
+from dr_keras.files import read_json, write_json
 from dr_keras.framework import import_framework
+from dr_keras.runs import RUNS, Run, open_run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
-    parser.add_argument("--export-only", action="store_true", help="export a finished run again and train nothing")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
+    actions.add_argument("--resume", action="store_true", help="go on with an unfinished run, from its last checkpoint")
+    actions.add_argument("--export-only", action="store_true", help="export a finished run again and train nothing")
     try:
-        config, actions = parse(parser)
-        if actions.export_only:
-            from dr_keras.export import export_in_child
-            from dr_keras.files import read_json, write_json
-            from dr_keras.runs import open_run
-
-            run = open_run(config.run)
-            checks = export_in_child(run)
-            known = read_json(run.metrics_file) if run.finished else {}
-            write_json(run.metrics_file, known | {"export": checks})
-            for name, difference in checks.items():
-                print(f"{name}: differs from the network by at most {difference:.1e}")
+        said, action = parse(parser)
+        if action.export_only:
+            export_only(said.get("run"))
+        elif action.resume:
+            train(resumed(said), resume=True)
         else:
-            import_framework()
-            from dr_keras.training.fit import run_training
-
-            run_training(config, overwrite=actions.overwrite)
+            train(with_preset(**said), overwrite=action.overwrite)
+    except Interrupted as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 130
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -44,6 +45,31 @@ def main() -> int:
         print("train.py: interrupted; the run is not finished", file=sys.stderr)
         return 130
     return 0
+
+
+def train(config: Config, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Trains, once Keras is loaded."""
+    import_framework()
+    from dr_keras.training.fit import run_training
+
+    run_training(config, overwrite=overwrite, resume=resume)
+
+
+def resumed(said: dict[str, Any]) -> Config:
+    """The settings of the run to go on with, and what the command line says on top of them."""
+    if "run" not in said:
+        raise InputError("--resume needs the name of the run: --run NAME")
+    return dataclasses.replace(Run(RUNS / said["run"]).config(), **said)
+
+
+def export_only(name: str | None) -> None:
+    """Exports a run again and prints how far each export is from the network."""
+    run = open_run(name)
+    checks = export_in_child(run)
+    known = read_json(run.metrics_file) if run.finished else {}
+    write_json(run.metrics_file, known | {"export": checks})
+    for kind, difference in checks.items():
+        print(f"{kind}: differs from the network by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

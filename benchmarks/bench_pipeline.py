@@ -27,9 +27,8 @@ from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pipeline import TripletSource, triplet_dataset
 from dr_keras.data.pixels import load_pixels
 from dr_keras.data.triplets import TripletSampler
-from dr_keras.model.network import training_network
 from dr_keras.training.callbacks import Board, History, StepLog
-from dr_keras.training.fit import initial_network, optimizer
+from dr_keras.training.fit import compiled_model, initial_network
 
 START = 3  # steps of each fit before the clock starts: both begin with an empty buffer
 
@@ -68,8 +67,7 @@ class Clock(keras.callbacks.Callback):
 
 def compare(config: Config, source: TripletSource, rounds: int, seconds: float) -> None:
     """Prints the images/s of both fits, taking turns, and the ratio of each turn."""
-    model = training_network(initial_network(config), margin=config.margin, distance=config.distance)
-    model.compile(optimizer(config, 10_000), jit_compile=False)
+    model = compiled_model(config, initial_network(config), steps=10_000)
     constant = tf.data.Dataset.from_tensors(source.batch(0)).repeat().prefetch(2)
     images = 3 * config.batch_size
 

@@ -6,7 +6,7 @@ Imports neither TensorFlow nor Keras, so that `train.py --help` answers at once.
 import argparse
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -62,6 +62,11 @@ class Config:
         0.1, "share of each class held out for evaluate.py where the data set has no split of its own", metavar="SHARE"
     )
     eval_every: int = _option(1, "epochs between two rankings of the monitor images; 0: only at the end", metavar="N")
+    checkpoint_minutes: float = _option(5.0, "minutes between two checkpoints inside an epoch", metavar="N")
+    early_stopping: int | None = _option(
+        None, "stop when this many rankings of the monitor images brought no better precision@30", metavar="N"
+    )
+    deterministic: bool = _option(False, "make float32 training on a CPU repeat itself to the last digit; slower")
     precision: str = _option("auto", "auto: mixed_bfloat16 on a GPU, float32 elsewhere", choices=PRECISIONS)
     seed: int = _option(0, "seeds the splits, the triplets, the augmentation and the weights", metavar="N")
 
@@ -87,9 +92,10 @@ class Config:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least {least}")
-        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
-            raise InputError(f"--steps-per-epoch is {self.steps_per_epoch}; it must be at least 1")
-        for name in ("margin", "learning_rate"):
+        for name in ("steps_per_epoch", "early_stopping"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least 1")
+        for name in ("margin", "learning_rate", "checkpoint_minutes"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be a positive number")
         for name in ("dropout", "monitor", "validation", "warmup"):
@@ -164,20 +170,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(_flag(item.name), **options)
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
-    """Parses the command line: preset first, then the flags that were given. Returns the config and what is left."""
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Parses the command line into the settings that were given, for `with_preset`, and what is left."""
     given = vars(parser.parse_args(arguments))
     names = {item.name for item in fields(Config)}
     said = {name: value for name, value in given.items() if name in names}
-    config = preset(said.pop("preset", "default"), **said)
-    return config, argparse.Namespace(**{name: value for name, value in given.items() if name not in names})
+    return said, argparse.Namespace(**{name: value for name, value in given.items() if name not in names})
 
 
-def preset(name: str, **overrides: Any) -> Config:
-    """The config of preset `name` with `overrides` on top. Raises `InputError` for a preset that does not exist."""
-    if name not in PRESETS:
-        raise InputError(f"--preset is {name!r}; choose one of {', '.join(PRESETS)}")
-    return Config(**({"preset": name} | PRESETS[name] | overrides))
+def with_preset(preset: str = "default", **settings: Any) -> Config:
+    """The config of a preset with `settings` on top. Raises `InputError` for a preset that does not exist."""
+    if preset not in PRESETS:
+        raise InputError(f"--preset is {preset!r}; choose one of {', '.join(PRESETS)}")
+    return Config(**({"preset": preset} | PRESETS[preset] | settings))
+
+
+def flags(names: Iterable[str]) -> str:
+    """Fields as a person knows them: `--image-size, --seed`."""
+    return ", ".join(map(_flag, names))
 
 
 def _flag(name: str) -> str:

@@ -9,5 +9,9 @@ class ImageError(InputError):
     """A file or buffer that is no usable image."""
 
 
+class Interrupted(InputError):
+    """A person stopped the run; it was saved and can go on."""
+
+
 class RunError(InputError):
     """A run folder that is missing, unfinished, damaged or of another format version."""

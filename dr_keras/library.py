@@ -222,12 +222,21 @@ def load(run: str | os.PathLike[str] | None = None, *, runtime: str = "auto") ->
     return Model(open_run(None if run is None else os.fspath(run)), runtime)
 
 
-def train(config: Config, *, runs: str | os.PathLike[str] = RUNS, overwrite: bool = False) -> Model:
+def train(
+    config: Config, *, runs: str | os.PathLike[str] = RUNS, overwrite: bool = False, resume: bool = False
+) -> Model:
     """Trains as `config` says and returns the finished model; its run folder is made in `runs`.
+
+    Args:
+        config: the settings.
+        runs: the folder that run folders lie in.
+        overwrite: replace an earlier run of the same name.
+        resume: go on with the unfinished run of that name.
 
     Raises:
         InputError: the data cannot be used, or a run of that name exists and `overwrite` is off.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
     from dr_keras.training.fit import run_training
 
-    return Model(run_training(config, runs=Path(runs), overwrite=overwrite))
+    return Model(run_training(config, runs=Path(runs), overwrite=overwrite, resume=resume))

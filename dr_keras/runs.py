@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dr_keras
-from dr_keras.config import Config
+from dr_keras.config import Config, flags
 from dr_keras.errors import RunError
 from dr_keras.files import write_json
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
+MAY_CHANGE = {"checkpoint_minutes"}  # settings that a resumed run may have otherwise, as they change no result
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Run:
     @property
     def history_file(self) -> Path:
         return self.path / "history.csv"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The state of a run that has not come to its end."""
+        return self.path / "checkpoint.npz"
 
     @property
     def report_file(self) -> Path:
@@ -129,6 +135,24 @@ def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Ru
             raise RunError(f"{run.path} exists; choose another --run, or replace it with --overwrite")
         if not run.path.is_dir() or (any(run.path.iterdir()) and not run.config_file.is_file()):
             raise RunError(f"{run.path} exists and is no run folder; --overwrite replaces only runs")
+    return run
+
+
+def resumable_run(config: Config, runs: Path = RUNS) -> Run:
+    """The run folder that training with `config` goes on in.
+
+    Raises:
+        RunError: there is no such run, it is finished, or it was made with other settings.
+    """
+    if config.run is None:
+        raise RunError("--resume needs the name of the run: --run NAME")
+    run = Run(runs / config.run)
+    if run.finished:
+        raise RunError(f"{run.path} is finished; there is nothing to resume")
+    made_with, asked = run.config().to_dict(), config.to_dict()
+    other = [name for name in asked if asked[name] != made_with[name] and name not in MAY_CHANGE]
+    if other:
+        raise RunError(f"{run.path} was made with other values of {flags(other)}; leave them out to resume it")
     return run
 
 

@@ -4,14 +4,14 @@ import dataclasses
 import pytest
 from conftest import script
 
-from dr_keras.config import PRESETS, Config, add_flags, parse, preset
+from dr_keras.config import PRESETS, Config, add_flags, parse, with_preset
 from dr_keras.errors import InputError
 
 
 def parsed(*arguments: str) -> Config:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    return parse(parser, arguments)[0]
+    return with_preset(**parse(parser, arguments)[0])
 
 
 def test_every_field_is_a_flag():
@@ -36,7 +36,7 @@ def test_flags_become_fields():
 
 def test_flags_override_the_preset():
     config = parsed("--preset", "paper", "--image-size", "128")
-    assert config == preset("paper", image_size=128)
+    assert config == with_preset("paper", image_size=128)
     assert (config.backbone, config.embedding_dim, config.distance, config.image_size) == (
         "alexnet",
         4096,
@@ -47,12 +47,12 @@ def test_flags_override_the_preset():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_survive_json(name):
-    config = preset(name)
+    config = with_preset(name)
     assert Config.from_dict(config.to_dict()) == config
 
 
 def test_assignment_preset_is_the_assignment():
-    config = preset("assignment")
+    config = with_preset("assignment")
     assert (config.margin, config.distance, config.multiscale, config.backbone) == (1.0, "euclidean", True, "alexnet")
 
 

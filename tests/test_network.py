@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dr_keras.config import Config, preset
+from dr_keras.config import Config, with_preset
 from dr_keras.errors import RunError
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.network import L2Normalization, embedding_network, load_network, training_network
@@ -21,7 +21,7 @@ def shape(network, layer):
 
 
 def test_every_shape_is_the_papers_at_225_pixels():
-    network = embedding_network(preset("paper"))
+    network = embedding_network(with_preset("paper"))
     expected = {
         # Wang et al. 2014, figure 3
         "image": (225, 225, 3),

@@ -1,6 +1,7 @@
 """What watches a run: the progress line, history.csv, TensorBoard, and the ranking of the monitor images."""
 
 import csv
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from tensorboardX import SummaryWriter
+
+from dr_keras.errors import InputError
+from dr_keras.files import new_file
 
 METRICS = (
     "loss",
@@ -33,6 +37,10 @@ class StepLog(keras.callbacks.Callback):
         first_step: the global step of the first batch.
         learning_rate: the schedule, step -> rate.
         receivers: called with a list of rows; a row maps 'step', 'epoch', 'learning_rate' and `METRICS` to numbers.
+        float32: whether the network computes in float32, for the advice when the loss is not a number.
+
+    Raises:
+        InputError: at a step whose loss is not finite; its row is handed on first.
     """
 
     def __init__(
@@ -40,9 +48,12 @@ class StepLog(keras.callbacks.Callback):
         first_step: int,
         learning_rate: Callable[[int], float],
         receivers: Sequence[Callable[[list[dict[str, float]]], None]],
+        *,
+        float32: bool = True,
     ) -> None:
         super().__init__()
-        self._step = first_step
+        self._float32 = float32
+        self.step = first_step  # the next one
         self._epoch = 0
         self._learning_rate = learning_rate
         self._receivers = receivers
@@ -53,8 +64,8 @@ class StepLog(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._waiting.append((self._step, self._epoch, dict(logs)))
-        self._step += 1
+        self._waiting.append((self.step, self._epoch, dict(logs)))
+        self.step += 1
         if time.monotonic() - self._last >= 1:
             self.flush()
 
@@ -76,14 +87,31 @@ class StepLog(keras.callbacks.Callback):
         if rows:
             for receive in self._receivers:
                 receive(rows)
+        for row in rows:
+            if not math.isfinite(row["loss"]):
+                raise InputError(
+                    f"the loss is {row['loss']} at step {row['step']}; try a lower --learning-rate"
+                    + ("" if self._float32 else ", or --precision float32")
+                )
 
 
 class History:
-    """Appends one row a step to history.csv; floats are written so that they read back equal."""
+    """Appends one row a step to history.csv; floats are written so that they read back equal.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        first_step: rows of this step and later ones are removed first: a run that was killed may have written more
+            rows than its checkpoint covers.
+    """
+
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) < first_step]
+            with new_file(path) as temporary:
+                temporary.write_text("".join(lines[:1] + kept), encoding="utf-8")
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._writer = csv.DictWriter(self._file, ["step", "epoch", "learning_rate", *METRICS])
+        self._writer = csv.DictWriter(self._file, ["step", "epoch", "learning_rate", *METRICS], lineterminator="\n")
         if not self._file.tell():
             self._writer.writeheader()
 
@@ -98,8 +126,8 @@ class History:
 class Board:
     """Writes TensorBoard events without TensorFlow, for every backend."""
 
-    def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def steps(self, rows: list[dict[str, float]]) -> None:
         """The mean of each metric over a group of steps."""
@@ -196,14 +224,89 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class EachEpoch(keras.callbacks.Callback):
-    """Calls `watch(epochs done)` after every `every`-th epoch but the last, after which the end of the run looks."""
+class CollapseAlarm:
+    """Says once, plainly, when a run has collapsed: all images in one place, and the loss at the margin.
 
-    def __init__(self, watch: Callable[[int], None], *, every: int, epochs: int) -> None:
+    Args:
+        say: prints a line.
+        margin: the gap of the loss.
+    """
+
+    STEPS = 200  # in a row
+    NEAR_MARGIN = 0.01  # of the margin
+    NEAR_ZERO = 0.01  # mean distance between unit vectors
+
+    def __init__(self, say: Callable[[str], None], margin: float) -> None:
+        self._say, self._margin = say, margin
+        self._bad = 0
+
+    def __call__(self, rows: list[dict[str, float]]) -> None:
+        for row in rows:
+            stuck = abs(row["loss"] - self._margin) <= self.NEAR_MARGIN * self._margin
+            self._bad = self._bad + 1 if stuck or row["pairwise_distance"] < self.NEAR_ZERO else 0
+            if self._bad == self.STEPS:
+                self._say(
+                    f"The embedding has collapsed: for {self.STEPS} steps up to {int(row['step'])} the loss was at the "
+                    f"margin ({row['loss']:.3f} of {self._margin:g}) or all images lay together (mean distance "
+                    f"{row['pairwise_distance']:.4f}). "
+                    "Try a lower --learning-rate, --distance squared, or another --seed"
+                )
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves after each epoch, every few minutes, and before a stop that was asked for.
+
+    Args:
+        save: writes a checkpoint of the step that has just ended.
+        minutes: between two checkpoints inside an epoch.
+    """
+
+    def __init__(self, save: Callable[[], None], minutes: float) -> None:
         super().__init__()
-        self._watch, self._every, self._epochs = watch, every, epochs
+        self._save, self._seconds = save, 60 * minutes
+        self._last = time.monotonic()
+        self.stop = False  # set to stop the run after the step that is under way
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.stop:
+            self.model.stop_training = True
+        if self.stop or time.monotonic() - self._last >= self._seconds:
+            self._save()
+            self._last = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if not self.stop:
+            self._save()
+            self._last = time.monotonic()
+
+
+class EachEpoch(keras.callbacks.Callback):
+    """Calls `watch(epochs done)` after every `every`-th epoch but the last, after which the end of the run looks.
+
+    Args:
+        watch: returns the figure that should rise, or None where there is none.
+        every: 0 for never.
+        epochs: of the run.
+        patience: stop the run when the figure has not risen this many times; None for never.
+    """
+
+    def __init__(
+        self, watch: Callable[[int], float | None], *, every: int, epochs: int, patience: int | None = None
+    ) -> None:
+        super().__init__()
+        self._watch, self._every, self._epochs, self._patience = watch, every, epochs, patience
+        self._best, self._without = -math.inf, 0
+        self.stopped = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         done = epoch + 1
+        if self.model.stop_training:
+            return
         if self._every and done % self._every == 0 and done < self._epochs:
-            self._watch(done)
+            figure = self._watch(done)
+            if figure is None or self._patience is None:
+                return
+            self._without = 0 if figure > self._best else self._without + 1
+            self._best = max(self._best, figure)
+            if self._without >= self._patience:
+                self.stopped = self.model.stop_training = True

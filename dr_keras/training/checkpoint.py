@@ -1,0 +1,96 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file that is whole or not there.
+
+A checkpoint holds every variable of the model (weights, normalisation statistics, the states of its random number
+generators), every variable of the optimizer, and the global step. Triplets and augmentation are functions of the step,
+so nothing else has a state.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dr_keras.errors import RunError
+from dr_keras.files import new_file
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: the next global step, and a checksum of the data that it is trained on."""
+
+    step: int
+    data: int
+
+
+def save_checkpoint(file: Path, model: keras.Model, progress: Progress) -> None:
+    """Writes a checkpoint of a compiled model whose optimizer is built.
+
+    Raises:
+        OSError: the disk is full or cannot be written; an earlier checkpoint stays as it was.
+    """
+    description = {"format": CHECKPOINT_FORMAT, "step": progress.step, "data": progress.data}
+    values = {str(number): keras.ops.convert_to_numpy(variable) for number, variable in enumerate(_variables(model))}
+    with new_file(file) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, description=np.array(json.dumps(description)), **values)
+
+
+def read_progress(file: Path) -> Progress:
+    """How far the run of a checkpoint has come.
+
+    Raises:
+        RunError: the file is absent, damaged or of another format.
+    """
+    with _open(file) as archive:
+        return _progress(file, archive)
+
+
+def restore_checkpoint(file: Path, model: keras.Model) -> None:
+    """Gives a freshly compiled model the state of a checkpoint.
+
+    Raises:
+        RunError: the file is damaged or holds the variables of another network.
+    """
+    model.optimizer.build(model.trainable_variables)
+    variables = _variables(model)
+    with _open(file) as archive:
+        _progress(file, archive)
+        values = [archive[name] for name in archive.files if name != "description"]  # in the order they were written
+    here, there = [tuple(variable.shape) for variable in variables], [value.shape for value in values]
+    if here != there:
+        raise RunError(f"{file} is the checkpoint of another network or optimizer: its variables have other shapes")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    return [*model.variables, *model.optimizer.variables]
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Opens a checkpoint; what goes wrong while it is read becomes a `RunError`. The archive checks its own CRCs."""
+    try:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise RunError(f"{file} does not exist; there is nothing to resume") from None
+    except RunError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{file} is damaged and cannot be read as a checkpoint: {error}") from error
+
+
+def _progress(file: Path, archive: np.lib.npyio.NpzFile) -> Progress:
+    description = json.loads(str(archive["description"]))
+    if description["format"] != CHECKPOINT_FORMAT:
+        raise RunError(
+            f"{file} has checkpoint format {description['format']}, this version reads {CHECKPOINT_FORMAT}; train again"
+        )
+    return Progress(description["step"], description["data"])

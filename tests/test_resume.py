@@ -1,0 +1,191 @@
+"""A run that is stopped or killed goes on as if nothing had happened."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, script
+
+from dr_keras.config import Config
+from dr_keras.errors import InputError, RunError
+from dr_keras.runs import Run
+from dr_keras.training.callbacks import METRICS, CollapseAlarm, EachEpoch, History, StepLog
+from dr_keras.training.checkpoint import Progress, read_progress, restore_checkpoint, save_checkpoint
+from dr_keras.training.fit import compiled_model, initial_network
+
+SMALL = Config(backbone="alexnet", embedding_dim=8, image_size=16, multiscale=False, batch_size=4)
+
+
+def flags(folders: Path, run: str) -> list[str]:
+    return [
+        *("--data", str(folders), "--run", run, "--image-size", "16", "--backbone", "resnet10", "--width", "4"),
+        *("--embedding-dim", "8", "--epochs", "3", "--steps-per-epoch", "40", "--batch-size", "8", "--shift", "1"),
+        *("--deterministic", "--checkpoint-minutes", "0.002", "--eval-every", "0"),
+    ]
+
+
+def rows(run: Run) -> list[list[str]]:
+    with open(run.history_file, newline="") as file:
+        return list(csv.reader(file))
+
+
+def start_and_signal(place: Path, arguments: list[str], run: Run, steps: int, number: int) -> subprocess.Popen[str]:
+    """Starts train.py, waits until history.csv has `steps` more rows, and sends it a signal."""
+    before = len(rows(run)) if run.history_file.exists() else 0
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=place, stderr=subprocess.PIPE, text=True
+    )
+    ends = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < ends:
+        if run.checkpoint_file.exists() and run.history_file.exists() and len(rows(run)) >= before + steps:
+            break
+        time.sleep(0.02)
+    child.send_signal(number)
+    return child
+
+
+def test_killed_and_resumed_equals_unbroken_to_the_last_digit(tmp_path, folders):
+    whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
+    result = script(tmp_path, "train.py", *flags(folders, "whole"))
+    assert result.returncode == 0, result.stderr
+
+    child = start_and_signal(tmp_path, flags(folders, "broken"), broken, 10, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    child.stderr.close()
+    assert not broken.finished
+    child = start_and_signal(tmp_path, ["--resume", "--run", "broken"], broken, 5, signal.SIGINT)
+    message = child.communicate(timeout=120)[1]
+    assert child.returncode == 130, message
+    assert message.splitlines()[-1].endswith("go on with: python train.py --resume --run broken")
+    assert "Traceback" not in message
+    assert 0 < read_progress(broken.checkpoint_file).step < 120
+
+    refused = script(tmp_path, "train.py", "--resume", *flags(folders, "broken"), "--seed", "7")
+    assert refused.returncode == 2
+    assert "other values of --seed" in refused.stderr
+
+    result = script(tmp_path, "train.py", "--resume", *flags(folders, "broken"))
+    assert result.returncode == 0, result.stderr
+    assert len(rows(whole)) == 121
+    assert rows(broken) == rows(whole)
+    assert np.array_equal(*(np.load(run.index / "vectors.npy") for run in (whole, broken)))
+    assert not broken.checkpoint_file.exists()
+
+    again = script(tmp_path, "train.py", "--resume", "--run", "broken")
+    assert again.returncode == 2
+    assert "is finished" in again.stderr
+
+
+def model(seed: int = 0) -> keras.Model:
+    config = Config(**{**SMALL.to_dict(), "seed": seed})
+    return compiled_model(config, initial_network(config), steps=10)
+
+
+def batch(seed: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    images = {name: random.integers(0, 256, (4, 16, 16, 3), np.uint8) for name in ("query", "positive", "negative")}
+    return images | {"classes": np.zeros((4, 2), np.int32)}
+
+
+def test_a_checkpoint_holds_weights_optimizer_and_random_states(tmp_path):
+    one, other = model(0), model(1)
+    for step in range(3):
+        one.train_on_batch(batch(step))
+    save_checkpoint(tmp_path / "c.npz", one, Progress(3, 99))
+    assert read_progress(tmp_path / "c.npz") == Progress(3, 99)
+    restore_checkpoint(tmp_path / "c.npz", other)
+    assert int(other.optimizer.iterations) == 3
+    for step in range(3, 6):  # AlexNet has dropout: equal losses need equal random states
+        expected, found = (each.train_on_batch(batch(step), return_dict=True) for each in (one, other))
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_a_bad_checkpoint_is_a_clear_error(tmp_path):
+    file = tmp_path / "c.npz"
+    with pytest.raises(RunError, match="nothing to resume"):
+        read_progress(file)
+    one = model()
+    one.train_on_batch(batch(0))
+    save_checkpoint(file, one, Progress(1, 0))
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(RunError, match="damaged"):
+        read_progress(file)
+    middle = len(data) // 2
+    file.write_bytes(data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :])
+    with pytest.raises(RunError, match="damaged"):
+        restore_checkpoint(file, model())
+    file.write_bytes(data)
+    config = Config(**{**SMALL.to_dict(), "embedding_dim": 9})
+    with pytest.raises(RunError, match="another network"):
+        restore_checkpoint(file, compiled_model(config, initial_network(config), steps=10))
+
+
+def test_history_drops_the_rows_that_a_checkpoint_does_not_cover(tmp_path):
+    row = dict.fromkeys(METRICS, 0.1) | {"epoch": 0, "learning_rate": 1e-3}
+    history = History(tmp_path / "h.csv")
+    history([row | {"step": step} for step in range(5)])
+    history.close()
+    with open(tmp_path / "h.csv", "a") as file:
+        file.write("5,0,0.0")  # cut off while it was written
+    history = History(tmp_path / "h.csv", first_step=3)
+    history([row | {"step": 3}])
+    history.close()
+    with open(tmp_path / "h.csv", newline="") as file:
+        assert [line["step"] for line in csv.DictReader(file)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_at_its_step(value):
+    seen = []
+    log = StepLog(7, lambda _: 1e-3, [seen.extend])
+    log.on_train_batch_end(0, dict.fromkeys(METRICS, 0.5))
+    log.on_train_batch_end(1, dict.fromkeys(METRICS, value))
+    with pytest.raises(InputError, match=r"at step 8; try a lower --learning-rate$"):
+        log.flush()
+    assert [row["step"] for row in seen] == [7, 8]
+
+
+def test_collapse_is_said_once_after_200_steps():
+    def row(step, loss, pairwise):
+        return {"step": step, "loss": loss, "pairwise_distance": pairwise}
+
+    for loss, pairwise, alarms in ((0.995, 0.5, 1), (0.4, 0.001, 1), (0.9, 0.5, 0)):
+        said = []
+        alarm = CollapseAlarm(said.append, margin=1.0)
+        alarm([row(step, loss, pairwise) for step in range(199)])
+        assert not said
+        alarm([row(step, loss, pairwise) for step in range(199, 700)])
+        assert len(said) == alarms
+    said = []
+    alarm = CollapseAlarm(said.append, margin=1.0)
+    for step in range(1000):  # now and then is no collapse
+        alarm([row(step, 0.5 if step % 150 == 0 else 1.0, 0.5)])
+    assert not said
+
+
+def test_early_stopping_counts_rankings_without_a_better_one():
+    figures = iter([0.1, 0.3, 0.2, 0.3, 0.4])
+    each = EachEpoch(lambda _: next(figures), every=2, epochs=100, patience=2)
+    each.set_model(keras.Sequential())
+    stopped = []
+    for epoch in range(9):
+        each.model.stop_training = False
+        each.on_epoch_end(epoch)
+        stopped.append(each.stopped)
+    assert stopped == [False] * 7 + [True, True]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, folders):
+    (tmp_path / "runs").mkdir(mode=0o555)
+    result = script(tmp_path, "train.py", *flags(folders, "r"))
+    assert result.returncode == 2
+    assert "cannot be made" in result.stderr.splitlines()[-1]
