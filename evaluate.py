@@ -30,6 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:
         from dr_keras.evaluation import evaluate_run
         from dr_keras.library import load
@@ -50,14 +51,15 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     rankers = {"this run": result, **result.get("baselines", {})}
     table = Table(title=f"{result['queries']:,} queries against {result['gallery']:,} images", title_justify="left")
     table.add_column("")
     for name in rankers:
         table.add_column(name, justify="right")
     for figure in FIGURES:
-        table.add_row(figure.replace("_", " "), *(f"{found[figure]:.4f}" for found in rankers.values()))
+        values = (found[figure] for found in rankers.values())
+        table.add_row(figure.replace("_", " "), *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
     console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
     if result["queries_without_positive"]:

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbours")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what embeds a new file (auto: litert)")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:
         answer = load(options.run, runtime=options.runtime).retrieve(
             options.query, options.top, include_self=options.include_self
@@ -40,7 +41,7 @@ def main() -> int:
         print(f"retrieve.py: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+        print(json.dumps(answer.to_dict()))
     else:
         show(answer)
         if options.save:
@@ -60,7 +61,7 @@ def show(answer: "Answer") -> None:
     for result in answer.results:
         style = "green" if result.label == answer.label else None
         table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", style=style)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":

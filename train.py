@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from dr_keras.config import Config, add_flags, parse, with_preset
+from dr_keras.config import Config, add_flags, parse
 from dr_keras.errors import InputError, Interrupted
 from dr_keras.export import export_in_child
 from dr_keras.files import read_json, write_json
@@ -34,7 +34,7 @@ def main() -> int:
         elif action.resume:
             train(resumed(said), resume=True)
         else:
-            train(with_preset(**said), overwrite=action.overwrite)
+            train(Config(**said), overwrite=action.overwrite)
     except Interrupted as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 130

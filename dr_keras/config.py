@@ -4,6 +4,7 @@ Imports neither TensorFlow nor Keras, so that `train.py --help` answers at once.
 """
 
 import argparse
+import os
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -26,8 +27,8 @@ def _option(default: Any, text: str, *, choices: tuple[str, ...] | None = None, 
 class Config:
     """The settings of a training run; every field is also a flag of train.py (`image_size` is `--image-size`).
 
-    Raises `InputError` when a value is out of its range. `Config()` holds the defaults; `PRESETS` holds other sets
-    of them by name.
+    `Config()` holds the defaults, `Config.preset("paper", data="my-folders")` those of a preset. Raises `InputError`
+    when a value is out of its range.
     """
 
     data: str | None = _option(
@@ -37,7 +38,6 @@ class Config:
         metavar="FOLDER",
     )
     run: str | None = _option(None, "name of the run folder made in runs/; date and time without it", metavar="NAME")
-    preset: str = _option("default", "a named set of defaults, which other flags override")
     image_size: int = _option(64, "images are resized to this many pixels a side", metavar="PIXELS")
     backbone: str = _option("resnet18", "network of the ConvNet path", choices=BACKBONES)
     width: int = _option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")
@@ -71,12 +71,13 @@ class Config:
     seed: int = _option(0, "seeds the splits, the triplets, the augmentation and the weights", metavar="N")
 
     def __post_init__(self) -> None:
+        if self.data is not None:
+            object.__setattr__(self, "data", os.fspath(self.data))  # a Path is welcome, and config.json holds text
         for name, choices in (
             ("backbone", BACKBONES),
             ("distance", DISTANCES),
             ("optimizer", OPTIMIZERS),
             ("precision", PRECISIONS),
-            ("preset", tuple(PRESETS)),
         ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -111,6 +112,13 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for config.json."""
         return asdict(self)
+
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> "Config":
+        """The defaults of a preset with `settings` on top. Raises `InputError` for a preset that does not exist."""
+        if name not in PRESETS:
+            raise InputError(f"--preset is {name!r}; choose one of {', '.join(PRESETS)}")
+        return cls(**(PRESETS[name] | settings))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
@@ -154,7 +162,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds one flag for each field of `Config` to `parser`; `parse` turns what they say into a `Config`."""
+    """Adds `--preset` and one flag for each field of `Config` to `parser`; `parse` reads them."""
     hints = typing.get_type_hints(Config)
     for item in fields(Config):
         kind = hints[item.name]
@@ -165,26 +173,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            choices = tuple(PRESETS) if item.name == "preset" else item.metadata["choices"]
-            options |= {"type": kind, "choices": choices, "metavar": item.metadata["metavar"]}
+            options |= {"type": kind, "choices": item.metadata["choices"], "metavar": item.metadata["metavar"]}
         parser.add_argument(_flag(item.name), **options)
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="default", help="a named set of defaults, which other flags override"
+    )
 
 
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], argparse.Namespace]:
-    """Parses the command line into the settings that were given, for `with_preset`, and what is left."""
+    """Parses the command line into the settings that it gives, those of its preset included, and what is left."""
     given = vars(parser.parse_args(arguments))
     names = {item.name for item in fields(Config)}
-    said = {name: value for name, value in given.items() if name in names}
+    said = PRESETS[given.pop("preset")] | {name: value for name, value in given.items() if name in names}
     return said, argparse.Namespace(**{name: value for name, value in given.items() if name not in names})
-
-
-def with_preset(preset: str = "default", **settings: Any) -> Config:
-    """The config of a preset with `settings` on top. Raises `InputError` for a preset that does not exist."""
-    if preset not in PRESETS:
-        raise InputError(f"--preset is {preset!r}; choose one of {', '.join(PRESETS)}")
-    return Config(**({"preset": preset} | PRESETS[preset] | settings))
 
 
 def flags(names: Iterable[str]) -> str:

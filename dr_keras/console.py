@@ -7,6 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def stderr() -> Console:
+    """Standard error, with square brackets in the names of files left as they are."""
+    return Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
 @contextmanager
 def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
     """A progress bar that goes when it is done: `with bar("reading images", 100, console) as advance: advance(1)`.

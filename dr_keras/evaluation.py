@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from dr_keras.console import bar
+from dr_keras.config import Config
+from dr_keras.console import bar, stderr
 from dr_keras.data import VALIDATION
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixels import decode_files, load_pixels
@@ -19,6 +19,7 @@ from dr_keras.library import Model
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.retrieval.index import Index
 from dr_keras.retrieval.metrics import Ranking, class_table, confused_pairs, evaluate
+from dr_keras.runs import Run
 
 WORST = 10
 
@@ -42,10 +43,13 @@ def evaluate_run(
     Raises:
         InputError: there is no held-out image, or an image that a baseline needs is gone.
     """
-    console = console or Console(stderr=True)
+    console = console or stderr()
     index, pixels = (model.index, None) if data is None else _index_other(model, data, console)
     if index.gallery == len(index.ids):
-        raise InputError("no image was held out, so there is no query; train with --validation 0.1, or give --data")
+        raise InputError(
+            "no image was held out, so there is no query; train with --validation 0.1, or give --data with a class "
+            "of three images or more"
+        )
 
     started = time.perf_counter()
     ranking = _rank(index, index.vectors, model.config.seed)
@@ -65,9 +69,19 @@ def evaluate_run(
             for name, vectors in _baselines(model, pixels, console).items()
         }
     if data is None:
-        kept = {key: value for key, value in result.items() if key != "classes"}
-        write_json(model.run.metrics_file, read_json(model.run.metrics_file) | {"validation": kept})
+        _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     return result
+
+
+def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
+    """Adds the figures to metrics.json of a finished run; where that cannot be written, the figures still count."""
+    if not run.finished:
+        console.print(f"{run.path} is not finished: its figures are shown and not kept")
+        return
+    try:
+        write_json(run.metrics_file, read_json(run.metrics_file) | {"validation": figures})
+    except OSError as error:
+        console.print(f"the figures are not kept: {run.metrics_file}: {error.strerror}")
 
 
 def _rank(index: Index, vectors: np.ndarray, seed: int) -> Ranking:
@@ -111,9 +125,8 @@ def _decode_index(index: Index, size: int, console: Console) -> np.ndarray:
 
 def _index_other(model: Model, data: str, console: Console) -> tuple[Index, np.ndarray]:
     config = model.config
-    catalog = load_catalog(
-        data if data == "digits" else Path(data), monitor=0, validation=config.validation, seed=config.seed
-    )
+    share = config.validation or Config().validation
+    catalog = load_catalog(data, monitor=0, validation=share, seed=config.seed)
     with bar("reading images", len(catalog), console) as advance:
         catalog, pixels, report = load_pixels(catalog, config.image_size, advance=advance)
     if report["skipped_count"]:

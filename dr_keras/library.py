@@ -84,11 +84,15 @@ class Answer:
         from dr_keras import pictures
 
         neighbours = [
-            (pictures.open_or_missing(result.path), result.class_name, result.distance) for result in self.results
+            pictures.Neighbour(
+                pictures.open_or_missing(result.path),
+                result.class_name,
+                result.distance,
+                None if self.label is None else result.label == self.label,
+            )
+            for result in self.results
         ]
-        tiles = pictures.neighbour_tiles(
-            pictures.open_or_missing(self.path), self.class_name, neighbours, query_line="query"
-        )
+        tiles = pictures.neighbour_tiles(pictures.open_or_missing(self.path), self.class_name, neighbours)
         width = min(8, len(tiles))
         picture = pictures.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
         try:
@@ -152,26 +156,25 @@ class Model:
         Raises:
             InputError: nothing has that name, several images have, or the file is no usable image.
         """
-        row = self._row(query)
+        file = Path(os.path.expanduser(query))
+        row = self._row(query, file)
         if row is None:
-            file = Path(query).expanduser()
             return Answer(query, file, None, None, self.search([file], k)[0])
         found = self.neighbours(self.index.vectors[row : row + 1], k, exclude=None if include_self else row)[0]
         own = self.result(row)
         return Answer(query, own.path, own.label, own.class_name, found)
 
-    def _row(self, query: str) -> int | None:
+    def _row(self, query: str, file: Path) -> int | None:
         """The row of an indexed query, or None where the query is another file."""
-        file = Path(query).expanduser()
-        if query.startswith((".", "/", "~")) and file.is_file():
-            known = file.resolve()
-            if not known.is_relative_to(self.index.root):
-                return None
-            query = known.relative_to(self.index.root).as_posix()
+        exists = os.path.isfile(file)  # pathlib's raises where a name is too long
+        if exists and query.startswith((".", "/", "~")):
+            paths = (Path(os.path.abspath(file)), file.resolve())  # class folders may be symbolic links
+            inside = (path.relative_to(self.index.root) for path in paths if path.is_relative_to(self.index.root))
+            return next((row for path in inside if (row := self.index.row(path.as_posix())) is not None), None)
         try:
             return self.index.find(query)
         except InputError:
-            if file.is_file():
+            if exists:
                 return None
             raise
 

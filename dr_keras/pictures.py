@@ -29,18 +29,21 @@ class Tile:
     frame: tuple[int, int, int]
 
 
-def neighbour_tiles(
-    query: Image.Image,
-    query_class: str | None,
-    neighbours: Sequence[tuple[Image.Image, str, float]],
-    *,
-    query_line: str = "query",
-) -> list[Tile]:
-    """The tiles of a query and its neighbours, each an (image, class, distance); same class in green, else orange."""
-    tiles = [Tile(query, (query_class or "?", query_line), QUERY)]
-    for image, name, distance in neighbours:
-        colour = FAINT if query_class is None else SAME if name == query_class else OTHER
-        tiles.append(Tile(image, (name, f"{distance:.3f}"), colour))
+@dataclass(frozen=True)
+class Neighbour:
+    """One neighbour: its image, the name of its class, its distance, and whether it has the query's class, if known."""
+
+    image: Image.Image
+    class_name: str
+    distance: float
+    same: bool | None
+
+
+def neighbour_tiles(query: Image.Image, class_name: str | None, neighbours: Sequence[Neighbour]) -> list[Tile]:
+    """The tiles of a query and its neighbours: framed green where the class is the query's, orange where another."""
+    frames = {True: SAME, False: OTHER, None: FAINT}
+    tiles = [Tile(query, (class_name or "?", "query"), QUERY)]
+    tiles += [Tile(one.image, (one.class_name, f"{one.distance:.3f}"), frames[one.same]) for one in neighbours]
     return tiles
 
 

@@ -113,7 +113,8 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
         finished = [run for run in _all_runs(runs) if run.finished]
         if not finished:
             raise RunError(f"{runs.resolve()} holds no finished run; train one first: python train.py")
-        return max(finished, key=lambda run: run.metrics_file.stat().st_mtime)
+        # Not metrics.json: evaluation and a later export write it again.
+        return max(finished, key=lambda run: run.samples_file.stat().st_mtime)
     run = next((run for run in (Run(runs / name), Run(Path(name))) if run.config_file.is_file()), None)
     if run is None:
         known = ", ".join(sorted(run.path.name for run in _all_runs(runs)))
@@ -156,17 +157,24 @@ def resumable_run(config: Config, runs: Path = RUNS) -> Run:
     return run
 
 
-def start_run(run: Run, config: Config) -> None:
-    """Makes the run folder, in place of an earlier run of the same name, and writes its config.json.
+def start_run(run: Run, config: Config, *, overwrite: bool = False) -> None:
+    """Makes the run folder and writes its config.json.
+
+    Args:
+        run: from `new_run`.
+        config: the settings.
+        overwrite: remove an earlier run of the same name first.
 
     Raises:
-        RunError: the folder cannot be made.
+        RunError: another run has taken the name since `new_run` looked, or the folder cannot be made.
     """
     try:
-        if run.path.exists():
+        if overwrite and run.path.exists():
             shutil.rmtree(run.path)
         run.path.mkdir(parents=True)
         run.write_config(config)
+    except FileExistsError:
+        raise RunError(f"{run.path} exists; another run took the name meanwhile") from None
     except OSError as error:
         raise RunError(f"{run.path} cannot be made: {error.strerror}") from error
 

@@ -62,6 +62,40 @@ def test_tiny_imagenet_layout(tmp_path):
     assert len(catalog.rows(MONITOR)) == 2
 
 
+def test_tiny_imagenet_with_its_validation_images_moved_into_class_folders(tmp_path):
+    touch(tmp_path, *(f"train/{c}/images/{c}_{n}.JPEG" for c in ("n1", "n2") for n in range(5)))
+    touch(tmp_path, "val/n1/val_0.JPEG", "val/n3/val_1.JPEG", "val/val_annotations.txt")
+    for leftover in ("none", "empty"):
+        if leftover == "empty":
+            (tmp_path / "val" / "images").mkdir()
+        catalog = load(tmp_path)
+        assert [catalog.ids[row] for row in catalog.rows(VALIDATION)] == ["val/n1/val_0.JPEG"]
+        assert catalog.missing == ("val/n3/val_1.JPEG",)
+
+
+def test_a_train_folder_alone_is_no_class(tmp_path):
+    touch(tmp_path, *(f"train/{c}/{n}.jpg" for c in "ab" for n in range(10)), "docs/readme.md")
+    catalog = load(tmp_path)
+    assert catalog.classes == ("a", "b")
+    assert len(catalog.rows(VALIDATION)) == 4
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, *(f"{c}/images/{n}.jpg" for c in ("car", "train", "test") for n in range(3)))
+    assert load(tmp_path).classes == ("car", "test", "train")
+
+
+def test_a_class_keeps_its_splits_when_another_comes(tmp_path):
+    touch(tmp_path, *(f"{c}/{n}.jpg" for c in "bc" for n in range(40)))
+    before = load(tmp_path)
+    touch(tmp_path, *(f"a/{n}.jpg" for n in range(40)))
+    after = load(tmp_path)
+    assert (
+        dict(zip(before.ids, before.splits, strict=True)).items()
+        <= dict(zip(after.ids, after.splits, strict=True)).items()
+    )
+
+
 def test_splits_are_shares_of_each_class_and_seeded(tmp_path):
     touch(tmp_path, *(f"{c}/{n:03}.jpg" for c in "ab" for n in range(100)))
     catalog = load(tmp_path, monitor=0.05, validation=0.2)

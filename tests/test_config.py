@@ -1,17 +1,19 @@
 import argparse
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 from conftest import script
 
-from dr_keras.config import PRESETS, Config, add_flags, parse, with_preset
+from dr_keras.config import PRESETS, Config, add_flags, parse
 from dr_keras.errors import InputError
 
 
 def parsed(*arguments: str) -> Config:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    return with_preset(**parse(parser, arguments)[0])
+    return Config(**parse(parser, arguments)[0])
 
 
 def test_every_field_is_a_flag():
@@ -36,7 +38,7 @@ def test_flags_become_fields():
 
 def test_flags_override_the_preset():
     config = parsed("--preset", "paper", "--image-size", "128")
-    assert config == with_preset("paper", image_size=128)
+    assert config == Config.preset("paper", image_size=128)
     assert (config.backbone, config.embedding_dim, config.distance, config.image_size) == (
         "alexnet",
         4096,
@@ -47,12 +49,12 @@ def test_flags_override_the_preset():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_survive_json(name):
-    config = with_preset(name)
+    config = Config.preset(name)
     assert Config.from_dict(config.to_dict()) == config
 
 
 def test_assignment_preset_is_the_assignment():
-    config = with_preset("assignment")
+    config = Config.preset("assignment")
     assert (config.margin, config.distance, config.multiscale, config.backbone) == (1.0, "euclidean", True, "alexnet")
 
 
@@ -71,7 +73,6 @@ def test_assignment_preset_is_the_assignment():
         {"learning_rate": 0},
         {"run": "../up"},
         {"shift": 64},
-        {"preset": "none"},
     ],
 )
 def test_values_out_of_range_are_refused_by_their_flag(wrong):
@@ -96,3 +97,14 @@ def test_a_bad_flag_is_one_line_on_stderr(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("train.py: --margin is 0.0")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_preset_that_does_not_exist():
+    with pytest.raises(InputError, match="--preset is 'none'; choose one of default, assignment, paper"):
+        Config.preset("none")
+
+
+def test_data_may_be_a_path():
+    config = Config(data=Path("my") / "folders")
+    assert config.data == str(Path("my") / "folders")
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -74,6 +74,23 @@ def test_path_bytes_and_picture_decode_alike(tmp_path):
         assert np.array_equal(decode(picture, 32), expected)
 
 
+def test_a_large_jpeg_as_a_picture_is_nearly_the_same(tmp_path):
+    Image.effect_mandelbrot((1200, 900), (-3, -2.5, 2, 2.5), 50).convert("RGB").save(tmp_path / "x.jpg", quality=92)
+    with Image.open(tmp_path / "x.jpg") as picture:
+        whole = decode(picture, 64).astype(int)
+    assert np.abs(decode(tmp_path / "x.jpg", 64) - whole).max() <= 3
+
+
+def test_a_truncated_picture_is_an_image_error():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, "JPEG")
+    with (
+        Image.open(io.BytesIO(data[: len(data) // 2])) as picture,
+        pytest.raises(ImageError, match="cannot be decoded"),
+    ):
+        decode(picture, 16)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [(b"", "empty"), (b"not an image at all", "no image"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image|decoded")],

@@ -17,7 +17,7 @@ import dr_keras
 from dr_keras.data.images import decode
 from dr_keras.errors import InputError, RunError
 from dr_keras.library import load
-from dr_keras.runs import Run, open_run
+from dr_keras.runs import Run, open_run, start_run
 
 
 @pytest.fixture
@@ -151,6 +151,47 @@ def test_a_copied_file_lands_on_its_original(workplace, model, runtime, tmp_path
 def test_a_path_into_the_data_is_the_indexed_image(model):
     path = str(model.index.root / model.index.ids[2])
     assert model.index.ids[2] not in [result.id for result in model.retrieve(path, 200).results]
+
+
+def test_a_file_is_never_taken_for_another_image_of_its_name(model, monkeypatch, tmp_path):
+    name = model.index.ids[1]
+    other = model.index.root / name.rpartition("/")[2]  # at the data root, and not indexed
+    shutil.copy(model.index.root / model.index.ids[70], other)
+    try:
+        monkeypatch.chdir(model.index.root)
+        assert model.retrieve(f"./{other.name}", 1).label is None
+        assert model.retrieve(f"./{name}", 1).label == name.split("/")[0]
+        (tmp_path / "link").symlink_to(model.index.root)
+        assert model.retrieve(str(tmp_path / "link" / name), 1).label == name.split("/")[0]
+    finally:
+        other.unlink()
+
+
+@pytest.mark.parametrize("query", ["~nobody-there/x.png", "x" * 300 + ".png", ""])
+def test_odd_names_are_not_found(model, query):
+    with pytest.raises(InputError, match="no image is called"):
+        model.retrieve(query)
+
+
+def test_brackets_in_names_are_printed(workplace, tmp_path):
+    draw("rings", np.random.default_rng(7)).save(tmp_path / "new [bold].png")
+    result = script(workplace, "retrieve.py", "--query", tmp_path / "new [bold].png", "--top", 1)
+    assert "new [bold].png" in result.stdout.replace("\n", "")
+
+
+def test_the_latest_run_is_the_one_trained_last(workplace, run):
+    older = workplace / "runs" / "older"
+    shutil.copytree(run.path, older)
+    os.utime(older / "samples.npy", (0, 0))
+    (older / "metrics.json").touch()  # as evaluate.py does
+    assert open_run(None, workplace / "runs").path == run.path
+    shutil.rmtree(older)
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(run):
+    with pytest.raises(RunError, match="meanwhile"):
+        start_run(run, run.config())
+    assert run.finished
 
 
 def test_the_table_and_the_picture(workplace):

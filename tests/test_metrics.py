@@ -101,7 +101,7 @@ def test_a_single_class_has_no_similarity_precision():
     q, _, g, _ = clusters()
     figures = evaluate(q, np.zeros(len(q), int), g, np.zeros(len(g), int), class_count=1).figures
     assert figures["precision@30"] == 1
-    assert np.isnan(figures["similarity_precision"])
+    assert figures["similarity_precision"] is None
 
 
 def test_tables():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dr_keras.config import Config, with_preset
+from dr_keras.config import Config
 from dr_keras.errors import RunError
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.network import L2Normalization, embedding_network, load_network, training_network
@@ -21,7 +21,7 @@ def shape(network, layer):
 
 
 def test_every_shape_is_the_papers_at_225_pixels():
-    network = embedding_network(with_preset("paper"))
+    network = embedding_network(Config.preset("paper"))
     expected = {
         # Wang et al. 2014, figure 3
         "image": (225, 225, 3),
@@ -148,3 +148,17 @@ def test_normalising_a_zero_vector_gives_zero_and_a_finite_gradient():
         total = tf.reduce_sum(unit)
     np.testing.assert_allclose(unit.numpy(), [[0, 0, 0], [0.6, 0, 0.8]], rtol=1e-6)
     assert np.isfinite(tape.gradient(total, values).numpy()).all()
+
+
+def test_distances_are_float32_under_a_mixed_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = training_network(initial_network(SMALL), margin=1.0, distance="squared")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("embedding_network").get_layer("stem_conv").compute_dtype == "bfloat16"
+    assert model.get_layer("embeddings").output.dtype == "float32"
+    batch = dict.fromkeys(("query", "positive", "negative"), images(4)) | {"classes": np.zeros((4, 2), np.int32)}
+    inner = keras.Model(model.inputs, model.get_layer("embeddings").output)
+    lengths = np.linalg.norm(inner.predict(batch, verbose=0)[:, :16], axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-6)

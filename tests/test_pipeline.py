@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dr_keras.data.augment import gather
-from dr_keras.data.pipeline import TripletSource, triplet_dataset
+from dr_keras.data.pipeline import BRANCHES, TripletSource, triplet_dataset
 from dr_keras.data.triplets import TripletSampler
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
@@ -52,11 +52,20 @@ def test_without_augmentation_pixels_are_untouched():
 
 def test_batches_hold_the_samplers_images_with_their_classes():
     plain = source()
-    batch, triplets = plain.batch(3), plain.sampler.batch(3)
+    batch, triplets = plain.batch(2), plain.sampler.batch(2)
     assert np.array_equal(batch["query"], PIXELS[plain.rows[triplets.query]])
+    assert np.array_equal(batch["positive"], PIXELS[plain.rows[triplets.positive]])
     assert np.array_equal(batch["negative"], PIXELS[plain.rows[triplets.negative]])
     assert batch["classes"].dtype == np.int32
     assert batch["classes"].shape == (6, 2)
+
+
+def test_only_training_images_are_in_batches():
+    numbered = np.broadcast_to(np.arange(30, dtype=np.uint8)[:, None, None, None], PIXELS.shape).copy()
+    rows = np.array([1, 4, 8, 9, 15, 22, 29])
+    plain = TripletSource(numbered, rows, TripletSampler(np.arange(7) % 2, 3, seed=0))
+    seen = {int(image[0, 0, 0]) for step in range(50) for name in BRANCHES for image in plain.batch(step)[name]}
+    assert seen == set(rows.tolist())
 
 
 def test_branches_are_augmented_apart():

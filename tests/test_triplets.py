@@ -22,20 +22,21 @@ def test_every_triplet_is_one(labels, batch_size, step):
     assert (labels[batch.query] == labels[batch.positive]).all()
     assert (labels[batch.query] != labels[batch.negative]).all()
     assert np.array_equal(batch.classes, np.stack([labels[batch.query], labels[batch.negative]], axis=1))
-    assert batch.query.shape == batch.positive.shape == batch.negative.shape == (batch_size,)
+    assert batch.query.shape == batch.positive.shape == batch.negative.shape
+    assert 1 <= len(batch.query) <= batch_size
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_each_image_is_the_query_once_an_epoch_in_a_fresh_order(batch_size):
     labels = np.repeat(np.arange(10), 13)
     sampler = TripletSampler(labels, batch_size, seed=0)
-    steps = -(-3 * len(labels) // batch_size)
-    stream = np.concatenate([sampler.batch(step).query for step in range(steps)])
-    passes = stream[: 3 * len(labels)].reshape(3, -1)
-    for order in passes:
-        assert np.array_equal(np.sort(order), np.arange(len(labels)))
-    assert not np.array_equal(passes[0], passes[1])
     assert sampler.steps_per_epoch == -(-len(labels) // batch_size)
+    orders = []
+    for epoch in range(3):
+        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+        orders.append(np.concatenate([sampler.batch(step).query for step in steps]))
+        assert np.array_equal(np.sort(orders[-1]), np.arange(len(labels)))
+    assert not np.array_equal(orders[0], orders[1])
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step():
@@ -51,9 +52,9 @@ def test_a_step_is_a_pure_function_of_seed_and_step():
 
 def test_partners_are_uniform():
     labels = np.array([0] * 4 + [1] * 2 + [2] * 3)
-    sampler = TripletSampler(labels, 900, seed=1)
+    sampler = TripletSampler(labels, 9, seed=1)
     positives, negatives = np.zeros((9, 9)), np.zeros((9, 9))
-    for step in range(100):
+    for step in range(5000):
         batch = sampler.batch(step)
         np.add.at(positives, (batch.query, batch.positive), 1)
         np.add.at(negatives, (batch.query, batch.negative), 1)
@@ -86,4 +87,4 @@ def test_impossible_data_is_an_error(labels, message):
 
 def test_labels_may_be_any_integers():
     labels = np.array([7, 2**31 - 1, 7, 2**31 - 1], np.int64)
-    assert set(TripletSampler(labels, 8, seed=0).batch(0).classes.ravel().tolist()) == {7, 2**31 - 1}
+    assert set(TripletSampler(labels, 4, seed=0).batch(0).classes.ravel().tolist()) == {7, 2**31 - 1}

@@ -6,6 +6,7 @@ class's training images, only watch; validation images are kept for `evaluate.py
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from dr_keras.data.images import EXTENSIONS
 from dr_keras.errors import InputError
 from dr_keras.files import cache_folder
 
-VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
+HELD_OUT_FOLDERS = ("val", "validation", "valid", "dev", "test")  # the first that exists is taken
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Catalog:
         classes: C folder names, sorted.
         class_names: C names for people; the same as `classes` where the data set has no others.
         splits: (N,) uint8 of `TRAIN`, `MONITOR` and `VALIDATION`.
-        missing: ids that an annotation file lists and that do not exist, or whose class has no training images.
+        missing: held-out images that cannot be used: listed and not there, or of a class without training images.
     """
 
     root: Path
@@ -63,7 +64,7 @@ def load_catalog(data: str | os.PathLike[str] | None, *, monitor: float, validat
     """Lists the images of a data set and splits them.
 
     Args:
-        data: 'digits', the official Tiny ImageNet folder, a folder with train/ and val/ of class folders, or a folder
+        data: 'digits', the official Tiny ImageNet folder, a folder with train/ (and val/) of class folders, or a folder
             of class folders with the images anywhere below them. None stands for Tiny ImageNet in the cache.
         monitor: share of each class's training images that become the monitor split.
         validation: share of each class that is held out where the data set has no validation split of its own.
@@ -88,33 +89,23 @@ def load_catalog(data: str | os.PathLike[str] | None, *, monitor: float, validat
         raise InputError(f"--data {root} {kind}; give a folder that holds one folder of images for each class")
     root = root.resolve()
 
-    train_root = root / "train" if (root / "train").is_dir() else root
-    held_root = next((root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()), None)
-    if train_root is root or held_root is None:
-        train_root, held_root = root, None
+    train_root, held_root = _split_folders(root)
     found = {name: tuple(_images_below(train_root / name)) for name in _folders(train_root)}
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise InputError(f"{train_root} holds no class folders with images ({', '.join(sorted(EXTENSIONS))})")
     classes = tuple(sorted(found))
     number = {name: label for label, name in enumerate(classes)}
-
-    held: list[tuple[str, int]] = []
-    missing: list[str] = []
-    if held_root is not None and (held_root / "val_annotations.txt").is_file():
-        held, missing = _annotated(held_root, number)
-    elif held_root is not None:
-        held = [
-            (str(file), label) for name, label in number.items() for file in sorted(_images_below(held_root / name))
-        ]
+    held, missing = _held_out(held_root, number) if held_root else ([], [])
 
     ids, labels, splits = [], [], []
     for name, label in number.items():
         files = sorted(found[name])
         split = np.full(len(files), TRAIN, np.uint8)
+        own = zlib.crc32(os.fsencode(name))  # by its name, so that a class keeps its splits when others come or go
         if not held:
-            split[_choose(np.flatnonzero(split == TRAIN), validation, (seed, VALIDATION, label))] = VALIDATION
-        split[_choose(np.flatnonzero(split == TRAIN), monitor, (seed, MONITOR, label))] = MONITOR
+            split[_choose(np.flatnonzero(split == TRAIN), validation, (seed, VALIDATION, own))] = VALIDATION
+        split[_choose(np.flatnonzero(split == TRAIN), monitor, (seed, MONITOR, own))] = MONITOR
         ids += files
         labels += [label] * len(files)
         splits += split.tolist()
@@ -145,6 +136,30 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _split_folders(root: Path) -> tuple[Path, Path | None]:
+    """The folders of training and of held-out classes; `root` itself where train/ is a class like the others."""
+    others = [name for name in _folders(root) if name != "train" and name not in HELD_OUT_FOLDERS]
+    if not (root / "train").is_dir() or any(next(_images_below(root / name), None) for name in others):
+        return root, None
+    return root / "train", next((root / name for name in HELD_OUT_FOLDERS if (root / name).is_dir()), None)
+
+
+def _held_out(folder: Path, number: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Held-out images with their labels, and those that cannot be used, by annotations or by class folders."""
+    annotations, images = folder / "val_annotations.txt", folder / "images"
+    if annotations.is_file() and images.is_dir() and next(_images_below(images), None):
+        return _annotated(annotations, images, number)
+    held: list[tuple[str, int]] = []
+    unknown: list[str] = []
+    for name in _folders(folder):
+        files = sorted(_images_below(folder / name))
+        if name in number:
+            held += [(file, number[name]) for file in files]
+        else:
+            unknown += files
+    return held, unknown
+
+
 def _images_below(folder: Path) -> Iterator[str]:
     """The image files at any depth, through symbolic links but into no folder twice, hidden ones left out."""
     seen = set()
@@ -160,19 +175,18 @@ def _images_below(folder: Path) -> Iterator[str]:
                 yield os.path.join(here, name)
 
 
-def _annotated(folder: Path, number: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
+def _annotated(annotations: Path, images: Path, number: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
     """Tiny ImageNet's validation images with their labels, and those that are listed and cannot be used."""
-    with os.scandir(folder / "images") as entries:
+    with os.scandir(images) as entries:
         present = {entry.name for entry in entries}
     held, missing = [], []
-    for line in (folder / "val_annotations.txt").read_text(encoding="utf-8").splitlines():
+    for line in annotations.read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition("\t")
-        path = str(folder / "images" / name)
         label = number.get(rest.split("\t")[0])
         if name not in present or label is None:
-            missing.append(path)
+            missing.append(str(images / name))
         else:
-            held.append((path, label))
+            held.append((str(images / name), label))
     return held, missing
 
 

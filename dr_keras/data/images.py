@@ -22,7 +22,8 @@ def decode(source: Source, size: int) -> np.ndarray:
     """Decodes one image and stretches it to a square.
 
     Args:
-        source: a path, the bytes of an encoded image, or a PIL image.
+        source: a path, the bytes of an encoded image, or a PIL image. A large JPEG is shrunk while it is decoded where
+            it comes as a path or as bytes; the same JPEG as a PIL image can differ by 2 or 3 levels.
         size: pixels a side.
 
     Returns:
@@ -50,7 +51,11 @@ def read(source: Source, draft: int | None = None) -> Image.Image:
         ImageError: as in `decode`.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        try:
+            source.load()  # one opened from a file may not be decoded yet
+            return _to_rgb(source)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"cannot be decoded: {error}") from error
     data = source if isinstance(source, bytes) else _read_file(Path(source))
     if not data:
         raise ImageError("is empty (0 bytes)")

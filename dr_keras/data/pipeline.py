@@ -55,8 +55,8 @@ def triplet_dataset(source: TripletSource, first_step: int, last_step: int) -> "
     """The batches of the steps from `first_step` up to, not including, `last_step`, made ahead of their use."""
     import tensorflow as tf
 
-    size, (height, width) = source.sampler.batch_size, source.pixels.shape[1:3]
-    shapes = dict.fromkeys(BRANCHES, (size, height, width, 3)) | {"classes": (size, 2)}
+    height, width = source.pixels.shape[1:3]
+    shapes = dict.fromkeys(BRANCHES, (None, height, width, 3)) | {"classes": (None, 2)}
     types = [tf.uint8] * 3 + [tf.int32]
 
     def make(step: np.ndarray) -> list[np.ndarray]:

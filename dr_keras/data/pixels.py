@@ -86,7 +86,7 @@ def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
         notes.append(f"classes without a training image take no part in training: {', '.join(empty)}")
     if catalog.missing:
         notes.append(
-            f"{len(catalog.missing)} annotated validation images do not exist or have a class without training images, "
+            f"{len(catalog.missing)} held-out images do not exist or have a class without training images, "
             f"{catalog.missing[0]} first"
         )
     return {

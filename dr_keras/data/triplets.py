@@ -25,13 +25,13 @@ class Triplets:
 class TripletSampler:
     """Draws the batch of any step, in any order, always the same.
 
-    Queries run through all images whose class has a second one, in a fresh order each pass; passes follow each other
-    without a gap, so batches keep their size and no image is left out. The positive is uniform over the query's class
-    without the query, the negative uniform over the images of all other classes. Each draw takes constant time.
+    In an epoch each image whose class has a second one is the query once, in a fresh order; the last batch of an epoch
+    is the smaller for it. The positive is uniform over the query's class without the query, the negative uniform over
+    the images of all other classes. Each draw takes constant time.
 
     Args:
         labels: (N,) integers, the class of each training image.
-        batch_size: triplets a step.
+        batch_size: triplets a step, at most.
         seed: seeds everything.
 
     Raises:
@@ -57,16 +57,16 @@ class TripletSampler:
         self._rank = np.empty_like(self._by_class)  # place of each row within its class
         self._rank[self._by_class] = np.arange(len(self.labels)) - np.repeat(self._start, count)
         self._queries = np.flatnonzero(count[self._class] > 1)
-        self._order: tuple[int, np.ndarray] = (-1, self._queries)  # the pass whose order was drawn last
+        self._order: tuple[int, np.ndarray] = (-1, self._queries)  # the epoch whose order was drawn last
 
     @property
     def steps_per_epoch(self) -> int:
-        """The steps after which every query has been drawn at least once."""
+        """The steps in which every query is drawn once."""
         return -(-len(self._queries) // self.batch_size)
 
     def batch(self, step: int) -> Triplets:
         """The triplets of global step `step`, counted from 0."""
-        query = self._query_rows(step)
+        query = self._query_rows(step)  # (B,)
         own = self._class[query]  # (B,)
         random = np.random.default_rng((self.seed, _PARTNERS, step))
 
@@ -82,15 +82,10 @@ class TripletSampler:
         return Triplets(query, positive, negative, classes)
 
     def _query_rows(self, step: int) -> np.ndarray:
-        position = step * self.batch_size + np.arange(self.batch_size)
-        passes, places = np.divmod(position, len(self._queries))
-        rows = np.empty(self.batch_size, np.int64)
-        for number in np.unique(passes):
-            here = passes == number
-            rows[here] = self._pass_order(int(number))[places[here]]
-        return rows
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch_order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _pass_order(self, number: int) -> np.ndarray:
+    def _epoch_order(self, number: int) -> np.ndarray:
         drawn, order = self._order
         if drawn != number:
             order = np.random.default_rng((self.seed, _ORDER, number)).permutation(self._queries)

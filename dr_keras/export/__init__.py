@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from dr_keras.errors import RunError
 from dr_keras.runs import Run
@@ -20,9 +21,16 @@ def export_in_child(run: Run) -> dict[str, float]:
     Raises:
         RunError: an export failed or differs from the network; nothing of it is kept.
     """
+    here = str(Path(__file__).parent.parent.parent)  # the package need not be installed
+    settings = {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        "CUDA_VISIBLE_DEVICES": "-1",  # the training holds the GPU's memory, and a GPU may compute in TF32
+    }
     result = subprocess.run(
         [sys.executable, "-m", "dr_keras.export", str(run.path)],
-        env=os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         check=False,

@@ -110,7 +110,9 @@ def training_network(network: keras.Model, *, margin: float, distance: str) -> T
         name: keras.Input(network.input_shape[1:], dtype="uint8", name=name)
         for name in ("query", "positive", "negative")
     }
-    embeddings = layers.Concatenate(name="embeddings")([network(branch) for branch in inputs.values()])  # (B, 3D)
+    # In float32 also under a mixed policy: bfloat16 would round small distances away.
+    joined = layers.Concatenate(dtype="float32", name="embeddings")
+    embeddings = joined([network(branch) for branch in inputs.values()])  # (B, 3D)
     statistics = TripletRanking(margin, distance, name="ranking")(embeddings)
     inputs["classes"] = keras.Input((2,), dtype="int32", name="classes")
     return TripletModel(inputs, statistics, name="training_network")

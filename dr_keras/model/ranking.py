@@ -5,9 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from dr_keras.config import DISTANCES
 from dr_keras.errors import InputError
-
-DISTANCES = ("euclidean", "squared")
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")

@@ -92,6 +92,7 @@ class SavedModelEmbedder:
             raise RunError(f"{folder} does not exist; make it with train.py --export-only")
         self._model = tf.saved_model.load(str(folder))
         self._serve = self._model.signatures["serving_default"]
+        self._length = int(next(iter(self._serve.structured_outputs.values())).shape[-1])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import tensorflow as tf
@@ -100,4 +101,4 @@ class SavedModelEmbedder:
             next(iter(self._serve(tf.constant(images[start : start + BATCH])).values())).numpy()
             for start in range(0, len(images), BATCH)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.empty((0, self._length), np.float32)

@@ -114,13 +114,17 @@ class Index:
             order = order[:, :keep]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(exact, order, axis=1)
 
+    def row(self, name: str) -> int | None:
+        """The row of an id, or None."""
+        return next((row for row, known in enumerate(self.ids) if known == name), None)
+
     def find(self, name: str) -> int:
         """The row of an image by its id, its path, or its base name where that is unique.
 
         Raises:
             InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
         """
-        wanted = PurePosixPath(name.replace("\\\\", "/")).as_posix()
+        wanted = PurePosixPath(name).as_posix()
         if wanted.startswith("/"):
             wanted = wanted.removeprefix(self.root.as_posix() + "/")
         tail = "/" + wanted

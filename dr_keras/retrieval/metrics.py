@@ -10,7 +10,8 @@ from dr_keras.retrieval.search import nearest
 
 KS = (1, 10, 30)
 TRIPLETS_PER_QUERY = 10
-QUERY_BLOCK = 1024  # queries ranked at a time; memory is this times R, never Q times N
+QUERY_BLOCK = 1024  # queries ranked at a time, fewer where their classes are large,
+BLOCK_VALUES = 1 << 22  # so that a block has no more neighbours than this: about 0.2 GB
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class Ranking:
     """What an evaluation found.
 
     Attributes:
-        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision`, and the counts behind them.
+        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision` (None where the gallery has one class), and
+            the counts behind them.
         class_precision: (C,) mean precision@30 of each class's queries; NaN where a class has none.
         confusion: (C, C) share of the 30 nearest of class a's queries that are of class b, a down, b across.
     """
 
-    figures: dict[str, float]
+    figures: dict[str, Any]
     class_precision: np.ndarray
     confusion: np.ndarray
 
@@ -71,9 +73,10 @@ def evaluate(
     hits = {k: np.empty(len(queries)) for k in KS}
     average = np.empty(len(queries))
     confusion = np.zeros((class_count, class_count))
-    for start in range(0, len(queries), QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
-        depth = max(max(KS), int(relevant[block].max()))
+    depth = max(*KS, int(relevant.max()))
+    step = max(1, min(QUERY_BLOCK, BLOCK_VALUES // depth))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
         rows, _ = nearest(queries[block], gallery, depth)
         found = gallery_labels[rows]  # (q, K)
         right = found == query_labels[block, None]
@@ -83,11 +86,11 @@ def evaluate(
         top = found[:, : max(KS)]
         np.add.at(confusion, (np.broadcast_to(query_labels[block, None], top.shape), top), 1 / top.shape[1])
 
-    figures: dict[str, float] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
+    figures: dict[str, float | None] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
     figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
     figures["map@r"] = float(average.mean())
     near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed)
-    figures["similarity_precision"] = float((near < far).mean()) if near.size else float("nan")
+    figures["similarity_precision"] = float((near < far).mean()) if near.size else None
     figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery)}
 
     count = np.bincount(query_labels, minlength=class_count)

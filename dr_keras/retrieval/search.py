@@ -20,10 +20,12 @@ def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarra
     """
     queries = np.ascontiguousarray(queries, np.float32)
     k = min(k, len(gallery))
-    part = len(gallery) if gallery.dtype == np.float32 else max(1, GALLERY_VALUES // gallery.shape[1])
+    if gallery.dtype == np.float32:
+        return _search(queries, np.ascontiguousarray(gallery), k)
+    part = max(1, GALLERY_VALUES // gallery.shape[1])
     best_rows = np.empty((len(queries), 0), np.int64)
     best = np.empty((len(queries), 0), np.float32)
-    for start in range(0, len(gallery), max(part, 1)):
+    for start in range(0, len(gallery), part):
         vectors = np.ascontiguousarray(gallery[start : start + part], np.float32)
         rows, squared = _search(queries, vectors, min(k, len(vectors)))
         best_rows = np.concatenate([best_rows, rows + start], axis=1)

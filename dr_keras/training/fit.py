@@ -17,7 +17,7 @@ from rich.console import Console
 
 from dr_keras import export
 from dr_keras.config import Config
-from dr_keras.console import bar
+from dr_keras.console import bar, stderr
 from dr_keras.data import TRAIN
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.pipeline import TripletSource, triplet_dataset
@@ -57,19 +57,19 @@ def run_training(
         InputError: the data cannot be used; the run's name is taken; there is nothing to resume.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
-    console = console or Console(stderr=True)
+    console = console or stderr()
     run = resumable_run(config, runs) if resume else new_run(config, runs, overwrite=overwrite)
     done = read_progress(run.checkpoint_file) if resume else None
     catalog = load_catalog(config.data, monitor=config.monitor, validation=config.validation, seed=config.seed)
     with bar("reading images", len(catalog), console) as advance:
         catalog, pixels, report = load_pixels(catalog, config.image_size, advance=advance)
-    data = zlib.crc32("\n".join(catalog.ids).encode())
+    data = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
     if done and done.data != data:
         raise RunError(f"the images in {catalog.root} are not those that {run.path} was started with")
     rows = catalog.rows(TRAIN)
     sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
     if not resume:
-        start_run(run, config)
+        start_run(run, config, overwrite=overwrite)
         write_json(run.report_file, report)
     _say_data(console, catalog, report, run)
 

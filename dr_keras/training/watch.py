@@ -6,7 +6,7 @@ import numpy as np
 
 from dr_keras.data import MONITOR, TRAIN
 from dr_keras.data.catalog import Catalog
-from dr_keras.pictures import OTHER, QUERY, SAME, Tile, from_pixels, grid, neighbour_tiles
+from dr_keras.pictures import OTHER, QUERY, SAME, Neighbour, Tile, from_pixels, grid, neighbour_tiles
 from dr_keras.retrieval.metrics import KS, evaluate, triplet_distances
 from dr_keras.retrieval.search import nearest
 from dr_keras.training.callbacks import Board
@@ -78,11 +78,12 @@ class Monitor:
         names, labels = self._catalog.class_names, self._catalog.labels
         rows = []
         for query, found, far in zip(self._shown, neighbours, distances, strict=True):
-            images = [
-                (from_pixels(self._pixels[row]), names[labels[row]], float(d))
+            own = labels[query]
+            near = [
+                Neighbour(from_pixels(self._pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
                 for row, d in zip(found, far, strict=True)
             ]
-            rows.append(neighbour_tiles(from_pixels(self._pixels[query]), names[labels[query]], images))
+            rows.append(neighbour_tiles(from_pixels(self._pixels[query]), names[own], near))
         half = -(-len(rows) // 2)  # two queries a line: a picture that is wider than high suits a screen
         lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
         return np.asarray(grid(lines, side=80))

@@ -1,0 +1,55 @@
+import numpy as np
+from PIL import Image, ImageFont
+
+from dr_keras.pictures import (
+    FAINT,
+    FRAME,
+    GAP,
+    OTHER,
+    PAPER,
+    QUERY,
+    SAME,
+    Neighbour,
+    grid,
+    neighbour_tiles,
+    open_or_missing,
+    shorten,
+)
+
+SIDE = 50
+
+
+def frame_colours(picture: Image.Image, count: int) -> list[tuple[int, ...]]:
+    step = SIDE + 2 * FRAME + GAP
+    return [picture.getpixel((GAP + number * step + 1, GAP + 1)) for number in range(count)]
+
+
+def test_frames_tell_query_same_class_other_class_and_unknown():
+    image = Image.new("RGB", (8, 8), "black")
+    near = [Neighbour(image, name, 0.5, same) for name, same in (("cat", True), ("cat", False), ("dog", None))]
+    picture = grid([neighbour_tiles(image, "cat", near)], side=SIDE)
+    assert frame_colours(picture, 4) == [QUERY, SAME, OTHER, FAINT]
+
+
+def test_images_keep_their_proportions_and_captions_are_drawn():
+    wide = Image.new("RGB", (80, 20), "black")
+    picture = np.asarray(grid([neighbour_tiles(wide, "a name that is far too long for its tile", [])], side=SIDE))
+    inside = picture[GAP + FRAME : GAP + FRAME + SIDE, GAP + FRAME : GAP + FRAME + SIDE]
+    black = (inside == 0).all(axis=2)
+    assert black.any(axis=1).sum() in (12, 13)  # a quarter as high as wide
+    assert black.any(axis=0).all()
+    caption = picture[GAP + SIDE + 2 * FRAME :]
+    assert (caption < 128).any()
+    assert (picture[:, -GAP:] == PAPER).all()  # and the caption does not run out of its tile
+
+
+def test_shorten_fits():
+    font = ImageFont.load_default(13)
+    assert shorten("cat", 100, font) == "cat"
+    cut = shorten("a very long class name indeed", 60, font)
+    assert cut.endswith("…")
+    assert font.getlength(cut) <= 60
+
+
+def test_a_file_that_is_gone_has_a_stand_in(tmp_path):
+    assert open_or_missing(tmp_path / "gone.jpg").size == (112, 112)
