@@ -84,11 +84,9 @@ def test_a_large_jpeg_as_a_picture_is_nearly_the_same(tmp_path):
 def test_a_truncated_picture_is_an_image_error():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encode(noise, "JPEG")
-    with (
-        Image.open(io.BytesIO(data[: len(data) // 2])) as picture,
-        pytest.raises(ImageError, match="cannot be decoded"),
-    ):
-        decode(picture, 16)
+    with Image.open(io.BytesIO(data[: len(data) // 2])) as picture:  # not decoded yet
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            decode(picture, 16)
 
 
 @pytest.mark.parametrize(
