@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/demo.stamp
 	$(BIN)/python train.py --data digits --image-size 32 --backbone resnet10 --width 16 \
 	    --epochs 20 --eval-every 5 --run demo --overwrite
-	$(BIN)/python retrieve.py --run demo --query digit_0042.png --top 15 --save demo.png
+	$(BIN)/python retrieve.py --run demo --query digit_0110.png --top 15 --save demo.png
 	$(BIN)/python evaluate.py --run demo
 
 test: lint types

@@ -22,12 +22,16 @@ def gather(
         return pixels[rows]
     batch, (height, width) = len(rows), pixels.shape[1:3]
     random = np.random.default_rng(seed)
-    down, right = random.integers(-shift, shift + 1, (2, batch, 1))
-    y = np.clip(np.arange(height) + down, 0, height - 1)  # (B, H)
-    x = np.clip(np.arange(width) + right, 0, width - 1)  # (B, W)
-    if flip:
-        x = np.where(random.random((batch, 1)) < 0.5, x[:, ::-1], x)
-    # One flat take of 3-byte pixels: four times as fast as indexing along three axes.
-    flat = pixels.reshape(-1).view("V3")
-    place = (np.asarray(rows, np.int64)[:, None, None] * height + y[:, :, None]) * width + x[:, None, :]
-    return np.take(flat, place).view(np.uint8).reshape(batch, height, width, 3)
+    down, right = random.integers(-shift, shift + 1, (2, batch))
+    mirrored = flip & (random.random(batch) < 0.5)
+    # Pixels of 3 bytes, copied in rectangles: no index is computed and no byte is touched twice but at the border.
+    store, out = pixels.view("V3")[..., 0], np.empty((batch, height, width), "V3")
+    for image, row, dy, dx, mirror in zip(out, rows, down.tolist(), right.tolist(), mirrored.tolist(), strict=True):
+        place = image[:, ::-1] if mirror else image
+        source = store[row]
+        top, bottom = min(max(0, -dy), height - 1), max(min(height, height - dy), 1)  # what stays inside, in `image`
+        left, right_ = min(max(0, -dx), width - 1), max(min(width, width - dx), 1)
+        place[top:bottom, left:right_] = source[top + dy : bottom + dy, left + dx : right_ + dx]
+        place[:top], place[bottom:] = place[top], place[bottom - 1]
+        place[:, :left], place[:, right_:] = place[:, left : left + 1], place[:, right_ - 1 : right_]
+    return out.view(np.uint8).reshape(batch, height, width, 3)
