@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--data", default=None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=6, help="of each of the two fits of a round")
+    parser.add_argument("--network", choices=("default", "cheap"), help="only this one")
     options = parser.parse_args()
     print(machine())
 
@@ -48,7 +49,8 @@ def main() -> None:
     print(f"decode: {len(catalog):,} images in {seconds:.1f} s, {len(catalog) / seconds:,.0f} images/s (n = 1)")
 
     rows = catalog.rows(TRAIN)
-    for config in (Config(), Config(backbone="resnet10", width=16)):
+    networks = {"default": Config(), "cheap": Config(backbone="resnet10", width=16)}
+    for config in [networks[options.network]] if options.network else networks.values():
         sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
         source = TripletSource(pixels, rows, sampler, flip=config.flip, shift=config.shift)
         compare(config, source, options.rounds, options.seconds)

@@ -30,8 +30,8 @@ def gather(
         place = image[:, ::-1] if mirror else image
         source = store[row]
         top, bottom = min(max(0, -dy), height - 1), max(min(height, height - dy), 1)  # what stays inside, in `image`
-        left, right_ = min(max(0, -dx), width - 1), max(min(width, width - dx), 1)
-        place[top:bottom, left:right_] = source[top + dy : bottom + dy, left + dx : right_ + dx]
+        left, end = min(max(0, -dx), width - 1), max(min(width, width - dx), 1)
+        place[top:bottom, left:end] = source[top + dy : bottom + dy, left + dx : end + dx]
         place[:top], place[bottom:] = place[top], place[bottom - 1]
-        place[:, :left], place[:, right_:] = place[:, left : left + 1], place[:, right_ - 1 : right_]
+        place[:, :left], place[:, end:] = place[:, left : left + 1], place[:, end - 1 : end]
     return out.view(np.uint8).reshape(batch, height, width, 3)
