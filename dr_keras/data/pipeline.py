@@ -69,4 +69,7 @@ def triplet_dataset(source: TripletSource, first_step: int, last_step: int) -> "
             name: tf.ensure_shape(tensor, shape) for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)
         }
 
-    return tf.data.Dataset.range(first_step, last_step).map(load, num_parallel_calls=1).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1  # one thread keeps up; more would take turns with the network's
+    options.autotune.enabled = False  # there is nothing to tune
+    return tf.data.Dataset.range(first_step, last_step).map(load).prefetch(2).with_options(options)
