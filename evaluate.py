@@ -21,7 +21,7 @@ FIGURES = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
-    parser.add_argument("--data", metavar="FOLDER", help="evaluate on another data set, as for train.py")
+    parser.add_argument("--data", metavar="DATA", help="evaluate on another data set, as for train.py")
     parser.add_argument(
         "--baselines",
         action=argparse.BooleanOptionalAction,

@@ -28,7 +28,12 @@ def main() -> int:
     parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbours")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what embeds a new file (auto: litert)")
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what embeds a new file (auto: litert)",
+    )
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:

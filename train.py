@@ -50,7 +50,7 @@ def main() -> int:
 def train(config: Config, *, overwrite: bool = False, resume: bool = False) -> None:
     """Trains, once Keras is loaded."""
     import_framework()
-    from dr_keras.training.fit import run_training
+    from dr_keras.training.run import run_training
 
     run_training(config, overwrite=overwrite, resume=resume)
 

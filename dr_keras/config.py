@@ -15,6 +15,8 @@ from dr_keras.errors import InputError
 
 BACKBONES = ("resnet10", "resnet18", "resnet34", "alexnet")
 DISTANCES = ("euclidean", "squared")
+RESIZES = ("stretch", "crop", "pad")
+STORES = ("auto", "memory", "disk", "stream")
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 
@@ -33,13 +35,32 @@ class Config:
 
     data: str | None = _option(
         None,
-        "folder of class folders, the official Tiny ImageNet folder, or 'digits'; "
-        "~/.cache/dr_keras/tiny-imagenet-200 without it",
-        metavar="FOLDER",
+        "folder of class folders (or with train/ and val/ of them), a zip or tar file of one, a manifest FILE.csv with "
+        "columns path, label and perhaps split, 'tfds:NAME', 'digits', or 'tiny-imagenet', downloaded on first use "
+        "(default: tiny-imagenet)",
+        metavar="DATA",
     )
     run: str | None = _option(None, "name of the run folder made in runs/; date and time without it", metavar="NAME")
     image_size: int = _option(64, "images are resized to this many pixels a side", metavar="PIXELS")
-    backbone: str = _option("resnet18", "network of the ConvNet path", choices=BACKBONES)
+    resize: str = _option(
+        "stretch", "stretch; crop: the middle square; pad: all of it, filled up with grey", choices=RESIZES
+    )
+    store: str = _option(
+        "auto",
+        "where decoded images are kept: memory, disk (in the cache, for later runs too), or stream: nowhere, they are "
+        "decoded each time",
+        choices=STORES,
+    )
+    backbone: str = _option(
+        "resnet18",
+        f"network of the ConvNet path: {', '.join(BACKBONES)}, or any of keras.applications, such as EfficientNetB0",
+        metavar="NAME",
+    )
+    weights: str | None = _option(
+        None,
+        "what a network of keras.applications starts from: none (random), imagenet (downloaded) or a weights file",
+        metavar="none|imagenet|FILE",
+    )
     width: int = _option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")
     multiscale: bool = _option(True, "the paper's two low-resolution paths beside the ConvNet path")
     embedding_dim: int = _option(256, "length of an embedding; the paper's is 4096", metavar="D")
@@ -68,13 +89,17 @@ class Config:
     )
     deterministic: bool = _option(False, "make float32 training on a CPU repeat itself to the last digit; slower")
     precision: str = _option("auto", "auto: mixed_bfloat16 on a GPU, float32 elsewhere", choices=PRECISIONS)
+    hosts: int = _option(1, "machines that train together, by JAX; each runs train.py with the same flags", metavar="N")
+    host_index: int = _option(0, "which of them this is; 0 writes the run folder", metavar="I")
+    coordinator: str | None = _option(None, "address of host 0 that the others reach", metavar="ADDRESS:PORT")
     seed: int = _option(0, "seeds the splits, the triplets, the augmentation and the weights", metavar="N")
 
     def __post_init__(self) -> None:
         if self.data is not None:
             object.__setattr__(self, "data", os.fspath(self.data))  # a Path is welcome, and config.json holds text
         for name, choices in (
-            ("backbone", BACKBONES),
+            ("resize", RESIZES),
+            ("store", STORES),
             ("distance", DISTANCES),
             ("optimizer", OPTIMIZERS),
             ("precision", PRECISIONS),
@@ -89,6 +114,8 @@ class Config:
             ("batch_size", 1),
             ("shift", 0),
             ("eval_every", 0),
+            ("hosts", 1),
+            ("host_index", 0),
             ("seed", 0),
         ):
             if getattr(self, name) < least:
@@ -106,6 +133,14 @@ class Config:
             raise InputError(f"--weight-decay is {self.weight_decay}; it must be 0 or more")
         if self.shift >= self.image_size:
             raise InputError(f"--shift is {self.shift}; it must be below --image-size ({self.image_size})")
+        if self.weights in ("none", ""):
+            object.__setattr__(self, "weights", None)
+        if self.weights is not None and self.backbone in BACKBONES:
+            raise InputError(f"--weights is {self.weights!r}; only networks of keras.applications have weights to load")
+        if self.host_index >= self.hosts:
+            raise InputError(f"--host-index is {self.host_index}; it counts from 0 and must be below --hosts")
+        if self.hosts > 1 and self.coordinator is None:
+            raise InputError("--hosts needs --coordinator ADDRESS:PORT, the address of host 0")
         if self.run is not None and (not self.run or self.run in (".", "..") or set(self.run) & set("/\\\0")):
             raise InputError(f"--run is {self.run!r}; it must be a folder's name, without a path")
 

@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def stderr() -> Console:
-    """Standard error, with square brackets in the names of files left as they are."""
-    return Console(stderr=True, markup=False, emoji=False, highlight=False)
+    """Standard error, with names of files left as they are: no markup, no lines broken in the middle of a path."""
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

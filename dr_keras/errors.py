@@ -13,5 +13,9 @@ class Interrupted(InputError):
     """A person stopped the run; it was saved and can go on."""
 
 
+class MissingPackage(InputError):
+    """What was asked for needs a package that is not installed."""
+
+
 class RunError(InputError):
     """A run folder that is missing, unfinished, damaged or of another format version."""

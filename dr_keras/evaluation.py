@@ -1,5 +1,6 @@
 """The figures of a run: its held-out images as queries, train + monitor as the gallery, and what they are worth."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +64,7 @@ def evaluate_run(
     }
     if baselines:
         if pixels is None:
-            pixels = _decode_index(index, model.config.image_size, console)
+            pixels = _decode_index(index, model.config, console)
         result["baselines"] = {
             name: _rank(index, vectors(), model.config.seed).figures
             for name, vectors in _baselines(model, pixels, console).items()
@@ -110,10 +111,10 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
     return {"pixels": raw, "untrained": untrained}
 
 
-def _decode_index(index: Index, size: int, console: Console) -> np.ndarray:
-    paths = [index.root / name for name in index.ids]
+def _decode_index(index: Index, config: Config, console: Console) -> np.ndarray:
+    paths = [os.path.join(index.root, name) for name in index.ids]
     with bar("reading images for the baselines", len(paths), console) as advance:
-        pixels, failures = decode_files(paths, size, advance=advance)
+        pixels, failures = decode_files(paths, config.image_size, config.resize, advance=advance)
     if failures:
         row, reason = next(iter(failures.items()))
         raise InputError(
@@ -126,9 +127,9 @@ def _decode_index(index: Index, size: int, console: Console) -> np.ndarray:
 def _index_other(model: Model, data: str, console: Console) -> tuple[Index, np.ndarray]:
     config = model.config
     share = config.validation or Config().validation
-    catalog = load_catalog(data, monitor=0, validation=share, seed=config.seed)
-    with bar("reading images", len(catalog), console) as advance:
-        catalog, pixels, report = load_pixels(catalog, config.image_size, advance=advance)
+    catalog = load_catalog(data, monitor=0, validation=share, seed=config.seed, console=console)
+    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, console=console)
+    assert isinstance(pixels, np.ndarray)  # in memory
     if report["skipped_count"]:
         console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
     order = np.argsort(catalog.splits == VALIDATION, kind="stable")

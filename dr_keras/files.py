@@ -36,16 +36,26 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`; on success it replaces `path`, on an error it is removed."""
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path`; on success it becomes `path`, on an error it is removed.
+
+    Args:
+        path: the folder to make.
+        replace: whether it takes the place of a folder that is there; if not, that one stays (another process that made
+            the same thing was faster) and this one is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():  # a folder cannot be renamed onto one that holds files
+        if replace and path.exists():  # a folder cannot be renamed onto one that holds files
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if replace or not path.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

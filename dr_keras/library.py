@@ -13,11 +13,11 @@ from dr_keras.config import Config
 from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError
 from dr_keras.files import new_file
-from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, SavedModelEmbedder
+from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, NetworkEmbedder, SavedModelEmbedder
 from dr_keras.retrieval.index import Index
 from dr_keras.runs import RUNS, Run, open_run
 
-RUNTIMES = ("auto", "litert", "saved_model")
+RUNTIMES = ("auto", "litert", "saved_model", "keras")
 
 Images = np.ndarray | Iterable[Source]
 
@@ -107,7 +107,7 @@ class Model:
 
     Args:
         run: the run folder.
-        runtime: 'litert', 'saved_model', or 'auto', which takes LiteRT.
+        runtime: 'litert', 'saved_model', 'keras', or 'auto': LiteRT, and Keras where the run is not exported.
     """
 
     def __init__(self, run: Run, runtime: str = "auto") -> None:
@@ -133,11 +133,7 @@ class Model:
             InputError: an image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
         """
         if self._embedder is None:
-            self._embedder = (
-                SavedModelEmbedder(self.run.saved_model)
-                if self._runtime == "saved_model"
-                else LiteRTEmbedder(self.run.litert_file)
-            )
+            self._embedder = self._make_embedder()
         return self._embedder(self._pixels(images))
 
     def search(self, images: Images, k: int = 30) -> list[list[Result]]:
@@ -196,6 +192,16 @@ class Model:
             rank, name, self.index.root / name, self.index.classes[label], self.index.class_names[label], distance
         )
 
+    def _make_embedder(self) -> Embedder:
+        runtime = self._runtime
+        if runtime == "auto":
+            runtime = "litert" if self.run.litert_file.is_file() else "keras"
+        if runtime == "saved_model":
+            return SavedModelEmbedder(self.run.saved_model)
+        if runtime == "keras":
+            return NetworkEmbedder(self.run.network_file)
+        return LiteRTEmbedder(self.run.litert_file)
+
     def _pixels(self, images: Images) -> np.ndarray:
         size = self.config.image_size
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
@@ -209,7 +215,7 @@ class Model:
         decoded = []
         for number, image in enumerate(images):
             try:
-                decoded.append(decode(image, size))
+                decoded.append(decode(image, size, self.config.resize))
             except InputError as error:
                 name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
                 raise InputError(f"{name!s} {error}") from error
@@ -240,6 +246,6 @@ def train(
         InputError: the data cannot be used, or a run of that name exists and `overwrite` is off.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
-    from dr_keras.training.fit import run_training
+    from dr_keras.training.run import run_training
 
     return Model(run_training(config, runs=Path(runs), overwrite=overwrite, resume=resume))

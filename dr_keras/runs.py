@@ -13,7 +13,8 @@ from dr_keras.files import write_json
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
-MAY_CHANGE = {"checkpoint_minutes"}  # settings that a resumed run may have otherwise, as they change no result
+# Settings that a resumed run may have otherwise, as they change no result.
+MAY_CHANGE = {"checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
 
 
 @dataclass(frozen=True)

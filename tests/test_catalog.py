@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_class_folders(folders):
     assert all(
         name.split("/")[0] == catalog.classes[label] for name, label in zip(catalog.ids, catalog.labels, strict=True)
     )
-    assert all(path.is_file() for path in catalog.paths())
+    assert all(os.path.isfile(path) for path in catalog.paths())
 
 
 def test_images_are_found_at_any_depth_and_other_files_ignored(tmp_path):
@@ -142,15 +143,9 @@ def test_unusable_data_is_said_plainly(tmp_path, kind):
         load(data)
 
 
-def test_without_data_the_cache_is_looked_in(tmp_path, monkeypatch):
-    monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"tiny-imagenet-200 does not exist.*--data digits"):
-        load(None)
-
-
 def test_digits_are_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path))
     catalog = load("digits")
     assert (len(catalog), len(catalog.classes)) == (1797, 10)
-    written = catalog.paths()[0].stat().st_mtime_ns
-    assert load("digits").paths()[0].stat().st_mtime_ns == written
+    written = os.stat(catalog.paths()[0]).st_mtime_ns
+    assert os.stat(load("digits").paths()[0]).st_mtime_ns == written

@@ -135,3 +135,24 @@ def test_any_bytes_decode_or_raise_image_error(data, head):
     except ImageError:
         return  # any other error fails the test
     assert shape == (8, 8, 3)
+
+
+def test_resize_keeps_or_changes_proportions():
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, :20, 0] = wide[:, 20:40, 1] = wide[:, 40:, 2] = 255  # a red, a green and a blue square
+    data = encode(Image.fromarray(wide), "PNG")
+    crop = decode(data, 20, "crop")
+    assert np.array_equal(crop, wide[:, 20:40])
+    pad = decode(data, 60, "pad")
+    assert np.array_equal(pad[20:40], wide)
+    assert (pad[:20] == 128).all()
+    assert (pad[40:] == 128).all()
+    stretch = decode(data, 30, "stretch")
+    assert stretch[15, 3].tolist() == [255, 0, 0]
+    assert stretch[15, 26].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1), (16, 16), (17, 15)])
+def test_any_shape_becomes_a_square(size, resize):
+    assert decode(encode(Image.new("RGB", size, RED), "PNG"), 16, resize).shape == (16, 16, 3)

@@ -7,16 +7,21 @@ class's training images, only watch; validation images are kept for `evaluate.py
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION, digits
+from dr_keras.data.archives import archive_folder, is_archive
+from dr_keras.data.download import tiny_imagenet
 from dr_keras.data.images import EXTENSIONS
+from dr_keras.data.manifest import read_manifest
+from dr_keras.data.tfds_sets import PREFIX as TFDS_PREFIX
+from dr_keras.data.tfds_sets import tfds_folder
 from dr_keras.errors import InputError
-from dr_keras.files import cache_folder
 
 HELD_OUT_FOLDERS = ("val", "validation", "valid", "dev", "test")  # the first that exists is taken
 
@@ -27,7 +32,8 @@ class Catalog:
 
     Attributes:
         root: the folder that ids are relative to.
-        ids: N paths relative to `root`, with forward slashes.
+        source: the folder or manifest that was read.
+        ids: N paths relative to `root`, with forward slashes; absolute for a manifest's images elsewhere.
         labels: (N,) int32, indices into `classes`.
         classes: C folder names, sorted.
         class_names: C names for people; the same as `classes` where the data set has no others.
@@ -36,6 +42,7 @@ class Catalog:
     """
 
     root: Path
+    source: Path
     ids: tuple[str, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
@@ -55,73 +62,144 @@ class Catalog:
         ids = tuple(self.ids[row] for row in rows)
         return dataclasses.replace(self, ids=ids, labels=self.labels[rows], splits=self.splits[rows])
 
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[str]:
         """The N files."""
-        return [self.root / name for name in self.ids]
+        return [os.path.join(self.root, name) for name in self.ids]
 
 
-def load_catalog(data: str | os.PathLike[str] | None, *, monitor: float, validation: float, seed: int) -> Catalog:
+@dataclass(frozen=True)
+class _Listing:
+    """What a data set says of its images, before the splits that it leaves to us are made; ids as in `Catalog`.
+
+    Attributes:
+        train: the training images of each class; never without one.
+        held: the validation images with their class; empty where the data set has no such split.
+        monitor: those of `train` that the data set itself gives to the monitor split.
+        missing: as in `Catalog`.
+    """
+
+    train: dict[str, list[str]]
+    held: list[tuple[str, str]]
+    monitor: frozenset[str] = frozenset()
+    missing: tuple[str, ...] = ()
+
+
+def load_catalog(
+    data: str | os.PathLike[str] | None,
+    *,
+    monitor: float,
+    validation: float,
+    seed: int,
+    console: Console | None = None,
+) -> Catalog:
     """Lists the images of a data set and splits them.
 
     Args:
-        data: 'digits', the official Tiny ImageNet folder, a folder with train/ (and val/) of class folders, or a folder
-            of class folders with the images anywhere below them. None stands for Tiny ImageNet in the cache.
+        data: a folder of class folders with the images anywhere below them; a folder with train/ (and val/) of class
+            folders; the official Tiny ImageNet folder; a zip or tar file of one of these; a manifest FILE.csv, see
+            `dr_keras.data.manifest`; 'tfds:NAME[/CONFIG]'; 'digits'; 'tiny-imagenet', which is downloaded where the
+            cache does not hold it. None stands for 'tiny-imagenet'.
         monitor: share of each class's training images that become the monitor split.
         validation: share of each class that is held out where the data set has no validation split of its own.
         seed: seeds both choices. An image's split depends on nothing but this, its class and the class's files.
+        console: shows the progress of downloads; standard error by default.
 
     Raises:
-        InputError: the folder is absent or holds no class folders with images.
+        InputError: the data set is absent, cannot be fetched, or holds no class folders with images.
     """
-    if data == "digits":
-        root = digits.folder()
-    elif data is None:
-        root = cache_folder() / "tiny-imagenet-200"
-        if not root.is_dir():
-            raise InputError(
-                f"no --data was given and {root} does not exist. Unpack tiny-imagenet-200.zip there, or name "
-                "a folder of class folders (--data FOLDER), or try --data digits, which needs no download"
-            )
+    source = _locate(data, console)
+    if source.suffix.lower() == ".csv":
+        root, listing = source.parent, _list_manifest(source)
     else:
-        root = Path(data).expanduser()
-    if not root.is_dir():
-        kind = "is a file" if root.exists() else "does not exist"
-        raise InputError(f"--data {root} {kind}; give a folder that holds one folder of images for each class")
-    root = root.resolve()
-
-    train_root, held_root = _split_folders(root)
-    found = {name: tuple(_images_below(train_root / name)) for name in _folders(train_root)}
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise InputError(f"{train_root} holds no class folders with images ({', '.join(sorted(EXTENSIONS))})")
-    classes = tuple(sorted(found))
+        root, listing = source, _list_folders(source)
+    classes = tuple(sorted(listing.train))
     number = {name: label for label, name in enumerate(classes)}
-    held, missing = _held_out(held_root, number) if held_root else ([], [])
 
     ids, labels, splits = [], [], []
     for name, label in number.items():
-        files = sorted(found[name])
-        split = np.full(len(files), TRAIN, np.uint8)
+        names = sorted(listing.train[name])
+        split = np.full(len(names), TRAIN, np.uint8)
         own = zlib.crc32(os.fsencode(name))  # by its name, so that a class keeps its splits when others come or go
-        if not held:
+        if not listing.held:
             split[_choose(np.flatnonzero(split == TRAIN), validation, (seed, VALIDATION, own))] = VALIDATION
-        split[_choose(np.flatnonzero(split == TRAIN), monitor, (seed, MONITOR, own))] = MONITOR
-        ids += files
-        labels += [label] * len(files)
+        if listing.monitor:
+            split[[row for row, image in enumerate(names) if image in listing.monitor]] = MONITOR
+        else:
+            split[_choose(np.flatnonzero(split == TRAIN), monitor, (seed, MONITOR, own))] = MONITOR
+        ids += names
+        labels += [label] * len(names)
         splits += split.tolist()
-    ids += [name for name, _ in held]
-    labels += [label for _, label in held]
-    splits += [VALIDATION] * len(held)
+    ids += [image for image, _ in listing.held]
+    labels += [number[name] for _, name in listing.held]
+    splits += [VALIDATION] * len(listing.held)
 
-    prefix = str(root) + os.sep
     return Catalog(
         root=root,
-        ids=tuple(name.removeprefix(prefix).replace(os.sep, "/") for name in ids),
+        source=source,
+        ids=tuple(ids),
         labels=np.array(labels, np.int32),
         classes=classes,
         class_names=_class_names(root, classes),
         splits=np.array(splits, np.uint8),
-        missing=tuple(name.removeprefix(prefix).replace(os.sep, "/") for name in missing),
+        missing=listing.missing,
+    )
+
+
+def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Path:
+    """The folder or the manifest that `data` stands for, fetched, written or unpacked where it has to be."""
+    if data is None or data == "tiny-imagenet":
+        path = tiny_imagenet(console)
+    elif data == "digits":
+        path = digits.folder()
+    elif isinstance(data, str) and data.startswith(TFDS_PREFIX):
+        path = tfds_folder(data.removeprefix(TFDS_PREFIX), console)
+    else:
+        path = Path(data).expanduser()
+    if path.is_file() and path.suffix.lower() != ".csv":
+        if not is_archive(path):
+            raise InputError(
+                f"--data {path} is a file; give a folder that holds one folder of images for each class, a zip or tar "
+                "file of one, or a manifest FILE.csv"
+            )
+        path = archive_folder(path)
+    if not path.exists():
+        raise InputError(f"--data {path} does not exist; give a folder that holds one folder of images for each class")
+    return path.resolve()
+
+
+def _list_manifest(file: Path) -> _Listing:
+    entries = read_manifest(file)
+    train: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.split != VALIDATION:
+            train.setdefault(entry.label, []).append(entry.id)
+    if not train:
+        raise InputError(f"{file} lists no training images")
+    held = [(entry.id, entry.label) for entry in entries if entry.split == VALIDATION]
+    return _Listing(
+        train=train,
+        held=[(image, label) for image, label in held if label in train],
+        monitor=frozenset(entry.id for entry in entries if entry.split == MONITOR),
+        missing=tuple(image for image, label in held if label not in train),
+    )
+
+
+def _list_folders(root: Path) -> _Listing:
+    train_root, held_root = _split_folders(root)
+    found = {name: list(_images_below(train_root / name)) for name in _folders(train_root)}
+    found = {name: files for name, files in found.items() if files}
+    if not found:
+        raise InputError(f"{train_root} holds no class folders with images ({', '.join(sorted(EXTENSIONS))})")
+    held, missing = _held_out(held_root, found.keys()) if held_root else ([], [])
+    prefix = str(root) + os.sep
+
+    def own(file: str) -> str:
+        return file.removeprefix(prefix).replace(os.sep, "/")
+
+    return _Listing(
+        train={name: [own(file) for file in files] for name, files in found.items()},
+        held=[(own(file), name) for file, name in held],
+        missing=tuple(map(own, missing)),
     )
 
 
@@ -144,17 +222,17 @@ def _split_folders(root: Path) -> tuple[Path, Path | None]:
     return root / "train", next((root / name for name in HELD_OUT_FOLDERS if (root / name).is_dir()), None)
 
 
-def _held_out(folder: Path, number: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
-    """Held-out images with their labels, and those that cannot be used, by annotations or by class folders."""
+def _held_out(folder: Path, classes: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Held-out images with their classes, and those that cannot be used, by annotations or by class folders."""
     annotations, images = folder / "val_annotations.txt", folder / "images"
     if annotations.is_file() and images.is_dir() and next(_images_below(images), None):
-        return _annotated(annotations, images, number)
-    held: list[tuple[str, int]] = []
+        return _annotated(annotations, images, classes)
+    held: list[tuple[str, str]] = []
     unknown: list[str] = []
     for name in _folders(folder):
         files = sorted(_images_below(folder / name))
-        if name in number:
-            held += [(file, number[name]) for file in files]
+        if name in classes:
+            held += [(file, name) for file in files]
         else:
             unknown += files
     return held, unknown
@@ -175,18 +253,18 @@ def _images_below(folder: Path) -> Iterator[str]:
                 yield os.path.join(here, name)
 
 
-def _annotated(annotations: Path, images: Path, number: dict[str, int]) -> tuple[list[tuple[str, int]], list[str]]:
-    """Tiny ImageNet's validation images with their labels, and those that are listed and cannot be used."""
+def _annotated(annotations: Path, images: Path, classes: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Tiny ImageNet's validation images with their classes, and those that are listed and cannot be used."""
     with os.scandir(images) as entries:
         present = {entry.name for entry in entries}
     held, missing = [], []
     for line in annotations.read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition("\t")
-        label = number.get(rest.split("\t")[0])
-        if name not in present or label is None:
-            missing.append(str(images / name))
-        else:
+        label = rest.split("\t")[0]
+        if name in present and label in classes:
             held.append((str(images / name), label))
+        else:
+            missing.append(str(images / name))
     return held, missing
 
 

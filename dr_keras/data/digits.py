@@ -25,7 +25,7 @@ def folder() -> Path:
     except ImportError:
         raise InputError("--data digits needs scikit-learn: pip install scikit-learn") from None
     data = load_digits()
-    with new_folder(root) as temporary:
+    with new_folder(root, replace=False) as temporary:
         for name in NAMES:
             (temporary / name).mkdir()
         pixels = (data.images * (255 / 16)).round().astype(np.uint8)  # (1797, 8, 8), from 0..16

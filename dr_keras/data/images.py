@@ -2,7 +2,6 @@
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,14 +16,18 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp
 
 Source = str | os.PathLike[str] | bytes | Image.Image
 
+PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
 
-def decode(source: Source, size: int) -> np.ndarray:
-    """Decodes one image and stretches it to a square.
+
+def decode(source: Source, size: int, resize: str = "stretch") -> np.ndarray:
+    """Decodes one image and makes it a square.
 
     Args:
         source: a path, the bytes of an encoded image, or a PIL image. A large JPEG is shrunk while it is decoded where
             it comes as a path or as bytes; the same JPEG as a PIL image can differ by 2 or 3 levels.
         size: pixels a side.
+        resize: 'stretch' changes the proportions, 'crop' keeps the middle square, 'pad' keeps all of the image and
+            fills up with grey.
 
     Returns:
         (size, size, 3) uint8, RGB. EXIF orientation is applied, transparency is laid over white, 16-bit greys are
@@ -34,9 +37,15 @@ def decode(source: Source, size: int) -> np.ndarray:
         ImageError: the source is empty, no image, truncated, or larger than `MAX_PIXELS`.
     """
     image = read(source, draft=2 * size)
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's filter widens as it shrinks
-    return np.asarray(image)
+    width, height = image.size
+    if width == height == size:
+        return np.asarray(image)
+    bilinear = Image.Resampling.BILINEAR  # Pillow's filter widens as it shrinks
+    if resize == "crop":
+        return np.asarray(ImageOps.fit(image, (size, size), bilinear))
+    if resize == "pad":
+        return np.asarray(ImageOps.pad(image, (size, size), bilinear, PADDING))
+    return np.asarray(image.resize((size, size), bilinear))
 
 
 def read(source: Source, draft: int | None = None) -> Image.Image:
@@ -56,7 +65,7 @@ def read(source: Source, draft: int | None = None) -> Image.Image:
             return _to_rgb(source)
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot be decoded: {error}") from error
-    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    data = source if isinstance(source, bytes) else _read_file(source)
     if not data:
         raise ImageError("is empty (0 bytes)")
     try:
@@ -76,9 +85,10 @@ def read(source: Source, draft: int | None = None) -> Image.Image:
         raise ImageError(f"cannot be decoded: {error}") from error
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str | os.PathLike[str]) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
 

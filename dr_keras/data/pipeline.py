@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dr_keras.data.augment import gather
+from dr_keras.data.pixels import Images
 from dr_keras.data.triplets import TripletSampler
 
 if TYPE_CHECKING:
@@ -27,28 +28,39 @@ class TripletSource:
         rows: (n,) which of them are training images.
         sampler: draws among those n.
         flip, shift: the augmentation, see `dr_keras.data.augment.gather`.
+        host, hosts: where several hosts share a global batch, which part of it this one makes.
+        multiple: the global batch is filled up to a multiple of this with its own first triplets, so that it can be
+            shared out over as many devices.
     """
 
-    pixels: np.ndarray
+    pixels: Images
     rows: np.ndarray
     sampler: TripletSampler
     flip: bool = False
     shift: int = 0
+    host: int = 0
+    hosts: int = 1
+    multiple: int = 1
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The named inputs of global step `step`; a pure function of the sampler's seed and of `step`."""
         triplets = self.sampler.batch(step)
+        count = len(triplets.query)
+        chosen = np.arange(-(-count // self.multiple) * self.multiple) % count
+        share = len(chosen) // self.hosts
+        part = slice(self.host * share, (self.host + 1) * share)
         batch = {
             name: gather(
                 self.pixels,
-                self.rows[getattr(triplets, name)],
+                self.rows[getattr(triplets, name)[chosen]],
+                part=part,
                 flip=self.flip,
                 shift=self.shift,
                 seed=(self.sampler.seed, 2 + branch, step),  # the sampler itself uses the streams 0 and 1
             )
             for branch, name in enumerate(BRANCHES)
         }
-        return batch | {"classes": triplets.classes}
+        return batch | {"classes": triplets.classes[chosen[part]]}
 
 
 def triplet_dataset(source: TripletSource, first_step: int, last_step: int) -> "tf.data.Dataset":

@@ -1,77 +1,329 @@
-"""Decodes a catalog's images once, in parallel, and keeps them: (N, H, W, 3) uint8 in memory."""
+"""Decodes a catalog's images once and keeps them: (N, H, W, 3) uint8 in memory, on disk, or not at all.
 
+Three stores give the same images for the same rows:
+
+- memory: an array.
+- disk: an array that is memory-mapped from the cache. It is used again while the names, sizes and times of the files
+  and the way of resizing agree, so that a second run starts at once.
+- stream: every image is decoded when it is wanted, for sets that neither memory nor disk can hold. All are decoded once
+  before, to know which cannot be.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import psutil
+from rich.console import Console
 
+from dr_keras import child
+from dr_keras.console import bar, stderr
 from dr_keras.data import SPLIT_NAMES
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
+from dr_keras.files import cache_folder, new_folder, read_json, write_json
 
-BLOCK = 256  # images that a thread decodes between two progress reports
+STORE_FORMAT = 1  # to be raised whenever the decoder gives other pixels for the same file
+BLOCK = 256  # images between two progress reports
+ALONE = 2048  # fewer images than this are decoded without child processes, which take 0.3 s to start
+SMALL = 128 * 2**20  # bytes of a store that is decoded again sooner than it is worth a place on disk
+SPARE = 2 * 2**30  # bytes of disk that a store leaves free
 
 Advance = Callable[[int], None]
 
 
-def decode_files(
-    paths: Sequence[Path], size: int, *, threads: int | None = None, advance: Advance | None = None
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Decodes files in parallel threads; Pillow lets go of the interpreter's lock while it decodes.
+class StreamedImages:
+    """Looks like an (N, size, size, 3) uint8 array whose images are decoded whenever they are taken.
 
     Args:
-        paths: N files.
-        size: pixels a side.
-        threads: how many; all cores by default.
+        files: N paths.
+        size, resize: see `dr_keras.data.images.decode`.
+
+    An image that could be read before and cannot be any more becomes a grey square, and its name joins `lost`.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, files: Sequence[str], size: int, resize: str) -> None:
+        self._files, self._size, self._resize = files, size, resize
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self.shape = (len(files), size, size, 3)
+        self.lost: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Images by a number, a slice or an array of numbers, as NumPy would take them."""
+        chosen = np.arange(len(self))[rows]
+        images = list(self._pool.map(self._decode, chosen.reshape(-1).tolist()))
+        empty = np.empty((0, *self.shape[1:]), np.uint8)
+        return (np.stack(images) if images else empty).reshape(*chosen.shape, *self.shape[1:])
+
+    def _decode(self, row: int) -> np.ndarray:
+        try:
+            return decode(self._files[row], self._size, self._resize)
+        except ImageError:
+            self.lost.add(self._files[row])
+            return np.full(self.shape[1:], 128, np.uint8)
+
+
+Images = np.ndarray | StreamedImages
+
+
+def decode_block(files: Sequence[str | os.PathLike[str]], size: int, resize: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Decodes a few files one after the other; returns as `decode_files`."""
+    pixels = np.zeros((len(files), size, size, 3), np.uint8)
+    failures = {}
+    for row, file in enumerate(files):
+        try:
+            pixels[row] = decode(file, size, resize)
+        except ImageError as error:
+            failures[row] = str(error)
+    return pixels, failures
+
+
+def decode_files(
+    files: Sequence[str | os.PathLike[str]],
+    size: int,
+    resize: str = "stretch",
+    *,
+    out: np.ndarray | None = None,
+    processes: int | None = None,
+    advance: Advance | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decodes files in parallel child processes: threads would wait for each other at the interpreter's lock.
+
+    Args:
+        files: N paths.
+        size, resize: see `dr_keras.data.images.decode`.
+        out: (N, size, size, 3) uint8 to write to; a new array by default. One of no rows keeps no pixels.
+        processes: how many; all cores by default, and none for few images.
         advance: called with the number of images done, after each block.
 
     Returns:
-        (N, size, size, 3) uint8, zeros where a file failed; and the reason for each row that failed.
+        The pixels, unspecified where a file failed, and the reason for each row that failed.
+
+    Raises:
+        InputError: a child process died, for lack of memory for one.
     """
-    pixels = np.zeros((len(paths), size, size, 3), np.uint8)
+    pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
+    blocks = [(start, min(start + BLOCK, len(files))) for start in range(0, len(files), BLOCK)]
+    processes = processes or (0 if len(files) < ALONE else os.cpu_count() or 1)
     failures: dict[int, str] = {}
+    children: list[subprocess.Popen[bytes]] = []
 
-    def decode_block(start: int) -> None:
-        rows = range(start, min(start + BLOCK, len(paths)))
-        for row in rows:
-            try:
-                pixels[row] = decode(paths[row], size)
-            except ImageError as error:
-                failures[row] = str(error)
+    def keep(start: int, images: np.ndarray, failed: dict[int, str]) -> None:
+        if len(pixels):
+            pixels[start : start + len(images)] = images
+        failures.update(failed)
         if advance:
-            advance(len(rows))
+            advance(len(images))
 
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        list(pool.map(decode_block, range(0, len(paths), BLOCK)))  # list() raises what a thread raised
+    def alone() -> None:
+        for start, stop in blocks:
+            images, failed = decode_block(files[start:stop], size, resize)
+            keep(start, images, {start + row: reason for row, reason in failed.items()})
+
+    def by_child(worker: int) -> None:
+        own = blocks[worker::processes]
+        with subprocess.Popen(
+            child.command("dr_keras.data.decode_child"),
+            env=child.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            children.append(process)
+            assert process.stdin
+            assert process.stdout
+            try:
+                request = {"files": [os.fspath(file) for file in files], "size": size, "resize": resize, "blocks": own}
+                process.stdin.write(json.dumps(request).encode())
+                process.stdin.close()
+                buffer = np.empty((BLOCK, size, size, 3), np.uint8)
+                for start, stop in own:
+                    head = json.loads(process.stdout.readline())
+                    images = buffer[: stop - start]
+                    if process.stdout.readinto(images.data) != images.nbytes:  # type: ignore[attr-defined]
+                        raise EOFError
+                    keep(start, images, {int(row): reason for row, reason in head["failures"].items()})
+            except (OSError, ValueError, EOFError) as error:
+                raise InputError(
+                    f"a process that decodes images died (exit status {process.wait()}); is there enough memory?"
+                ) from error
+            finally:
+                process.kill()
+
+    if processes:
+        with ThreadPoolExecutor(processes) as pool:
+            try:
+                list(pool.map(by_child, range(processes)))  # list() raises what a thread raised
+            except BaseException:  # Ctrl-C, for one
+                for process in children:
+                    process.kill()
+                raise
+    else:
+        alone()
     return pixels, dict(sorted(failures.items()))
 
 
 def load_pixels(
-    catalog: Catalog, size: int, *, advance: Advance | None = None
-) -> tuple[Catalog, np.ndarray, dict[str, Any]]:
+    catalog: Catalog, size: int, resize: str = "stretch", *, store: str = "memory", console: Console | None = None
+) -> tuple[Catalog, Images, dict[str, Any]]:
     """Decodes a catalog's images and leaves out, by name, those that cannot be used.
 
+    Args:
+        catalog: N images.
+        size, resize: see `dr_keras.data.images.decode`.
+        store: one of `dr_keras.config.STORES`. 'auto' takes memory for a small set, else disk where it has room, else
+            memory where half of what is free has room, else stream.
+        console: shows the progress; standard error by default.
+
     Returns:
-        The catalog of the usable images; their pixels, (N, size, size, 3) uint8, row by row; and the data report:
+        The catalog of the usable images; their pixels, (n, size, size, 3) uint8, row by row; and the data report:
         counts per class and split, and the name and reason of every file that was skipped.
 
     Raises:
-        InputError: no image can be read.
+        InputError: no image can be read, or the disk is full.
     """
-    pixels, failures = decode_files(catalog.paths(), size, advance=advance)
+    console = console or stderr()
+    kind = _choose_store(len(catalog) * size * size * 3) if store == "auto" else store
+    files = catalog.paths()
+    pixels: Images
+    if kind == "memory":
+        with bar("reading images", len(files), console) as advance:
+            pixels, failures = decode_files(files, size, resize, advance=advance)
+        pixels = _without(pixels, failures)
+    else:
+        pixels, failures = _kept(catalog, files, size, resize, kind, console)
     skipped = [{"id": catalog.ids[row], "reason": reason} for row, reason in failures.items()]
+    if len(failures) == len(catalog):
+        raise InputError(f"none of the {len(catalog)} images can be read; {skipped[0]['id']} {skipped[0]['reason']}")
     if failures:
-        rows = np.setdiff1d(np.arange(len(catalog)), np.fromiter(failures, np.int64))
-        if not len(rows):
-            raise InputError(
-                f"none of the {len(catalog)} images can be read; {skipped[0]['id']} {skipped[0]['reason']}"
-            )
-        catalog, pixels = catalog.take(rows), pixels[rows]
-    return catalog, pixels, _report(catalog, skipped)
+        catalog = catalog.take(np.setdiff1d(np.arange(len(catalog)), np.fromiter(failures, np.int64)))
+    if kind == "stream":
+        pixels = StreamedImages(catalog.paths(), size, resize)
+    return catalog, pixels, _report(catalog, skipped) | {"store": kind}
+
+
+def _choose_store(size: int) -> Literal["memory", "disk", "stream"]:
+    if size <= SMALL:
+        return "memory"
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        if os.access(cache_folder(), os.W_OK) and size + SPARE <= shutil.disk_usage(cache_folder()).free:
+            return "disk"
+    except OSError:
+        pass  # no cache to be had: the other two need none
+    return "memory" if size <= psutil.virtual_memory().available // 2 else "stream"
+
+
+def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
+    """The rows that did not fail, moved together in place."""
+    if not failures:
+        return pixels
+    good = np.setdiff1d(np.arange(len(pixels)), np.fromiter(failures, np.int64))
+    for start in range(min(failures) // BLOCK * BLOCK, len(good), BLOCK):
+        rows = good[start : start + BLOCK]
+        pixels[start : start + len(rows)] = pixels[rows]
+    return pixels[: len(good)]
+
+
+def _kept(
+    catalog: Catalog, files: list[str], size: int, resize: str, kind: str, console: Console
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The pixels from the cache, made first where they are not there, and the failures; no pixels for 'stream'."""
+    place = f"{zlib.crc32(str(catalog.source).encode(errors='surrogateescape')):08x}-{size}-{resize}-{kind}"
+    folder = cache_folder() / "pixels" / f"{place}-{_fingerprint(catalog, files, size, resize)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(folder.parent / f"{place}.lock", console):
+            try:
+                return _open_store(folder, size, kind)
+            except (OSError, ValueError, KeyError):  # not there, or damaged
+                shutil.rmtree(folder, ignore_errors=True)
+            for old in folder.parent.glob(f"{place}-*"):  # of files that have changed; who has it open keeps it
+                shutil.rmtree(old, ignore_errors=True)
+            with new_folder(folder, replace=False) as temporary:
+                _make_store(temporary, files, size, resize, kind, console)
+            return _open_store(folder, size, kind)
+    except OSError as error:
+        raise InputError(
+            f"the decoded images cannot be kept in {folder.parent}: {error.strerror}; take --store memory or "
+            "stream, or another cache by DR_KERAS_CACHE"
+        ) from error
+
+
+def _open_store(folder: Path, size: int, kind: str) -> tuple[np.ndarray, dict[int, str]]:
+    description = read_json(folder / "store.json")
+    shape = (description["images"] if kind == "disk" else 0, size, size, 3)
+    failures = {int(row): reason for row, reason in description["failures"].items()}
+    if not shape[0]:
+        return np.empty(shape, np.uint8), failures
+    if (folder / "pixels").stat().st_size < np.prod(shape):
+        raise ValueError("pixels is cut off")
+    return np.memmap(folder / "pixels", np.uint8, "r", shape=shape), failures
+
+
+def _make_store(folder: Path, files: list[str], size: int, resize: str, kind: str, console: Console) -> None:
+    pixels = np.empty((0, size, size, 3), np.uint8)
+    if kind == "disk":
+        with open(folder / "pixels", "wb") as file:
+            length = len(files) * size * size * 3
+            if hasattr(os, "posix_fallocate"):  # a full disk is known now, and not by a signal in the middle
+                os.posix_fallocate(file.fileno(), 0, length)
+            else:
+                file.truncate(length)
+        pixels = np.memmap(folder / "pixels", np.uint8, "r+", shape=(len(files), size, size, 3))
+    with bar("reading images" if kind == "disk" else "checking images", len(files), console) as advance:
+        pixels, failures = decode_files(files, size, resize, out=pixels, advance=advance)
+    if isinstance(pixels, np.memmap):
+        _without(pixels, failures)
+        pixels.flush()
+    write_json(folder / "store.json", {"images": len(files) - len(failures), "failures": failures})
+
+
+def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> str:
+    """Changes when a file is added, removed, renamed or written, and with the way that images are resized."""
+    described = np.full((len(files), 2), -1, np.int64)
+    for row, file in enumerate(files):
+        try:
+            status = os.stat(file)
+        except OSError:
+            continue
+        described[row] = status.st_size, status.st_mtime_ns
+    digest = hashlib.sha256(f"{STORE_FORMAT} {size} {resize} {catalog.root}".encode(errors="surrogateescape"))
+    digest.update("\0".join(catalog.ids).encode(errors="surrogateescape"))
+    digest.update(described.data)
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _one_at_a_time(file: Path, console: Console) -> Iterator[None]:
+    """Waits while another process makes the same store; where files cannot be locked, both make it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(file, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("waiting for another run that reads the same images")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Exports of a trained embedding network, each compared with the network before it is kept."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
-from dr_keras.errors import RunError
+from dr_keras import child
+from dr_keras.errors import MissingPackage, RunError
 from dr_keras.runs import Run
+
+NO_TENSORFLOW = 3  # the child's exit status
 
 
 def export_in_child(run: Run) -> dict[str, float]:
@@ -19,22 +19,23 @@ def export_in_child(run: Run) -> dict[str, float]:
         The largest differences from the network, see `dr_keras.export.write.export`.
 
     Raises:
+        MissingPackage: TensorFlow is not installed.
         RunError: an export failed or differs from the network; nothing of it is kept.
     """
-    here = str(Path(__file__).parent.parent.parent)  # the package need not be installed
     settings = {
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "CUDA_VISIBLE_DEVICES": "-1",  # the training holds the GPU's memory, and a GPU may compute in TF32
     }
     result = subprocess.run(
-        [sys.executable, "-m", "dr_keras.export", str(run.path)],
-        env=os.environ | settings,
+        child.command("dr_keras.export", str(run.path)),
+        env=child.environment(**settings),
         capture_output=True,
         text=True,
         check=False,
     )
+    if result.returncode == NO_TENSORFLOW:
+        raise MissingPackage(f"the export of {run.path} needs TensorFlow, which is not installed")
     if result.returncode:
         reason = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise RunError(f"the export of {run.path} failed: {reason[-1]}")

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from dr_keras.data.images import decode
+from dr_keras.data.images import PADDING, decode
 from dr_keras.errors import RunError
 from dr_keras.files import new_file, new_folder
 from dr_keras.model.network import load_network
@@ -37,7 +37,7 @@ def export(run: Run) -> dict[str, float]:
     expected = embed_with_network(network, samples)
     differences = {}
     with new_folder(run.saved_model) as temporary:
-        _write_saved_model(network, temporary)
+        _write_saved_model(network, temporary, run.config().resize)
         differences["saved_model"] = _check("SavedModel", SavedModelEmbedder(temporary), samples, expected)
         differences["saved_model_bytes"] = _check_bytes(network, temporary, samples)
     with new_file(run.litert_file) as temporary:
@@ -46,7 +46,7 @@ def export(run: Run) -> dict[str, float]:
     return differences
 
 
-def _write_saved_model(network: keras.Model, folder: Path) -> None:
+def _write_saved_model(network: keras.Model, folder: Path, resize: str) -> None:
     """Two signatures: `serve`, also `serving_default`, takes pixels; `serve_bytes` takes encoded JPEG or PNG files."""
     _, height, width, channels = network.input_shape
 
@@ -55,7 +55,7 @@ def _write_saved_model(network: keras.Model, folder: Path) -> None:
 
     def decode_one(encoded: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")  # decodes PNG as well
-        image = tf.image.resize(image, (height, width), antialias=True)
+        image = _to_size(image, height, width, resize)
         return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
     def serve_bytes(encoded: tf.Tensor) -> tf.Tensor:
@@ -68,6 +68,19 @@ def _write_saved_model(network: keras.Model, folder: Path) -> None:
     archive.add_endpoint("serve", serve, [tf.TensorSpec(shape, tf.uint8, "image")])
     archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, "encoded")])
     archive.write_out(str(folder), verbose=False)
+
+
+def _to_size(image: tf.Tensor, height: int, width: int, resize: str) -> tf.Tensor:
+    """The ways of `dr_keras.data.images.decode` to make an image a square, in the graph; float32."""
+    if resize == "pad":
+        grey = float(PADDING[0])
+        return tf.image.resize_with_pad(tf.cast(image, tf.float32) - grey, height, width, antialias=True) + grey
+    if resize == "crop":
+        size = tf.shape(image)[:2]
+        side = tf.reduce_min(size)
+        top, left = tf.unstack((size - side) // 2)
+        image = tf.image.crop_to_bounding_box(image, top, left, side, side)
+    return tf.image.resize(image, (height, width), antialias=True)
 
 
 def _litert(saved_model: Path) -> bytes:

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from dr_keras.config import Config
+from dr_keras.config import BACKBONES, Config
 from dr_keras.errors import RunError
+from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import backbone
 from dr_keras.model.ranking import TripletRanking
 
@@ -28,19 +29,29 @@ class L2Normalization(layers.Layer):
         return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
 
 
-def embedding_network(config: Config) -> keras.Model:
+def embedding_network(config: Config, *, weights: bool = True) -> keras.Model:
     """Builds the network that makes an embedding of an image.
 
     The ConvNet path and, with `config.multiscale`, the two low-resolution paths are each L2-normalised, joined by one
     linear layer and L2-normalised again. Scaling of the pixels is part of the network.
 
+    Args:
+        config: the settings.
+        weights: whether `config.weights` are loaded; random ones are quicker where others are set at once.
+
     Returns:
         A functional model: (B, H, W, 3) uint8 RGB -> (B, D) float32 of unit length.
+
+    Raises:
+        InputError: `config.backbone` is unknown or does not take this image size, or its weights cannot be had.
     """
     size = config.image_size
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(image)  # [-1, 1]
-    features = backbone(config.backbone, x, width=config.width, dropout=config.dropout)
+    if config.backbone in BACKBONES:
+        features = backbone(config.backbone, x, width=config.width, dropout=config.dropout)
+    else:
+        features = application_features(config.backbone, image, config.weights if weights else None)
     features = L2Normalization(name="convnet_normalised")(features)
     if config.multiscale:
         low = layers.Concatenate(name="low_resolution")(

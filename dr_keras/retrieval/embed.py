@@ -1,4 +1,4 @@
-"""Images to vectors: by the Keras network after training, by LiteRT or the SavedModel for a new image."""
+"""Images to vectors: by the Keras network after training; by LiteRT, the SavedModel or Keras for a new image."""
 
 import os
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from dr_keras.framework import import_framework
 if TYPE_CHECKING:
     import keras
 
+    from dr_keras.data.pixels import Images
+
 BATCH = 256
 
 Advance = Callable[[int], None]
@@ -25,13 +27,13 @@ class Embedder(Protocol):
 
 
 def embed_with_network(
-    network: "keras.Model", images: np.ndarray, rows: np.ndarray | None = None, *, advance: Advance | None = None
+    network: "keras.Model", images: "Images", rows: np.ndarray | None = None, *, advance: Advance | None = None
 ) -> np.ndarray:
     """Embeds decoded images with a Keras network, on whatever backend and device it lives.
 
     Args:
         network: (B, H, W, 3) uint8 -> (B, D).
-        images: (M, H, W, 3) uint8.
+        images: (M, H, W, 3) uint8, an array or streamed.
         rows: (N,) which of them; all by default. They are taken a batch at a time.
         advance: called with the number of images done, after each batch.
 
@@ -79,6 +81,19 @@ class LiteRTEmbedder:
         self._interpreter.set_tensor(self._input["index"], images)
         self._interpreter.invoke()
         return self._interpreter.get_tensor(self._output["index"])
+
+
+class NetworkEmbedder:
+    """Embeds by the Keras network of a run, on Keras's backend; for runs that are not exported."""
+
+    def __init__(self, file: Path) -> None:
+        import_framework()
+        from dr_keras.model.network import load_network
+
+        self._network = load_network(file)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return embed_with_network(self._network, images)
 
 
 class SavedModelEmbedder:

@@ -6,6 +6,7 @@ import numpy as np
 
 from dr_keras.data import MONITOR, TRAIN
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.pixels import Images
 from dr_keras.pictures import OTHER, QUERY, SAME, Neighbour, Tile, from_pixels, grid, neighbour_tiles
 from dr_keras.retrieval.metrics import KS, evaluate, triplet_distances
 from dr_keras.retrieval.search import nearest
@@ -25,7 +26,7 @@ class Monitor:
         seed: chooses the 16 queries and the triplets of the distance histograms.
     """
 
-    def __init__(self, catalog: Catalog, pixels: np.ndarray, board: Board, seed: int) -> None:
+    def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
         self._catalog, self._pixels, self._board, self._seed = catalog, pixels, board, seed
         self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
         self._shown = np.random.default_rng(seed).permutation(self.queries)[:SHOWN_QUERIES]

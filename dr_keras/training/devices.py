@@ -1,0 +1,74 @@
+"""Which devices a run computes on: one, all of this machine's, or those of several machines (JAX).
+
+Data parallelism by `keras.distribution`, which Keras has on JAX only: each device takes a part of the global batch, and
+the losses are those of one device with the whole batch. On the other backends a run takes one device.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import keras
+
+from dr_keras.config import Config
+from dr_keras.errors import InputError
+
+
+@dataclass(frozen=True)
+class Devices:
+    """This process's place among the hosts, and the devices of all hosts together."""
+
+    host: int = 0
+    hosts: int = 1
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process keeps the run folder and talks to the person."""
+        return self.host == 0
+
+
+def set_up_devices(config: Config) -> Devices:
+    """Joins the other hosts, if there are any, and spreads the batch over all devices. To be called before any network.
+
+    Raises:
+        InputError: several hosts on another backend than JAX, a batch that cannot be shared out, or hosts that do not
+            find each other.
+    """
+    backend = keras.backend.backend()
+    if config.hosts > 1:
+        if backend != "jax":
+            raise InputError(f"--hosts {config.hosts} needs JAX, and Keras runs on {backend}; set KERAS_BACKEND=jax")
+        try:
+            keras.distribution.initialize(config.coordinator, config.hosts, config.host_index)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the {config.hosts} hosts did not meet at {config.coordinator}: {reason}") from error
+    devices = keras.distribution.list_devices() if backend == "jax" else []
+    if len(devices) <= 1:
+        keras.distribution.set_distribution(None)
+        return Devices()
+    if config.batch_size % len(devices):
+        raise InputError(f"--batch-size is {config.batch_size}; it must be a multiple of the {len(devices)} devices")
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
+    return Devices(config.host_index, config.hosts, len(devices))
+
+
+@contextmanager
+def on_one_device() -> Iterator[None]:
+    """Inside, networks are built and run on one device of this process alone."""
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+def on_gpu() -> bool:
+    """Whether the backend computes on a GPU."""
+    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+        import torch
+
+        return torch.cuda.is_available()
+    return any(device.startswith(("gpu", "cuda")) for device in keras.distribution.list_devices())

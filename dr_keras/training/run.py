@@ -1,0 +1,205 @@
+"""Trains: from a data set to a finished run folder."""
+
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+
+from dr_keras import export
+from dr_keras.config import Config
+from dr_keras.console import bar, stderr
+from dr_keras.data import TRAIN
+from dr_keras.data.catalog import Catalog, load_catalog
+from dr_keras.data.pipeline import TripletSource
+from dr_keras.data.pixels import Images, StreamedImages, load_pixels
+from dr_keras.data.triplets import TripletSampler
+from dr_keras.errors import MissingPackage, RunError
+from dr_keras.files import new_file, write_array, write_json
+from dr_keras.retrieval.embed import embed_with_network
+from dr_keras.retrieval.index import Index
+from dr_keras.runs import RUNS, Run, new_run, resumable_run, start_run
+from dr_keras.training import callbacks
+from dr_keras.training.checkpoint import Progress, read_progress
+from dr_keras.training.devices import on_one_device, set_up_devices
+from dr_keras.training.fit import Fit, initial_network, precision
+from dr_keras.training.watch import Monitor
+
+SAMPLES = 64  # images kept in the run folder for checking exports
+
+
+def run_training(
+    config: Config,
+    *,
+    runs: Path = RUNS,
+    overwrite: bool = False,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Trains as `config` says and leaves a finished run folder.
+
+    Args:
+        config: the settings.
+        runs: the folder that run folders lie in. Of several hosts the first one writes there; to resume, all read it.
+        overwrite: replace an earlier run of the same name, once the new one's data is read.
+        resume: go on with the unfinished run of that name, from its last checkpoint.
+        console: where progress is shown; standard error by default.
+
+    Raises:
+        InputError: the data cannot be used; the network cannot be built; the run's name is taken; there is nothing to
+            resume; the disk is full.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
+    """
+    main = config.host_index == 0
+    console = console or (stderr() if main else Console(quiet=True))
+    run = _run(config, runs, overwrite=overwrite, resume=resume)
+    done = read_progress(run.checkpoint_file) if resume else None
+    devices = set_up_devices(config)
+    if devices.count > 1:
+        console.print(f"computing on {devices.count} devices of {devices.hosts} hosts")
+    network = _build(config)
+    catalog = load_catalog(
+        config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=console
+    )
+    catalog, pixels, report = load_pixels(
+        catalog, config.image_size, config.resize, store=config.store, console=console
+    )
+    data = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
+    if done and done.data != data:
+        raise RunError(f"the images in {catalog.root} are not those that {run.path} was started with")
+    rows = catalog.rows(TRAIN)
+    sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
+    source = TripletSource(pixels, rows, sampler, config.flip, config.shift, devices.host, devices.hosts, devices.count)
+    with _folder(run, config, main=main, fresh=not resume, overwrite=overwrite) as place, _writing(place):
+        if not resume:
+            write_json(place.report_file, report)
+        _say_data(console, catalog, report, place)
+        _train(config, catalog, source, network, place, run if resume else None, done or Progress(0, data), console)
+    return run
+
+
+def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
+    if resume:
+        return resumable_run(config, runs)
+    if config.host_index:  # the first host looks whether the name is free
+        return Run(runs / (config.run or "run"))
+    return new_run(config, runs, overwrite=overwrite)
+
+
+@contextmanager
+def _folder(run: Run, config: Config, *, main: bool, fresh: bool, overwrite: bool) -> Iterator[Run]:
+    """The folder to write to: the run's own, or on further hosts, which compute the same, one that is thrown away."""
+    if main:
+        if fresh:
+            start_run(run, config, overwrite=overwrite)
+        yield run
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Run(Path(folder) / run.path.name)
+
+
+@contextmanager
+def _writing(run: Run) -> Iterator[None]:
+    """Makes one line of a disk that is full or a folder that may not be written."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{run.path} cannot be written: {error.strerror or error}"
+        if run.checkpoint_file.exists():
+            message += f"; when there is room, go on with: python train.py --resume --run {run.path.name}"
+        raise RunError(message) from error
+
+
+def _build(config: Config) -> keras.Model:
+    """The embedding network as training starts with it, before anything is read or written: its settings may be bad."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision(config))
+    try:
+        return initial_network(config)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _train(
+    config: Config,
+    catalog: Catalog,
+    source: TripletSource,
+    network: keras.Model,
+    run: Run,
+    resume_from: Run | None,
+    progress: Progress,
+    console: Console,
+) -> None:
+    """Trains `network`, and fills the folder of `run`."""
+    pixels = source.pixels
+    board = callbacks.Board(run.tensorboard, progress.step)
+    monitor = Monitor(catalog, pixels, board, config.seed)
+    try:
+        if not progress.step:
+            board.text("configuration", _markdown(config.to_dict()))
+            monitor.show_triplets(source.batch(0))
+        fit = Fit(config, run, resume_from, source, monitor, board, console)
+        network, steps = fit(network, progress)
+        with on_one_device(), bar("embedding images", len(catalog), console) as advance:
+            vectors = embed_with_network(network, pixels, advance=advance)
+        figures = monitor.look(lambda wanted: vectors[wanted], steps)
+    finally:
+        board.close()
+    if config.host_index:
+        return
+    with new_file(run.network_file) as temporary:
+        network.save(temporary)
+    Index.of(catalog, vectors).save(run.index)
+    chosen = np.random.default_rng(config.seed).permutation(len(catalog))[:SAMPLES]
+    write_array(run.samples_file, pixels[np.sort(chosen)])
+    if figures:
+        console.print(
+            "monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in ("precision@1", "precision@30", "map@r"))
+        )
+    _say_lost(console, pixels)
+    write_json(run.metrics_file, {"steps": steps, "monitor": figures, "export": _export(run, console)})
+    run.checkpoint_file.unlink(missing_ok=True)
+    console.print(f"finished: {run.path}")
+
+
+def _export(run: Run, console: Console) -> dict[str, float]:
+    """Exports the run; where TensorFlow is absent, says what to run where it is."""
+    console.print("exporting SavedModel and LiteRT")
+    try:
+        return export.export_in_child(run)
+    except MissingPackage:
+        console.print(
+            "TensorFlow is not installed here: for SavedModel and LiteRT run, where it is, "
+            f"python train.py --export-only --run {run.path.name}"
+        )
+        return {}
+
+
+def _say_data(console: Console, catalog: Catalog, report: dict[str, Any], run: Run) -> None:
+    splits = ", ".join(f"{count:,} {name}" for name, count in report["splits"].items())
+    console.print(f"{len(catalog):,} images of {len(catalog.classes)} classes: {splits}")
+    if report["skipped_count"]:
+        console.print(
+            f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first "
+            f"({report['skipped'][0]['reason']}); all are named in {run.report_file}"
+        )
+    for note in report["notes"]:
+        console.print(f"note: {note}")
+
+
+def _say_lost(console: Console, pixels: Images) -> None:
+    if isinstance(pixels, StreamedImages) and pixels.lost:
+        console.print(
+            f"{len(pixels.lost)} images could not be read any more while the run went on, and were grey squares: "
+            f"{min(pixels.lost)} first"
+        )
+
+
+def _markdown(values: dict[str, Any]) -> str:
+    return "| setting | value |\n|---|---|\n" + "\n".join(f"| {key} | {json.dumps(v)} |" for key, v in values.items())
