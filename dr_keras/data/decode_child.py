@@ -1,8 +1,8 @@
 """The child process of `dr_keras.data.pixels.decode_files`: decodes blocks of files, each with the one decoder.
 
-Reads from standard input a JSON object: `files`, `size`, `resize`, and `blocks`, a list of [start, stop]. For each
-block it writes to standard output a line of JSON, {"failures": {row: reason}}, and the pixels of the block,
-(stop - start, size, size, 3) bytes.
+Reads from standard input a JSON object: `size`, `resize`, and `blocks`, lists of files. For each block it writes to
+standard output a line of JSON, {"failures": {row within the block: reason}}, and the pixels of the block, (n, size,
+size, 3) bytes.
 """
 
 import json
@@ -16,9 +16,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who closes the pipe
     request = json.load(sys.stdin.buffer)
     out = sys.stdout.buffer
-    for start, stop in request["blocks"]:
-        pixels, failures = decode_block(request["files"][start:stop], request["size"], request["resize"])
-        failures = {start + row: reason for row, reason in failures.items()}
+    for files in request["blocks"]:
+        pixels, failures = decode_block(files, request["size"], request["resize"])
         try:
             out.write(json.dumps({"failures": failures}).encode() + b"\n")
             out.write(pixels.data)

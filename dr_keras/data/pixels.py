@@ -148,7 +148,8 @@ def decode_files(
             assert process.stdin
             assert process.stdout
             try:
-                request = {"files": [os.fspath(file) for file in files], "size": size, "resize": resize, "blocks": own}
+                names = [[os.fspath(file) for file in files[start:stop]] for start, stop in own]
+                request = {"blocks": names, "size": size, "resize": resize}
                 process.stdin.write(json.dumps(request).encode())
                 process.stdin.close()
                 buffer = np.empty((BLOCK, size, size, 3), np.uint8)
@@ -157,7 +158,7 @@ def decode_files(
                     images = buffer[: stop - start]
                     if process.stdout.readinto(images.data) != images.nbytes:  # type: ignore[attr-defined]
                         raise EOFError
-                    keep(start, images, {int(row): reason for row, reason in head["failures"].items()})
+                    keep(start, images, {start + int(row): reason for row, reason in head["failures"].items()})
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(
                     f"a process that decodes images died (exit status {process.wait()}); is there enough memory?"

@@ -6,6 +6,8 @@ A backbone is a function of a symbolic (B, H, W, 3) image in [-1, 1] that return
 import keras
 from keras import layers
 
+from dr_keras.model.normalization import FusedBatchNormalization
+
 RESNET_BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 # The training network calls the embedding network three times a step, and each call moves the running statistics once.
@@ -95,4 +97,4 @@ def _conv_norm(x: keras.KerasTensor, channels: int, kernel: int, stride: int, na
     x = layers.Conv2D(
         channels, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
     )(x)
-    return layers.BatchNormalization(momentum=STEP_MOMENTUM ** (1 / CALLS_PER_STEP), name=f"{name}_norm")(x)
+    return FusedBatchNormalization(momentum=STEP_MOMENTUM ** (1 / CALLS_PER_STEP), name=f"{name}_norm")(x)

@@ -11,22 +11,11 @@ from dr_keras.config import BACKBONES, Config
 from dr_keras.errors import RunError
 from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import backbone
+from dr_keras.model.normalization import L2Normalization
 from dr_keras.model.ranking import TripletRanking
 
 PAPER_SIZE = 225  # pixels a side in the paper's figure 3
 LOW_RESOLUTION_MAPS = 96
-
-
-@keras.saving.register_keras_serializable(package="dr_keras")
-class L2Normalization(layers.Layer):
-    """Scales vectors to unit length: (B, D) -> (B, D). A zero vector stays zero, with a finite gradient.
-
-    `keras.layers.UnitNormalization` computes the same, but its gradient at a zero vector is not a number, and features
-    behind a ReLU can be all zero.
-    """
-
-    def call(self, x: Any) -> Any:
-        return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
 
 
 def embedding_network(config: Config, *, weights: bool = True) -> keras.Model:

@@ -1,0 +1,43 @@
+"""The normalisation layers of the networks."""
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+
+@keras.saving.register_keras_serializable(package="dr_keras")
+class L2Normalization(layers.Layer):
+    """Scales vectors to unit length: (B, D) -> (B, D). A zero vector stays zero, with a finite gradient.
+
+    `keras.layers.UnitNormalization` computes the same, but its gradient at a zero vector is not a number, and features
+    behind a ReLU can be all zero.
+    """
+
+    def call(self, x: Any) -> Any:
+        return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+
+
+@keras.saving.register_keras_serializable(package="dr_keras")
+class FusedBatchNormalization(layers.BatchNormalization):
+    """Batch normalisation of (B, H, W, C) images; in training on TensorFlow by its one fused kernel.
+
+    Computes what `keras.layers.BatchNormalization` does, which on TensorFlow takes six operations forward and more
+    backward. A training step of a ResNet-18 is a sixth faster for it (docs/decisions/005-speed.md). On other backends
+    and in inference it is the layer that it extends.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if not (training and self.trainable and keras.backend.backend() == "tensorflow"):
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        x = ops.cast(inputs, "float32")  # as in Keras: half precision would overflow
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            x, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
+        )
+        count = ops.cast(ops.prod(ops.shape(x)[:-1]), "float32")
+        variance = variance * ((count - 1.0) / count)  # the kernel divides by count - 1, Keras by count
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
