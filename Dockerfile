@@ -23,8 +23,8 @@ CMD ["train", "--help"]
 
 FROM base AS gpu
 RUN python -m pip install --editable '.[demo,gpu]'
-USER dr_keras
+USER 1000
 
 FROM base AS cpu
 RUN python -m pip install --editable '.[demo]'
-USER dr_keras
+USER 1000

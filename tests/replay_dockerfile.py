@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-UID = 1000
+UID = 1000  # of the user that the Dockerfile makes
 MOVED = ("/app", "/data", "/cache", "/usr/local/bin")  # the places that the Dockerfile writes to
 INSTRUCTIONS = {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "VOLUME", "EXPOSE", "CMD", "USER"}
 
@@ -73,7 +73,8 @@ class Image:
             name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DR_KERAS", "VIRTUAL"))
         }
         environment |= {name: self.move(value) for name, value in self.environment.items()}
-        as_user = {"user": self.user, "group": self.user, "extra_groups": []} if self.user and os.geteuid() == 0 else {}
+        changes = self.user and os.geteuid() == 0 and "REPLAYED_AS" not in self.environment
+        as_user = {"user": self.user, "group": self.user, "extra_groups": []} if changes else {}
         return subprocess.run(
             [self.move(part) for part in command],
             cwd=self.inside("."),
@@ -115,14 +116,14 @@ def copy(image: Image, sources: list[str], target: str) -> None:
             shutil.copy(ROOT / name, file)
 
 
-def build(target: str, root: Path) -> Image:
+def build(target: str, root: Path, python: str) -> Image:
     """Carries out the steps of a target."""
     image = Image(root)
     for name in ("stubs", "home", "usr/local/bin"):
         (root / name).mkdir(parents=True)
     (root / "home").chmod(0o777)
     root.chmod(0o755)
-    subprocess.run([sys.executable, "-m", "venv", str(root / "venv")], check=True)
+    subprocess.run([python, "-m", "venv", str(root / "venv")], check=True)
     for name, body in (("useradd", "true"), ("chown", f'shift; exec /bin/chown {UID}:{UID} "$@"')):
         (root / "stubs" / name).write_text(f"#!/bin/sh\n{body}\n")
         (root / "stubs" / name).chmod(0o755)
@@ -141,7 +142,12 @@ def build(target: str, root: Path) -> Image:
             if result.returncode:
                 sys.exit(f"{result.stdout}{result.stderr}RUN failed with exit status {result.returncode}")
         elif instruction == "USER":
-            image.user = UID
+            image.user = int(rest)
+            try:
+                image.run(["python", "-c", "import numpy"])
+            except (OSError, subprocess.CalledProcessError):
+                print(f"  this machine's Python cannot be run by user {rest}; what follows runs as {os.geteuid()}")
+                image.environment["REPLAYED_AS"] = str(os.geteuid())
         elif instruction == "CMD":
             image.command = json.loads(rest)
     return image
@@ -149,7 +155,7 @@ def build(target: str, root: Path) -> Image:
 
 def use(image: Image) -> None:
     """Runs the image's own command and each entry point, as the user that it runs as."""
-    assert image.user, "the image runs as root"
+    assert image.user == UID, f"the image runs as user {image.user or 0}"
     small = (
         "--image-size 16 --backbone resnet10 --width 4 --embedding-dim 8 --epochs 1 --steps-per-epoch 3 --batch-size 8"
     )
@@ -166,7 +172,7 @@ def use(image: Image) -> None:
             sys.exit(result.stdout + result.stderr)
     assert (image.inside("/app/runs") / "first" / "metrics.json").is_file()
     assert (image.inside("/cache") / "digits").is_dir()
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and "REPLAYED_AS" not in image.environment:
         owner = (image.inside("/app/runs") / "first").stat().st_uid
         assert owner == UID, f"the run belongs to {owner}"
 
@@ -174,10 +180,11 @@ def use(image: Image) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--python", default=sys.executable, help="the image's interpreter (default: this one)")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
-        target = parser.parse_args().target
-        use(build(target, Path(folder)))
-        print(f"{target}: every step passed")
+        use(build(options.target, Path(folder), options.python))
+        print(f"{options.target}: every step passed")
 
 
 if __name__ == "__main__":
