@@ -18,6 +18,7 @@ test: lint types
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; fi
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
