@@ -52,12 +52,11 @@ def read_progress(file: Path) -> Progress:
 
 
 def restore_checkpoint(file: Path, model: keras.Model) -> None:
-    """Gives a freshly compiled model the state of a checkpoint.
+    """Gives a freshly compiled model, whose optimizer is built, the state of a checkpoint.
 
     Raises:
         RunError: the file is damaged or holds the variables of another network.
     """
-    model.optimizer.build(model.trainable_variables)
     variables = _variables(model)
     with _open(file) as archive:
         _progress(file, archive)

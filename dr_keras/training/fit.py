@@ -58,6 +58,7 @@ def compiled_model(config: Config, network: keras.Model, steps: int) -> keras.Mo
     else:
         optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.build(network.trainable_variables)  # within the first step, it would have the step traced twice
     model = training_network(network, margin=config.margin, distance=config.distance)
     # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
     compiles = keras.backend.backend() == "jax" or on_gpu()
