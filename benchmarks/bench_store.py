@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--size", type=int, default=16, help="pixels a side in the store")
     parser.add_argument("--folder", type=Path, default=Path("bench-store"), help="where they are drawn")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these, in this order")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # in the child process
     options = parser.parse_args()
     data = options.folder / f"{options.images}"
@@ -44,7 +45,7 @@ def main() -> None:
     cache = options.folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     print(f"{options.images:,} images, kept at {options.size} px; seconds and peak memory of the process, MiB")
-    for stage in STAGES:
+    for stage in options.stages:
         command = [sys.executable, __file__, "--stage", stage, "--images", str(options.images), "--size"]
         child = subprocess.run(
             [*command, str(options.size), "--folder", str(options.folder)],

@@ -30,6 +30,8 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, write_folders
+from conftest import CLASSES, script, write_folders
 from PIL import Image
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
@@ -16,6 +16,7 @@ from dr_keras.data.catalog import load_catalog
 from dr_keras.data.images import decode
 from dr_keras.data.pixels import load_pixels
 from dr_keras.errors import InputError
+from dr_keras.library import load as load_run
 
 
 @pytest.fixture(autouse=True)
@@ -240,3 +241,30 @@ def test_an_unknown_tfds_set_is_a_clear_error(tfds_home, monkeypatch, cache):
     with pytest.raises(InputError, match="tfds:no_such_set cannot be prepared by TensorFlow Datasets"):
         load("tfds:no_such_set")
     assert not (cache / "tfds").exists()
+
+
+def test_an_archive_cropped_and_streamed_goes_down_the_whole_line(tmp_path, folders, cache):
+    """What is set for training holds in search: a file embeds to its indexed vector, however it is resized."""
+    tall = tmp_path / "tall"
+    for file in sorted(folders.rglob("*.png")):
+        (tall / file.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.resize((24, 40)).save(tall / file.parent.name / file.name)
+    result = script(
+        tmp_path,
+        "train.py",
+        *("--data", zipped(tall, tmp_path / "set.zip"), "--run", "r", "--resize", "crop", "--store", "stream"),
+        *("--image-size", 16, "--backbone", "resnet10", "--width", 4, "--embedding-dim", 8, "--shift", 1),
+        *("--epochs", 1, "--steps-per-epoch", 3, "--batch-size", 8, "--validation", 0.2),
+    )
+    assert result.returncode == 0, result.stderr
+    model = load_run(tmp_path / "runs" / "r")
+    assert cache in model.index.root.parents
+    for file in sorted(tall.rglob("*_1.png")):
+        nearest = model.search([file], k=1)[0][0]
+        known = model.index.row(f"{file.parent.name}/{file.name}")
+        if known < model.index.gallery:
+            assert (nearest.name, nearest.distance < 1e-3) == (file.name, True)
+    squashed = Image.open(tall / "disc" / "disc_1.png").resize((16, 16))
+    cropped, stretched = model.embed([tall / "disc" / "disc_1.png", squashed])
+    assert np.abs(cropped - stretched).max() > 1e-3

@@ -34,8 +34,9 @@ from dr_keras.errors import ImageError, InputError
 from dr_keras.files import cache_folder, new_folder, read_json, write_json
 
 STORE_FORMAT = 1  # to be raised whenever the decoder gives other pixels for the same file
-BLOCK = 256  # images between two progress reports
-ALONE = 2048  # fewer images than this are decoded without child processes, which take 0.3 s to start
+BLOCK = 256  # images that a process decodes between two progress reports, if they take no more than
+BLOCK_BYTES = 16 * 2**20
+ALONE = 512  # fewer images than this are decoded without child processes, which take 0.3 s to start
 SMALL = 128 * 2**20  # bytes of a store that is decoded again sooner than it is worth a place on disk
 SPARE = 2 * 2**30  # bytes of disk that a store leaves free
 
@@ -119,7 +120,8 @@ def decode_files(
         InputError: a child process died, for lack of memory for one.
     """
     pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
-    blocks = [(start, min(start + BLOCK, len(files))) for start in range(0, len(files), BLOCK)]
+    block = max(1, min(BLOCK, BLOCK_BYTES // (3 * size * size)))
+    blocks = [(start, min(start + block, len(files))) for start in range(0, len(files), block)]
     processes = processes or (0 if len(files) < ALONE else os.cpu_count() or 1)
     failures: dict[int, str] = {}
     children: list[subprocess.Popen[bytes]] = []
@@ -152,7 +154,7 @@ def decode_files(
                 request = {"blocks": names, "size": size, "resize": resize}
                 process.stdin.write(json.dumps(request).encode())
                 process.stdin.close()
-                buffer = np.empty((BLOCK, size, size, 3), np.uint8)
+                buffer = np.empty((block, size, size, 3), np.uint8)
                 for start, stop in own:
                     head = json.loads(process.stdout.readline())
                     images = buffer[: stop - start]
@@ -160,6 +162,7 @@ def decode_files(
                         raise EOFError
                     keep(start, images, {start + int(row): reason for row, reason in head["failures"].items()})
             except (OSError, ValueError, EOFError) as error:
+                process.stdout.close()  # so that one that still writes ends as well
                 raise InputError(
                     f"a process that decodes images died (exit status {process.wait()}); is there enough memory?"
                 ) from error
@@ -254,7 +257,8 @@ def _kept(
                 return _open_store(folder, size, kind)
             except (OSError, ValueError, KeyError):  # not there, or damaged
                 shutil.rmtree(folder, ignore_errors=True)
-            for old in folder.parent.glob(f"{place}-*"):  # of files that have changed; who has it open keeps it
+            # Stores of files that have changed (who has one open keeps it), and what a killed process left half-made.
+            for old in (*folder.parent.glob(f"{place}-*"), *folder.parent.glob(f".{place}-*")):
                 shutil.rmtree(old, ignore_errors=True)
             with new_folder(folder, replace=False) as temporary:
                 _make_store(temporary, files, size, resize, kind, console)
