@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="of the run whose memory is measured")
+    parser.add_argument("--steps", type=int, default=60, help="of the run whose memory is measured; 0: not")
     options = parser.parse_args()
     data = str(Path(options.data).resolve())
     print(machine())
@@ -76,6 +76,8 @@ def main() -> None:
         child = subprocess.run([sys.executable, "-c", PARTS, data, str(ROOT)], stdout=subprocess.PIPE, check=True)
         for name, seconds in json.loads(child.stdout.splitlines()[-1]).items():
             print(f"  {name}: {seconds:.1f} s (n = 1)")
+        if not options.steps:
+            return
         print(f"peak memory of a run, its exports included: {memory(place, data, options.steps)}")
 
 
