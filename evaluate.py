@@ -3,6 +3,7 @@
 
 python evaluate.py --run first
 python evaluate.py --run first --data other-folders --no-baselines --json
+python evaluate.py --run first --flip-average --query-expansion 5 --gallery-average 10
 """
 
 import argparse
@@ -28,14 +29,28 @@ def main() -> int:
         default=True,
         help="also rank by raw pixels and by the untrained network",
     )
+    parser.add_argument(
+        "--flip-average", action="store_true", help="also rank by the mean embedding of each image and its mirror image"
+    )
+    parser.add_argument(
+        "--query-expansion", type=int, default=0, metavar="N", help="also rank with queries averaged with N neighbours"
+    )
+    parser.add_argument(
+        "--gallery-average",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also rank with gallery vectors averaged with N neighbours",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:
-        from dr_keras.evaluation import evaluate_run
+        from dr_keras.evaluation import SearchOptions, evaluate_run
         from dr_keras.library import load
 
-        result = evaluate_run(load(options.run), data=options.data, baselines=options.baselines)
+        search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
+        result = evaluate_run(load(options.run), data=options.data, baselines=options.baselines, options=search)
     except InputError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
@@ -52,7 +67,7 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(markup=False, emoji=False)
-    rankers = {"this run": result, **result.get("baselines", {})}
+    rankers = {"this run": result, **result.get("search_options", {}), **result.get("baselines", {})}
     table = Table(title=f"{result['queries']:,} queries against {result['gallery']:,} images", title_justify="left")
     table.add_column("")
     for name in rankers:

@@ -3,6 +3,7 @@
 
 python retrieve.py --query n01443537_0.JPEG
 python retrieve.py --query ./my-photo.jpg --top 10 --save neighbours.png
+python retrieve.py --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg
 """
 
 import argparse
@@ -24,6 +25,11 @@ def main() -> int:
         "--query", required=True, metavar="NAME|FILE", help="an image of the run by id or unique base name, or any file"
     )
     parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
+    parser.add_argument(
+        "--gallery",
+        metavar="FOLDER",
+        help="search this folder instead of the run's images; embedded once, then only what changes",
+    )
     parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbours (default: 30)")
     parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -37,9 +43,10 @@ def main() -> int:
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:
-        answer = load(options.run, runtime=options.runtime).retrieve(
-            options.query, options.top, include_self=options.include_self
-        )
+        model = load(options.run, runtime=options.runtime)
+        if options.gallery:
+            model.use_gallery(options.gallery)
+        answer = model.retrieve(options.query, options.top, include_self=options.include_self)
         if options.save:
             answer.save(Path(options.save))
     except InputError as error:

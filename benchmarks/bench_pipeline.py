@@ -23,8 +23,9 @@ from machine import machine, spread
 
 from dr_keras.config import Config
 from dr_keras.data import TRAIN
+from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pipeline import TripletSource, triplet_dataset
+from dr_keras.data.pipeline import TripletSource, dataset
 from dr_keras.data.pixels import load_pixels
 from dr_keras.data.triplets import TripletSampler
 from dr_keras.training.callbacks import Board, History, StepLog
@@ -52,7 +53,7 @@ def main() -> None:
     networks = {"default": Config(), "cheap": Config(backbone="resnet10", width=16)}
     for config in [networks[options.network]] if options.network else networks.values():
         sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
-        source = TripletSource(pixels, rows, sampler, flip=config.flip, shift=config.shift)
+        source = TripletSource(pixels, rows, sampler, Augmentation(config.flip, config.shift))
         compare(config, source, options.rounds, options.seconds)
 
 
@@ -73,9 +74,9 @@ def compare(config: Config, source: TripletSource, rounds: int, seconds: float) 
     constant = tf.data.Dataset.from_tensors(source.batch(0)).repeat().prefetch(2)
     images = 3 * config.batch_size
 
-    def rate(dataset: tf.data.Dataset, steps: int, watchers: list[keras.callbacks.Callback]) -> float:
+    def rate(batches: tf.data.Dataset, steps: int, watchers: list[keras.callbacks.Callback]) -> float:
         clock = Clock()
-        model.fit(dataset, steps_per_epoch=steps + START, verbose=0, shuffle=False, callbacks=[*watchers, clock])
+        model.fit(batches, steps_per_epoch=steps + START, verbose=0, shuffle=False, callbacks=[*watchers, clock])
         return images * steps / (clock.ends[-1] - clock.ends[START - 1])
 
     rate(constant, 4, [])  # compiles
@@ -89,10 +90,10 @@ def compare(config: Config, source: TripletSource, rounds: int, seconds: float) 
             watch = StepLog(first, lambda _: 1e-3, [history, board.steps])
             turns = [
                 (same, constant, []),
-                (real, triplet_dataset(source, first, first + steps + START), [watch]),
+                (real, dataset(source, first, first + steps + START), [watch]),
             ]
-            for values, dataset, watchers in turns if number % 2 else reversed(turns):
-                values.append(rate(dataset, steps, watchers))
+            for values, batches, watchers in turns if number % 2 else reversed(turns):
+                values.append(rate(batches, steps, watchers))
         history.close()
         board.close()
     ratios = [one / other for one, other in zip(real, same, strict=True)]

@@ -34,6 +34,7 @@ import_framework()
 mark("loading Keras and TensorFlow")
 from dr_keras.config import Config
 from dr_keras.data import TRAIN
+from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pipeline import TripletSource
 from dr_keras.data.pixels import load_pixels
@@ -51,7 +52,7 @@ catalog, pixels, _ = load_pixels(catalog, config.image_size, store=config.store)
 mark("opening the store (comparing sizes and times)")
 rows = catalog.rows(TRAIN)
 sampler = TripletSampler(catalog.labels[rows], config.batch_size, 0)
-source = TripletSource(pixels, rows, sampler, config.flip, config.shift)
+source = TripletSource(pixels, rows, sampler, Augmentation(config.flip, config.shift))
 model = compiled_model(config, network, 100)
 model.fit(batches(source, 0, 1), steps_per_epoch=1, verbose=0, shuffle=False)
 mark("tracing and the first step")

@@ -19,6 +19,7 @@ RESIZES = ("stretch", "crop", "pad")
 STORES = ("auto", "memory", "disk", "stream")
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+MININGS = ("none", "semi-hard", "hard", "distance-weighted")
 
 
 def _option(default: Any, text: str, *, choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
@@ -69,7 +70,39 @@ class Config:
     distance: str = _option(
         "squared", "distance inside the triplet loss (the search is always Euclidean)", choices=DISTANCES
     )
-    epochs: int = _option(30, "in one epoch each training image is the query once", metavar="N")
+    mining: str = _option(
+        "none",
+        "negatives of the triplets: as they were drawn, or chosen among all embeddings of the batch; hard chooses "
+        "the positives too",
+        choices=MININGS,
+    )
+    images_per_class: int = _option(
+        1, "queries of one class that stand together in a batch, for mining among them", metavar="K"
+    )
+    proxies: int = _option(
+        0, "learned vectors a class that are further positives and negatives in the triplet stage", metavar="N"
+    )
+    epochs: int = _option(
+        30,
+        "of both stages together; in one, each training image is seen once (softmax) or is the query once (triplets)",
+        metavar="N",
+    )
+    pretrain_epochs: int | None = _option(
+        None,
+        "how many of the epochs are the softmax stage, which classifies the images before the triplets come "
+        "(default: 4 of 5)",
+        metavar="N",
+    )
+    label_smoothing: float = _option(0.1, "label smoothing of the classifier", metavar="SHARE")
+    scale: float = _option(16.0, "the classifier's logits are the cosines times this", metavar="S")
+    classifier_weight: float = _option(
+        1.0, "weight of the classifier's loss beside the triplets' once the softmax stage is over", metavar="W"
+    )
+    progressive: str | None = _option(
+        None,
+        "smaller images first: a size and its share of the steps, more than one with commas, such as 32:0.4,48:0.3",
+        metavar="SIZE:SHARE",
+    )
     steps_per_epoch: int | None = _option(None, "shorter epochs, of this many steps", metavar="N")
     batch_size: int = _option(64, "triplets a step", metavar="B")
     optimizer: str = _option("adamw", "sgd has Nesterov momentum 0.9", choices=OPTIMIZERS)
@@ -78,6 +111,25 @@ class Config:
     weight_decay: float = _option(1e-4, "decoupled weight decay", metavar="RATE")
     flip: bool = _option(True, "mirror each training image with probability 0.5")
     shift: int = _option(4, "shift each training image by up to this many pixels each way", metavar="PIXELS")
+    crop: float = _option(
+        1.0,
+        "show a random part of each training image of at least this share of its area, instead of the shift; 1: all",
+        metavar="SHARE",
+    )
+    colour: float = _option(0.0, "change brightness, contrast and saturation by up to this share each", metavar="SHARE")
+    operations: int = _option(
+        0, "change each training image by this many random operations of random strength (RandAugment)", metavar="N"
+    )
+    erase: float = _option(0.0, "erase a random rectangle of a training image with this probability", metavar="P")
+    mixup: float = _option(0.0, "blend a training image with another with this probability, softmax stage", metavar="P")
+    cutmix: float = _option(
+        0.0, "paste a part of another into a training image with this probability, softmax stage", metavar="P"
+    )
+    weight_average: float = _option(
+        0.0,
+        "decay a step of the running average of the weights, which is what is kept; 0: the last weights",
+        metavar="DECAY",
+    )
     monitor: float = _option(0.01, "share of each class's training images kept for watching the run", metavar="SHARE")
     validation: float = _option(
         0.1, "share of each class held out for evaluate.py where the data set has no split of its own", metavar="SHARE"
@@ -88,7 +140,9 @@ class Config:
         None, "stop when this many rankings of the monitor images brought no better precision@30", metavar="N"
     )
     deterministic: bool = _option(False, "make float32 training on a CPU repeat itself to the last digit; slower")
-    precision: str = _option("auto", "auto: mixed_bfloat16 on a GPU, float32 elsewhere", choices=PRECISIONS)
+    precision: str = _option(
+        "auto", "auto: mixed_bfloat16 where the GPU or CPU is made for it, else float32", choices=PRECISIONS
+    )
     hosts: int = _option(1, "machines that train together, by JAX; each runs train.py with the same flags", metavar="N")
     host_index: int = _option(0, "which of them this is; 0 writes the run folder", metavar="I")
     coordinator: str | None = _option(None, "address of host 0 that the others reach", metavar="ADDRESS:PORT")
@@ -103,6 +157,7 @@ class Config:
             ("distance", DISTANCES),
             ("optimizer", OPTIMIZERS),
             ("precision", PRECISIONS),
+            ("mining", MININGS),
         ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
@@ -117,18 +172,34 @@ class Config:
             ("hosts", 1),
             ("host_index", 0),
             ("seed", 0),
+            ("images_per_class", 1),
+            ("proxies", 0),
+            ("classifier_weight", 0),
+            ("operations", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least {least}")
         for name in ("steps_per_epoch", "early_stopping"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least 1")
-        for name in ("margin", "learning_rate", "checkpoint_minutes"):
+        for name in ("margin", "learning_rate", "checkpoint_minutes", "scale"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be a positive number")
-        for name in ("dropout", "monitor", "validation", "warmup"):
+        for name in ("dropout", "monitor", "validation", "warmup", "label_smoothing", "weight_average"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be a share from 0 up to 1")
+        for name in ("colour", "erase", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be from 0 to 1")
+        if self.progressive and self.backbone == "alexnet":
+            raise InputError("--progressive needs a network whose weights fit every image size; alexnet's do not")
+        if not 0 < self.crop <= 1:
+            raise InputError(f"--crop is {self.crop}; it must be above 0 and at most 1")
+        if self.mixup + self.cutmix > 1:
+            raise InputError(f"--mixup and --cutmix are {self.mixup} and {self.cutmix}; together at most 1")
+        if self.pretrain_epochs is not None and not 0 <= self.pretrain_epochs <= self.epochs:
+            raise InputError(f"--pretrain-epochs is {self.pretrain_epochs}; it must be from 0 to --epochs")
+        self.sizes  # noqa: B018 - reads --progressive, and says what is wrong with it
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"--weight-decay is {self.weight_decay}; it must be 0 or more")
         if self.shift >= self.image_size:
@@ -143,6 +214,33 @@ class Config:
             raise InputError("--hosts needs --coordinator ADDRESS:PORT, the address of host 0")
         if self.run is not None and (not self.run or self.run in (".", "..") or set(self.run) & set("/\\\0")):
             raise InputError(f"--run is {self.run!r}; it must be a folder's name, without a path")
+
+    @property
+    def softmax_epochs(self) -> int:
+        """The epochs of the softmax stage: the first ones of all `epochs`."""
+        return self.epochs * 4 // 5 if self.pretrain_epochs is None else self.pretrain_epochs
+
+    @property
+    def sizes(self) -> tuple[tuple[int, float], ...]:
+        """The image sizes of the training, ascending, each with its share of all steps; the last is `image_size`.
+
+        Raises:
+            InputError: `progressive` cannot be read.
+        """
+        parts = [part.partition(":") for part in (self.progressive or "").split(",") if part.strip()]
+        try:
+            sizes = [(int(size), float(share)) for size, _, share in parts]
+        except ValueError:
+            raise InputError(
+                f"--progressive is {self.progressive!r}; write SIZE:SHARE, such as 32:0.4,48:0.3"
+            ) from None
+        ascending = [*(size for size, _ in sizes), self.image_size]
+        rest = 1 - sum(share for _, share in sizes)
+        if ascending != sorted(set(ascending)) or ascending[0] < 16:
+            raise InputError(f"--progressive is {self.progressive!r}; sizes must rise from 16 or more to --image-size")
+        if any(share <= 0 for _, share in sizes) or rest <= 0:
+            raise InputError(f"--progressive is {self.progressive!r}; shares must be above 0, their sum below 1")
+        return (*sizes, (self.image_size, rest))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for config.json."""
@@ -164,11 +262,28 @@ class Config:
         return cls(**values)
 
 
+# Neither a softmax stage nor anything else that this project adds to the assignment and the paper.
+_LITERAL: dict[str, Any] = {
+    "pretrain_epochs": 0,
+    "classifier_weight": 0.0,
+    "mining": "none",
+    "images_per_class": 1,
+    "proxies": 0,
+    "progressive": None,
+    "flip": False,
+    "crop": 1.0,
+    "colour": 0.0,
+    "operations": 0,
+    "erase": 0.0,
+    "weight_average": 0.0,
+}
+
 # What each named set changes against the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The assignment taken literally: the paper's network, uniform triplets, the Euclidean distance, g = 1.0, no more.
-    "assignment": {
+    "assignment": _LITERAL
+    | {
         "backbone": "alexnet",
         "embedding_dim": 4096,
         "distance": "euclidean",
@@ -176,12 +291,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "sgd",
         "learning_rate": 0.01,
         "weight_decay": 1e-3,
-        "flip": False,
         "shift": 0,
     },
     # The paper's network at its own size, squared distances (eq. 1), Nesterov momentum, lambda = 0.001, dropout with
     # keep probability 0.6, random pixel shifts. The paper gives no learning rate and no g; these two are ours.
-    "paper": {
+    "paper": _LITERAL
+    | {
         "image_size": 225,
         "backbone": "alexnet",
         "embedding_dim": 4096,
@@ -190,7 +305,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "weight_decay": 1e-3,
         "dropout": 0.4,
-        "flip": False,
         "shift": 8,
     },
 }

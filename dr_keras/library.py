@@ -1,17 +1,21 @@
 """dr_keras as a library: train, load, embed, search."""
 
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
 from dr_keras.config import Config
+from dr_keras.console import stderr
 from dr_keras.data.images import Source, decode
-from dr_keras.errors import InputError
+from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_file
 from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, NetworkEmbedder, SavedModelEmbedder
 from dr_keras.retrieval.index import Index
@@ -115,9 +119,51 @@ class Model:
             raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
         self.run = run
         self.config = run.config()
-        self.index = Index.open(run.index)
+        if not run.weights_file.is_file():  # a damaged index shall be known at once
+            self.index = Index.open(run.index)
         self._runtime = runtime
         self._embedder: Embedder | None = None
+
+    @cached_property
+    def index(self) -> Index:
+        """The gallery; raises `RunError` for a released model, which has none until `use_gallery` gives it one."""
+        raise RunError(
+            f"{self.run.path.name} is a released model and has no gallery of its own; search your own folder with "
+            "--gallery FOLDER, or evaluate on a data set with --data"
+        )
+
+    def use_gallery(self, folder: str | os.PathLike[str], *, console: Console | None = None) -> "Model":
+        """Makes all images below a folder the gallery; a picture's class is the subfolder that it lies in.
+
+        They are embedded the first time and kept in the cache; later only files that changed are read again.
+
+        Args:
+            folder: the folder.
+            console: where progress is shown; standard error by default.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InputError: the folder is absent or holds no readable image.
+        """
+        from dr_keras.retrieval.gallery import gallery_index
+
+        weights = next(f for f in (self.run.litert_file, self.run.weights_file, self.run.network_file) if f.is_file())
+        self.index = gallery_index(
+            Path(folder),
+            f"{zlib.crc32(weights.read_bytes()):08x} {self.config.image_size} {self.config.resize}",
+            self._vectors,
+            size=self.config.image_size,
+            resize=self.config.resize,
+            console=console or stderr(),
+        )
+        return self
+
+    def _vectors(self, pixels: np.ndarray) -> np.ndarray:
+        if self._embedder is None:
+            self._embedder = self._make_embedder()
+        return self._embedder(pixels)
 
     def embed(self, images: Images) -> np.ndarray:
         """Embeds images.
@@ -132,9 +178,7 @@ class Model:
         Raises:
             InputError: an image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
         """
-        if self._embedder is None:
-            self._embedder = self._make_embedder()
-        return self._embedder(self._pixels(images))
+        return self._vectors(self._pixels(images))
 
     def search(self, images: Images, k: int = 30) -> list[list[Result]]:
         """The `k` nearest gallery images of each image, nearest first; `images` as in `embed`."""
@@ -199,7 +243,7 @@ class Model:
         if runtime == "saved_model":
             return SavedModelEmbedder(self.run.saved_model)
         if runtime == "keras":
-            return NetworkEmbedder(self.run.network_file)
+            return NetworkEmbedder(self.run)
         return LiteRTEmbedder(self.run.litert_file)
 
     def _pixels(self, images: Images) -> np.ndarray:

@@ -13,6 +13,7 @@ from dr_keras.files import write_json
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
+MODELS = Path(dr_keras.__file__).parent.parent / "models"  # released models, shipped with the code
 # Settings that a resumed run may have otherwise, as they change no result.
 MAY_CHANGE = {"checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
 
@@ -30,6 +31,11 @@ class Run:
     @property
     def network_file(self) -> Path:
         return self.path / "embedding.keras"
+
+    @property
+    def weights_file(self) -> Path:
+        """The weights of a released model, which has no `network_file`."""
+        return self.path / "weights.npz"
 
     @property
     def saved_model(self) -> Path:
@@ -105,7 +111,9 @@ class Run:
 
 
 def open_run(name: str | None, runs: Path = RUNS) -> Run:
-    """The run of that name or path; without one the run that finished last.
+    """The run of that name in `runs`, the released model of that name, or the run at that path.
+
+    Without a name, the run that finished last.
 
     Raises:
         RunError: there is none, or it is not finished.
@@ -116,11 +124,12 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
             raise RunError(f"{runs.resolve()} holds no finished run; train one first: python train.py")
         # Not metrics.json: evaluation and a later export write it again.
         return max(finished, key=lambda run: run.samples_file.stat().st_mtime)
-    run = next((run for run in (Run(runs / name), Run(Path(name))) if run.config_file.is_file()), None)
+    places = (Run(runs / name), Run(MODELS / name), Run(Path(name)))
+    run = next((run for run in places if run.config_file.is_file()), None)
     if run is None:
-        known = ", ".join(sorted(run.path.name for run in _all_runs(runs)))
+        known = ", ".join(sorted(run.path.name for run in (*_all_runs(runs), *_all_runs(MODELS))))
         raise RunError(f"there is no run {name!r} in {runs}/" + (f"; there are {known}" if known else ""))
-    if not run.index.is_dir():
+    if not run.index.is_dir() and not run.weights_file.is_file():
         raise RunError(f"{run.path} has no index; its training has not come to its end")
     return run
 

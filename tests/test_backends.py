@@ -53,6 +53,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
         "import json, sys, numpy as np\n"
         "from dr_keras.config import Config\n"
         "from dr_keras.data import TRAIN\n"
+        "from dr_keras.data.augment import Augmentation\n"
         "from dr_keras.data.catalog import load_catalog\n"
         "from dr_keras.data.pipeline import TripletSource\n"
         "from dr_keras.data.pixels import load_pixels\n"
@@ -62,7 +63,8 @@ def losses_by_hand(folders, backend_name, tmp_path):
         "catalog = load_catalog(config.data, monitor=config.monitor, validation=config.validation, seed=0)\n"
         "catalog, pixels, _ = load_pixels(catalog, config.image_size)\n"
         "rows = catalog.rows(TRAIN)\n"
-        "source = TripletSource(pixels, rows, TripletSampler(catalog.labels[rows], config.batch_size, 0), True, 1)\n"
+        "sampler = TripletSampler(catalog.labels[rows], config.batch_size, 0)\n"
+        "source = TripletSource(pixels, rows, sampler, Augmentation(True, 1))\n"
         "model = compiled_model(config, initial_network(config), 6)\n"
         "losses = [float(model.train_on_batch(source.batch(s), return_dict=True)['loss']) for s in range(6)]\n"
         "print(json.dumps(losses))\n"
@@ -192,7 +194,8 @@ def test_hosts_need_jax_and_a_batch_that_can_be_shared(tmp_path, folders):
 
 
 def test_parts_of_hosts_make_up_the_batch(folders):
-    from dr_keras.data.pipeline import TripletSource
+    from dr_keras.data.augment import Augmentation
+    from dr_keras.data.pipeline import Share, TripletSource
     from dr_keras.data.triplets import TripletSampler
 
     catalog, pixels, _ = load_pixels(load_catalog(folders, monitor=0, validation=0, seed=0), 16)
@@ -200,7 +203,7 @@ def test_parts_of_hosts_make_up_the_batch(folders):
     sampler = TripletSampler(catalog.labels, 10, 0)
 
     def source(**place):
-        return TripletSource(pixels, rows, sampler, True, 2, **place)
+        return TripletSource(pixels, rows, sampler, Augmentation(True, 2), share=Share(**place))
 
     for step in (0, 9):  # 10 triplets, and the last 6 of an epoch of 96, filled up to 8
         whole = source(multiple=4).batch(step)

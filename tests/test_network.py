@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -73,7 +75,7 @@ def test_embeddings_have_unit_length_and_differ(multiscale):
 
 def test_three_calls_equal_one_call_on_the_joined_batch():
     network = initial_network(SMALL)
-    model = training_network(network, margin=1.0, distance="euclidean")
+    model = training_network(network, SMALL)
     joined = images(12)
     branches = dict(zip(("query", "positive", "negative"), np.split(joined, 3), strict=True))
     inner = keras.Model(model.inputs, model.get_layer("embeddings").output)
@@ -84,7 +86,7 @@ def test_three_calls_equal_one_call_on_the_joined_batch():
 
 def test_the_branches_share_one_network():
     network = initial_network(SMALL)
-    model = training_network(network, margin=1.0, distance="euclidean")
+    model = training_network(network, SMALL)
     assert [layer for layer in model.layers if isinstance(layer, keras.Model)] == [network]
     assert {tensor.name for tensor in model.inputs} == {"query", "positive", "negative", "classes"}
     assert shape(model, "embeddings") == (48,)
@@ -94,7 +96,7 @@ def test_batch_normalisation_moves_as_far_in_a_step_of_three_calls_as_one_call_s
     network = initial_network(SMALL)
     layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert layer.momentum**CALLS_PER_STEP == pytest.approx(STEP_MOMENTUM)
-    model = training_network(network, margin=1.0, distance="euclidean")
+    model = training_network(network, SMALL)
     model.compile("sgd")
     before = ops.convert_to_numpy(layer.moving_variance).copy()
     same = images(4)
@@ -125,7 +127,7 @@ def test_round_trip(tmp_path):
 
 
 def test_training_network_round_trip(tmp_path):
-    model = training_network(initial_network(SMALL), margin=0.5, distance="squared")
+    model = training_network(initial_network(SMALL), replace(SMALL, margin=0.5))
     model.save(tmp_path / "training.keras")
     copy = load_network(tmp_path / "training.keras")
     assert type(copy) is type(model)
@@ -153,7 +155,7 @@ def test_normalising_a_zero_vector_gives_zero_and_a_finite_gradient():
 def test_distances_are_float32_under_a_mixed_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = training_network(initial_network(SMALL), margin=1.0, distance="squared")
+        model = training_network(initial_network(SMALL), SMALL)
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.get_layer("embedding_network").get_layer("stem_conv").compute_dtype == "bfloat16"

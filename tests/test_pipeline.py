@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from dr_keras.data.augment import gather
-from dr_keras.data.pipeline import BRANCHES, TripletSource, triplet_dataset
+from dr_keras.data.augment import Augmentation, gather
+from dr_keras.data.pipeline import BRANCHES, TripletSource, dataset
 from dr_keras.data.triplets import TripletSampler
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
 
 
-def source(**options):
+def source(**how):
     rows = np.arange(5, 25)
-    return TripletSource(PIXELS, rows, TripletSampler(rows % 4, 6, seed=2), **options)
+    return TripletSource(PIXELS, rows, TripletSampler(rows % 4, 6, seed=2), Augmentation(**how))
 
 
 def slow_gather(pixels, rows, *, flip, shift, seed):
@@ -70,7 +70,7 @@ def test_only_training_images_are_in_batches():
 
 def test_branches_are_augmented_apart():
     same = TripletSource(
-        np.repeat(PIXELS[:1], 8, axis=0), np.arange(8), TripletSampler(np.arange(8) % 2, 64, 0), shift=4
+        np.repeat(PIXELS[:1], 8, axis=0), np.arange(8), TripletSampler(np.arange(8) % 2, 64, 0), Augmentation(shift=4)
     )
     batch = same.batch(0)
     assert not np.array_equal(batch["query"], batch["positive"])
@@ -78,7 +78,7 @@ def test_branches_are_augmented_apart():
 
 def test_the_dataset_yields_the_source_from_any_step():
     augmented = source(flip=True, shift=2)
-    batches = list(triplet_dataset(augmented, 4, 9))
+    batches = list(dataset(augmented, 4, 9))
     assert len(batches) == 5
     for step, batch in enumerate(batches, start=4):
         assert isinstance(batch, dict)

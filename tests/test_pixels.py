@@ -12,6 +12,7 @@ from conftest import ROOT, write_folders
 from rich.console import Console
 
 from dr_keras.data import TRAIN, pixels
+from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.images import decode
 from dr_keras.data.pipeline import TripletSource
@@ -108,7 +109,7 @@ def test_all_stores_give_the_same_tensors_for_the_same_step(tmp_path, monkeypatc
         catalog, images, _ = load(tmp_path, store)
         assert images.shape == (37, 16, 16, 3)
         rows = catalog.rows(TRAIN)
-        source = TripletSource(images, rows, TripletSampler(catalog.labels[rows], 8, 0), flip=True, shift=2)
+        source = TripletSource(images, rows, TripletSampler(catalog.labels[rows], 8, 0), Augmentation(True, 2))
         batches.append([source.batch(step) for step in (0, 3, 11)])
     for other in batches[1:]:
         for one, two in zip(batches[0], other, strict=True):

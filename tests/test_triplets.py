@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.triplets import ImageSampler, TripletSampler
 from dr_keras.errors import InputError
 
 
@@ -88,3 +88,29 @@ def test_impossible_data_is_an_error(labels, message):
 def test_labels_may_be_any_integers():
     labels = np.array([7, 2**31 - 1, 7, 2**31 - 1], np.int64)
     assert set(TripletSampler(labels, 4, seed=0).batch(0).classes.ravel().tolist()) == {7, 2**31 - 1}
+
+
+@pytest.mark.parametrize("each", [2, 4, 7])
+def test_queries_of_a_class_stand_in_groups_and_an_epoch_stays_exact(each):
+    labels = np.repeat(np.arange(5), [12, 8, 3, 20, 9])
+    sampler = TripletSampler(labels, each, seed=3, images_per_class=each)
+    for epoch in range(2):
+        batches = [sampler.batch(epoch * sampler.steps_per_epoch + step) for step in range(sampler.steps_per_epoch)]
+        queries = np.concatenate([batch.query for batch in batches])
+        assert sorted(queries) == list(range(52))
+        runs = np.split(labels[queries], np.flatnonzero(np.diff(labels[queries])) + 1)
+        assert sum(len(run) % each != 0 for run in runs) <= 5  # one smaller group a class
+    orders = [[int(row) for step in range(3) for row in sampler.batch(start + step).query] for start in (0, 11, 0)]
+    assert orders[0] != orders[1]
+    assert orders[0] == orders[2]
+
+
+def test_image_sampler_draws_each_image_once_an_epoch():
+    sampler = ImageSampler(23, 5, seed=1)
+    assert sampler.steps_per_epoch == 5
+    for epoch in range(3):
+        rows = [sampler.batch(epoch * 5 + step) for step in range(5)]
+        assert sorted(np.concatenate(rows)) == list(range(23))
+        assert len(rows[-1]) == 3
+    assert np.array_equal(sampler.batch(7), ImageSampler(23, 5, seed=1).batch(7))
+    assert not np.array_equal(sampler.batch(0), sampler.batch(5))

@@ -186,7 +186,7 @@ def _list_manifest(file: Path) -> _Listing:
 
 def _list_folders(root: Path) -> _Listing:
     train_root, held_root = _split_folders(root)
-    found = {name: list(_images_below(train_root / name)) for name in _folders(train_root)}
+    found = {name: list(images_below(train_root / name)) for name in _folders(train_root)}
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise InputError(f"{train_root} holds no class folders with images ({', '.join(sorted(EXTENSIONS))})")
@@ -217,7 +217,7 @@ def _folders(folder: Path) -> list[str]:
 def _split_folders(root: Path) -> tuple[Path, Path | None]:
     """The folders of training and of held-out classes; `root` itself where train/ is a class like the others."""
     others = [name for name in _folders(root) if name != "train" and name not in HELD_OUT_FOLDERS]
-    if not (root / "train").is_dir() or any(next(_images_below(root / name), None) for name in others):
+    if not (root / "train").is_dir() or any(next(images_below(root / name), None) for name in others):
         return root, None
     return root / "train", next((root / name for name in HELD_OUT_FOLDERS if (root / name).is_dir()), None)
 
@@ -225,12 +225,12 @@ def _split_folders(root: Path) -> tuple[Path, Path | None]:
 def _held_out(folder: Path, classes: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Held-out images with their classes, and those that cannot be used, by annotations or by class folders."""
     annotations, images = folder / "val_annotations.txt", folder / "images"
-    if annotations.is_file() and images.is_dir() and next(_images_below(images), None):
+    if annotations.is_file() and images.is_dir() and next(images_below(images), None):
         return _annotated(annotations, images, classes)
     held: list[tuple[str, str]] = []
     unknown: list[str] = []
     for name in _folders(folder):
-        files = sorted(_images_below(folder / name))
+        files = sorted(images_below(folder / name))
         if name in classes:
             held += [(file, name) for file in files]
         else:
@@ -238,7 +238,7 @@ def _held_out(folder: Path, classes: Collection[str]) -> tuple[list[tuple[str, s
     return held, unknown
 
 
-def _images_below(folder: Path) -> Iterator[str]:
+def images_below(folder: Path) -> Iterator[str]:
     """The image files at any depth, through symbolic links but into no folder twice, hidden ones left out."""
     seen = set()
     for here, folders, files in os.walk(folder, followlinks=True):

@@ -1,84 +1,190 @@
 """Feeds training: global steps in, one dict of named inputs a batch out, by tf.data.
 
-The dict holds `query`, `positive`, `negative`, (B, H, W, 3) uint8, and `classes`, (B, 2) int32: the query's class and
-the negative's. A dict and not a tuple, because `fit` takes a tuple of three for inputs, targets and weights.
+A dict and not a tuple, because `fit` takes a tuple of three for inputs, targets and weights.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dr_keras.data.augment import gather
+from dr_keras.data.augment import Augmentation, augmented, mixed
 from dr_keras.data.pixels import Images
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.triplets import ImageSampler, TripletSampler
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 BRANCHES = ("query", "positive", "negative")
 
+# Streams of random numbers; the samplers use 0, 1 and 5, the branches of triplets 2 to 4.
+_BRANCH, _IMAGE, _MIX = 2, 6, 7
+
+Signature = dict[str, tuple[tuple[int | None, ...], str]]  # name: shape and dtype
+
+
+@dataclass(frozen=True)
+class Share:
+    """Where several hosts share a global batch, which part of it this one makes.
+
+    Attributes:
+        host, hosts: this one, of how many.
+        multiple: the global batch is filled up to a multiple of this with its own first elements, so that it can be
+            shared out over as many devices.
+    """
+
+    host: int = 0
+    hosts: int = 1
+    multiple: int = 1
+
+    def of(self, count: int) -> tuple[np.ndarray, slice]:
+        """Which of `count` elements make up the global batch, and which part of those is this host's."""
+        chosen = np.arange(-(-count // self.multiple) * self.multiple) % count
+        share = len(chosen) // self.hosts
+        return chosen, slice(self.host * share, (self.host + 1) * share)
+
+
+class Source(Protocol):
+    """Makes the batch of any global step."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batch(self, step: int) -> dict[str, np.ndarray]: ...
+
 
 @dataclass(frozen=True)
 class TripletSource:
-    """Makes the batch of any global step: the indices from the sampler, the pixels from the store, augmented.
+    """Batches of the triplet stage: indices from the sampler, pixels from the store, augmented.
+
+    A batch holds `query`, `positive`, `negative`, (B, S, S, 3) uint8, and `classes`, (B, 2) int32: the query's class
+    and the negative's.
 
     Attributes:
         pixels: (N, H, W, 3) uint8, the images of all splits.
         rows: (n,) which of them are training images.
         sampler: draws among those n.
-        flip, shift: the augmentation, see `dr_keras.data.augment.gather`.
-        host, hosts: where several hosts share a global batch, which part of it this one makes.
-        multiple: the global batch is filled up to a multiple of this with its own first triplets, so that it can be
-            shared out over as many devices.
+        augmentation: what is done to each image.
+        size: the side S of the images; as in the store by default.
+        share: which part of a batch this host makes.
     """
 
     pixels: Images
     rows: np.ndarray
     sampler: TripletSampler
-    flip: bool = False
-    shift: int = 0
-    host: int = 0
-    hosts: int = 1
-    multiple: int = 1
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
+    size: int | None = None
+    share: Share = Share()
+
+    @property
+    def signature(self) -> Signature:
+        side = self.size or self.pixels.shape[1]
+        width = self.size or self.pixels.shape[2]
+        images: Signature = dict.fromkeys(BRANCHES, ((None, side, width, 3), "uint8"))
+        return images | {"classes": ((None, 2), "int32")}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sampler.steps_per_epoch
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The named inputs of global step `step`; a pure function of the sampler's seed and of `step`."""
         triplets = self.sampler.batch(step)
-        count = len(triplets.query)
-        chosen = np.arange(-(-count // self.multiple) * self.multiple) % count
-        share = len(chosen) // self.hosts
-        part = slice(self.host * share, (self.host + 1) * share)
+        chosen, part = self.share.of(len(triplets.query))
         batch = {
-            name: gather(
+            name: augmented(
                 self.pixels,
                 self.rows[getattr(triplets, name)[chosen]],
+                self.augmentation,
+                size=self.size,
+                seed=(self.sampler.seed, _BRANCH + branch, step),
                 part=part,
-                flip=self.flip,
-                shift=self.shift,
-                seed=(self.sampler.seed, 2 + branch, step),  # the sampler itself uses the streams 0 and 1
             )
             for branch, name in enumerate(BRANCHES)
         }
         return batch | {"classes": triplets.classes[chosen[part]]}
 
 
-def triplet_dataset(source: TripletSource, first_step: int, last_step: int) -> "tf.data.Dataset":
+@dataclass(frozen=True)
+class ImageSource:
+    """Batches of the softmax stage.
+
+    A batch holds `image`, (B, S, S, 3) uint8; `label` and `other`, (B,) int32, its class and the class of what is mixed
+    into it; and `share`, (B,) float32, how much of it is of its own class. Images are mixed with others of the part of
+    the batch that their own host makes.
+
+    Attributes:
+        pixels: (N, H, W, 3) uint8, the images of all splits.
+        rows: (n,) which of them are training images.
+        labels: (n,) their classes.
+        sampler: draws among those n.
+        augmentation: what is done to each image.
+        mixup, cutmix: see `dr_keras.data.augment.mixed`.
+        size: the side S of the images; as in the store by default.
+        share: which part of a batch this host makes.
+    """
+
+    pixels: Images
+    rows: np.ndarray
+    labels: np.ndarray
+    sampler: ImageSampler
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    size: int | None = None
+    share: Share = Share()
+
+    @property
+    def signature(self) -> Signature:
+        side = self.size or self.pixels.shape[1]
+        width = self.size or self.pixels.shape[2]
+        return {
+            "image": ((None, side, width, 3), "uint8"),
+            "label": ((None,), "int32"),
+            "other": ((None,), "int32"),
+            "share": ((None,), "float32"),
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sampler.steps_per_epoch
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The named inputs of global step `step`; a pure function of the sampler's seed, of `step` and of the host."""
+        drawn, seed = self.sampler.batch(step), self.sampler.seed
+        chosen, part = self.share.of(len(drawn))
+        places = drawn[chosen]
+        images = augmented(
+            self.pixels, self.rows[places], self.augmentation, size=self.size, seed=(seed, _IMAGE, step), part=part
+        )
+        labels = self.labels[places[part]].astype(np.int32)
+        others, own = labels, np.ones(len(labels), np.float32)
+        if self.mixup or self.cutmix:
+            mix_seed = (seed, _MIX, step, self.share.host)
+            images, partner, own = mixed(images, mixup=self.mixup, cutmix=self.cutmix, seed=mix_seed)
+            others = labels[partner]
+        return {"image": images, "label": labels, "other": others, "share": own}
+
+
+def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset":
     """The batches of the steps from `first_step` up to, not including, `last_step`, made ahead of their use."""
     import tensorflow as tf
 
-    height, width = source.pixels.shape[1:3]
-    shapes = dict.fromkeys(BRANCHES, (None, height, width, 3)) | {"classes": (None, 2)}
-    types = [tf.uint8] * 3 + [tf.int32]
+    signature = source.signature
+    types = [tf.as_dtype(dtype) for _, dtype in signature.values()]
 
     def make(step: np.ndarray) -> list[np.ndarray]:
         batch = source.batch(int(step))
-        return [batch[name] for name in shapes]
+        return [batch[name] for name in signature]
 
     def load(step: "tf.Tensor") -> dict[str, "tf.Tensor"]:
         tensors = tf.numpy_function(make, [step], types, stateful=False)
         return {
-            name: tf.ensure_shape(tensor, shape) for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)
+            name: tf.ensure_shape(tensor, shape)
+            for (name, (shape, _)), tensor in zip(signature.items(), tensors, strict=True)
         }
 
     options = tf.data.Options()

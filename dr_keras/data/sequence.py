@@ -5,15 +5,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from dr_keras.data.pipeline import TripletSource
+from dr_keras.data.pipeline import Source
 
 THREADS = 2  # Keras makes batches ahead of their use from two on
 
 
-class TripletSequence(keras.utils.PyDataset):
+class BatchSequence(keras.utils.PyDataset):
     """The batches of the steps from `first_step` up to, not including, `last_step`, in order."""
 
-    def __init__(self, source: TripletSource, first_step: int, last_step: int) -> None:
+    def __init__(self, source: Source, first_step: int, last_step: int) -> None:
         super().__init__(workers=THREADS, use_multiprocessing=False, max_queue_size=2 * THREADS)
         self._source, self._first, self._count = source, first_step, last_step - first_step
 
@@ -25,10 +25,10 @@ class TripletSequence(keras.utils.PyDataset):
         return self._source.batch(self._first + index)
 
 
-def batches(source: TripletSource, first_step: int, last_step: int) -> Any:
-    """What `fit` takes for these steps: a tf.data dataset on TensorFlow, a `TripletSequence` on JAX and torch."""
+def batches(source: Source, first_step: int, last_step: int) -> Any:
+    """What `fit` takes for these steps: a tf.data dataset on TensorFlow, a `BatchSequence` on JAX and torch."""
     if keras.backend.backend() == "tensorflow":
-        from dr_keras.data.pipeline import triplet_dataset
+        from dr_keras.data.pipeline import dataset
 
-        return triplet_dataset(source, first_step, last_step)
-    return TripletSequence(source, first_step, last_step)
+        return dataset(source, first_step, last_step)
+    return BatchSequence(source, first_step, last_step)

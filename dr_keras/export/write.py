@@ -1,6 +1,7 @@
 """Writes the SavedModel and the LiteRT file of a run. Runs on TensorFlow only."""
 
 import io
+import tempfile
 from pathlib import Path
 
 import keras
@@ -42,7 +43,7 @@ def export(run: Run) -> dict[str, float]:
         differences["saved_model_bytes"] = _check_bytes(network, temporary, samples)
     with new_file(run.litert_file) as temporary:
         temporary.write_bytes(_litert(run.saved_model))
-        differences["litert"] = _check("LiteRT file", LiteRTEmbedder(temporary), samples, expected)
+        differences["litert"] = check_litert(temporary, samples, expected)
     return differences
 
 
@@ -89,9 +90,28 @@ def _litert(saved_model: Path) -> bytes:
     From the SavedModel and not from the Keras model, because that freezes the weights: as variables they would need
     an initialiser that LiteRT does not run.
     """
+    return _converter(saved_model).convert()
+
+
+def _converter(saved_model: Path) -> tf.lite.TFLiteConverter:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["serve"])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    return converter.convert()
+    return converter
+
+
+def half_litert(network: keras.Model, resize: str) -> bytes:
+    """A LiteRT file whose weights are stored in half precision; it computes in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_saved_model(network, Path(folder), resize)
+        converter = _converter(Path(folder))
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+        return converter.convert()
+
+
+def check_litert(file: Path, samples: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of a LiteRT file's vectors from `expected`. Raises `RunError` above `TOLERANCE`."""
+    return _check("LiteRT file", LiteRTEmbedder(file), samples, expected)
 
 
 def _check(name: str, embed: LiteRTEmbedder | SavedModelEmbedder, samples: np.ndarray, expected: np.ndarray) -> float:

@@ -16,12 +16,13 @@ CALLS_PER_STEP = 3
 STEP_MOMENTUM = 0.97
 
 
-def backbone(name: str, image: keras.KerasTensor, *, width: int, dropout: float) -> keras.KerasTensor:
+def backbone(name: str, image: keras.KerasTensor, full: int, *, width: int, dropout: float) -> keras.KerasTensor:
     """The features of the ConvNet path.
 
     Args:
         name: 'alexnet' or one of 'resnet10', 'resnet18', 'resnet34'.
         image: symbolic (B, H, W, 3), scaled to [-1, 1].
+        full: the image size that the network is made for; its stem is the same for smaller ones.
         width: channels of a ResNet's first stage.
         dropout: rate of AlexNet's fully connected layers.
 
@@ -29,17 +30,16 @@ def backbone(name: str, image: keras.KerasTensor, *, width: int, dropout: float)
         Symbolic (B, F): F is 4096 for AlexNet and 8 * width for a ResNet.
     """
     if name == "alexnet":
-        return _alexnet(image, dropout)
-    return _resnet(image, RESNET_BLOCKS[name], width)
+        return _alexnet(image, full, dropout)
+    return _resnet(image, full, RESNET_BLOCKS[name], width)
 
 
-def _alexnet(x: keras.KerasTensor, dropout: float) -> keras.KerasTensor:
+def _alexnet(x: keras.KerasTensor, size: int, dropout: float) -> keras.KerasTensor:
     """Krizhevsky et al. 2012 up to its second 4096-d layer, without its two-GPU split and response normalisation.
 
     From 128 px on the first convolution is the original's 11 x 11 / 4; below, it shrinks so that the later layers
     still have an image to work on. The padding of 1 gives the original's 55 x 55 at 225 px.
     """
-    size = x.shape[1]
     kernel, stride = (11, 4) if size >= 128 else (5, 2) if size >= 48 else (3, 1)
     x = layers.ZeroPadding2D(1)(x)
     x = _conv_relu(x, 96, kernel, stride, "conv1", padding="valid")  # (B, 55, 55, 96) at 225 px
@@ -66,13 +66,12 @@ def _conv_relu(
     )(x)
 
 
-def _resnet(x: keras.KerasTensor, blocks: tuple[int, ...], width: int) -> keras.KerasTensor:
+def _resnet(x: keras.KerasTensor, size: int, blocks: tuple[int, ...], width: int) -> keras.KerasTensor:
     """ResNet of basic blocks (He et al. 2015, table 1) with a stem that leaves a small image its detail.
 
     The stem is one 3 x 3 convolution: stride 1 below 48 px, stride 2 from there on, and from 128 px on a
     max-pool behind it, so that the first stage works on about 32 x 32.
     """
-    size = x.shape[1]
     x = _conv_norm(x, width, 3, 1 if size < 48 else 2, "stem")
     x = layers.Activation("relu", name="stem_relu")(x)
     if size >= 128:

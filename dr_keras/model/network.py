@@ -1,4 +1,4 @@
-"""The multi-scale embedding network (Wang et al. 2014, fig. 3) and the three-branch training network around it."""
+"""The multi-scale embedding network (Wang et al. 2014, fig. 3) and the networks around it that are trained."""
 
 import zipfile
 from pathlib import Path
@@ -11,14 +11,15 @@ from dr_keras.config import BACKBONES, Config
 from dr_keras.errors import RunError
 from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import backbone
+from dr_keras.model.classifier import ClassProxies, CosineClassifier
 from dr_keras.model.normalization import L2Normalization
-from dr_keras.model.ranking import TripletRanking
+from dr_keras.model.ranking import TripletRanking, mean_distance_to_others
 
 PAPER_SIZE = 225  # pixels a side in the paper's figure 3
 LOW_RESOLUTION_MAPS = 96
 
 
-def embedding_network(config: Config, *, weights: bool = True) -> keras.Model:
+def embedding_network(config: Config, *, size: int | None = None, weights: bool = True) -> keras.Model:
     """Builds the network that makes an embedding of an image.
 
     The ConvNet path and, with `config.multiscale`, the two low-resolution paths are each L2-normalised, joined by one
@@ -26,6 +27,8 @@ def embedding_network(config: Config, *, weights: bool = True) -> keras.Model:
 
     Args:
         config: the settings.
+        size: the side of the images it takes, `config.image_size` by default. Networks of several sizes have the same
+            weights and, but for the resolution, do the same; smaller ones are for training (`config.progressive`).
         weights: whether `config.weights` are loaded; random ones are quicker where others are set at once.
 
     Returns:
@@ -34,19 +37,20 @@ def embedding_network(config: Config, *, weights: bool = True) -> keras.Model:
     Raises:
         InputError: `config.backbone` is unknown or does not take this image size, or its weights cannot be had.
     """
-    size = config.image_size
+    full = config.image_size
+    size = size or full
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(image)  # [-1, 1]
     if config.backbone in BACKBONES:
-        features = backbone(config.backbone, x, width=config.width, dropout=config.dropout)
+        features = backbone(config.backbone, x, full, width=config.width, dropout=config.dropout)
     else:
         features = application_features(config.backbone, image, config.weights if weights else None)
     features = L2Normalization(name="convnet_normalised")(features)
     if config.multiscale:
         low = layers.Concatenate(name="low_resolution")(
             [
-                layers.Flatten(name="path_a")(_low_resolution(x, shrink=4, pool=7, stride=4, name="a")),
-                layers.Flatten(name="path_b")(_low_resolution(x, shrink=8, pool=3, stride=2, name="b")),
+                layers.Flatten(name="path_a")(_low_resolution(x, full, shrink=4, pool=7, stride=4, name="a")),
+                layers.Flatten(name="path_b")(_low_resolution(x, full, shrink=8, pool=3, stride=2, name="b")),
             ]
         )  # (B, 3072) at the paper's size
         low = L2Normalization(name="low_resolution_normalised")(low)
@@ -56,15 +60,22 @@ def embedding_network(config: Config, *, weights: bool = True) -> keras.Model:
     return keras.Model(image, embedding, name="embedding_network")
 
 
-def _low_resolution(x: keras.KerasTensor, *, shrink: int, pool: int, stride: int, name: str) -> keras.KerasTensor:
+def _low_resolution(
+    x: keras.KerasTensor, full: int, *, shrink: int, pool: int, stride: int, name: str
+) -> keras.KerasTensor:
     """One low-resolution path: the image itself is shrunk, then convolved and max-pooled.
 
     At 225 px: path a 225 -> 57 -> 15 -> 4, path b 225 -> 29 -> 8 -> 4. The figure prints the two pools the other way
     round; only 7 x 7 / 4 on path a and 3 x 3 / 2 on path b give its 4 x 4. At other sizes the convolution's stride
-    follows the image size, so that both paths still end at the same few cells.
+    follows the image size, so that both paths still end at the same few cells. An image that is smaller than the `full`
+    size of the network is shrunk the less.
     """
-    step = max(1, round(4 * x.shape[1] / PAPER_SIZE))  # 4 at the paper's size, 1 at 64 px
-    x = layers.AveragePooling2D(shrink, padding="same", name=f"{name}_subsample")(x)
+    step = max(1, round(4 * full / PAPER_SIZE))  # 4 at the paper's size, 1 at 64 px
+    rate, odd = divmod(shrink * x.shape[1], full)
+    if odd:
+        x = layers.Resizing(-(-full // shrink), -(-full // shrink), name=f"{name}_subsample")(x)
+    else:
+        x = layers.AveragePooling2D(rate, padding="same", name=f"{name}_subsample")(x)
     x = layers.Conv2D(
         LOW_RESOLUTION_MAPS,
         max(3, 2 * step),
@@ -78,44 +89,105 @@ def _low_resolution(x: keras.KerasTensor, *, shrink: int, pool: int, stride: int
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
-class TripletModel(keras.Model):
-    """A functional model that ends in a `TripletRanking` layer and turns its statistics into metrics.
+class StatisticsModel(keras.Model):
+    """A functional model whose outputs are statistics of each element of the batch, and turns them into metrics.
 
-    The metrics are those of the one batch, not a running mean, on every backend: `loss`, `triplet_accuracy` (the share
-    of triplets with D(q, p+) < D(q, p-)), `zero_loss` (the share that no longer teaches anything),
-    `positive_distance`, `negative_distance` and `pairwise_distance`.
+    The metrics are those of the one batch, not a running mean, on every backend: the mean of each statistic; `loss`,
+    the sum of all that end in `_loss`; and, of triplets, `triplet_accuracy` (the share with D(q, p+) < D(q, p-)) and
+    `zero_loss` (the share that no longer teaches anything).
     """
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The metrics of one batch from the ranking layer's statistics `y_pred`, as scalars."""
-        near, far = y_pred["positive_distance"], y_pred["negative_distance"]
-        return {name: ops.mean(value) for name, value in y_pred.items()} | {
-            "triplet_accuracy": ops.mean(ops.cast(near < far, "float32")),
-            "zero_loss": ops.mean(ops.cast(y_pred["loss"] <= 0, "float32")),
-        }
+        """The metrics of one batch from the statistics `y_pred`, as scalars."""
+        metrics = {name: ops.mean(value) for name, value in y_pred.items()}
+        metrics["loss"] = sum(value for name, value in metrics.items() if name.endswith("_loss"))
+        if "positive_distance" in y_pred:
+            near, far = y_pred["positive_distance"], y_pred["negative_distance"]
+            metrics["triplet_accuracy"] = ops.mean(ops.cast(near < far, "float32"))
+            metrics["zero_loss"] = ops.mean(ops.cast(y_pred["triplet_loss"] <= 0, "float32"))
+        return metrics
 
 
-def training_network(network: keras.Model, *, margin: float, distance: str) -> TripletModel:
-    """Puts three branches that share `network` before one ranking layer.
+def training_network(network: keras.Model, config: Config, classes: int | None = None) -> StatisticsModel:
+    """Puts three branches that share `network` before one ranking layer, and the classifier where it is kept.
 
     Args:
         network: maps (B, H, W, 3) to (B, D).
-        margin, distance: see `TripletRanking`.
+        config: margin, distance, mining, proxies, and the classifier's settings.
+        classes: how many classes the classifier and the proxies have; None for neither of them.
 
     Returns:
         A functional model of the inputs `query`, `positive`, `negative` (B, H, W, 3) uint8 and `classes` (B, 2) int32,
-        whose outputs are the ranking layer's statistics. Random triplets need no classes; mining does.
+        whose outputs are the statistics of `TripletRanking`, its loss as `triplet_loss`, and of `CosineClassifier`.
     """
     inputs = {
         name: keras.Input(network.input_shape[1:], dtype="uint8", name=name)
         for name in ("query", "positive", "negative")
     }
+    pair = keras.Input((2,), dtype="int32", name="classes")
     # In float32 also under a mixed policy: bfloat16 would round small distances away.
-    joined = layers.Concatenate(dtype="float32", name="embeddings")
-    embeddings = joined([network(branch) for branch in inputs.values()])  # (B, 3D)
-    statistics = TripletRanking(margin, distance, name="ranking")(embeddings)
-    inputs["classes"] = keras.Input((2,), dtype="int32", name="classes")
-    return TripletModel(inputs, statistics, name="training_network")
+    branches = [network(branch) for branch in inputs.values()]  # 3 x (B, D)
+    embeddings = layers.Concatenate(dtype="float32", name="embeddings")(branches)  # (B, 3D)
+    proxies = None
+    statistics: dict[str, Any] = {}
+    if classes and (config.classifier_weight or config.proxies):
+        stacked = layers.Concatenate(axis=0, dtype="float32", name="stacked_embeddings")(branches)  # (3B, D)
+        proxies = _proxies(config, classes)(stacked)
+        if config.classifier_weight:
+            labels = ops.concatenate([pair[:, 0], pair[:, 0], pair[:, 1]], axis=0)
+            classifier = CosineClassifier(
+                config.scale, config.label_smoothing, config.classifier_weight, name="classifier"
+            )
+            statistics |= classifier(stacked, proxies, labels)
+    ranking = TripletRanking(config.margin, config.distance, config.mining, config.seed, name="ranking")
+    needed = {"classes": pair} if config.mining != "none" or (config.proxies and classes) else {}
+    if config.proxies and classes:
+        needed["proxies"] = proxies
+    ranked = ranking(embeddings, **needed)
+    statistics |= {"triplet_loss": ranked.pop("loss")} | ranked
+    return StatisticsModel(inputs | {"classes": pair}, statistics, name="training_network")
+
+
+def classification_network(network: keras.Model, config: Config, classes: int) -> StatisticsModel:
+    """Puts the classifier on top of `network`, for the softmax stage.
+
+    Args:
+        network: maps (B, H, W, 3) to (B, D).
+        config: the classifier's settings.
+        classes: how many classes there are.
+
+    Returns:
+        A functional model of the inputs `image` (B, H, W, 3) uint8, `label` and `other` (B,) int32 and `share` (B,)
+        float32, whose outputs are the statistics of `CosineClassifier` and `pairwise_distance`, the mean distance of an
+        embedding to the others of the batch.
+    """
+    image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
+    label = keras.Input((), dtype="int32", name="label")
+    other = keras.Input((), dtype="int32", name="other")
+    share = keras.Input((), dtype="float32", name="share")
+    embedding = network(image)
+    proxies = _proxies(config, classes)(embedding)
+    classifier = CosineClassifier(config.scale, config.label_smoothing, name="classifier")
+    statistics = classifier(embedding, proxies, label, other, share)
+    statistics["pairwise_distance"] = MeanDistance(name="pairwise_distance")(embedding)
+    inputs = {"image": image, "label": label, "other": other, "share": share}
+    return StatisticsModel(inputs, statistics, name="classification_network")
+
+
+def _proxies(config: Config, classes: int) -> ClassProxies:
+    return ClassProxies(classes, max(config.proxies, 1), name="proxies")
+
+
+@keras.saving.register_keras_serializable(package="dr_keras")
+class MeanDistance(layers.Layer):
+    """`dr_keras.model.ranking.mean_distance_to_others` as a layer, without a gradient: (B, D) -> (B,)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+
+    def call(self, embeddings: Any) -> Any:
+        return mean_distance_to_others(ops.stop_gradient(embeddings))
 
 
 def load_network(file: Path) -> keras.Model:

@@ -32,11 +32,15 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
-        x = ops.cast(inputs, "float32")  # as in Keras: half precision would overflow
+        # Half-precision images stay so in memory; the kernel computes in float32.
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            x, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
+            inputs,
+            ops.convert_to_tensor(self.gamma, "float32"),
+            ops.convert_to_tensor(self.beta, "float32"),
+            epsilon=self.epsilon,
+            is_training=True,
         )
-        count = ops.cast(ops.prod(ops.shape(x)[:-1]), "float32")
+        count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), "float32")
         variance = variance * ((count - 1.0) / count)  # the kernel divides by count - 1, Keras by count
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dr_keras.data.augment import Augmentation, augmented
 from dr_keras.errors import RunError
 from dr_keras.framework import import_framework
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import keras
 
     from dr_keras.data.pixels import Images
+    from dr_keras.runs import Run
 
 BATCH = 256
 
@@ -33,7 +35,7 @@ def embed_with_network(
 
     Args:
         network: (B, H, W, 3) uint8 -> (B, D).
-        images: (M, H, W, 3) uint8, an array or streamed.
+        images: (M, H, W, 3) uint8, an array or streamed; shrunk where the network takes smaller ones.
         rows: (N,) which of them; all by default. They are taken a batch at a time.
         advance: called with the number of images done, after each batch.
 
@@ -41,11 +43,12 @@ def embed_with_network(
         (N, D) float32.
     """
     count = len(images) if rows is None else len(rows)
+    rows = np.arange(count) if rows is None else rows
     vectors = np.empty((count, network.output_shape[-1]), np.float32)
-    batch = min(BATCH, max(count, 1))
+    batch, size = min(BATCH, max(count, 1)), network.input_shape[1]
     for start in range(0, count, batch):
-        part = images[start : start + batch] if rows is None else images[rows[start : start + batch]]
-        padded = np.zeros((batch, *images.shape[1:]), np.uint8)  # one shape, so that the network is compiled once
+        part = augmented(images, rows[start : start + batch], Augmentation(), size=size)
+        padded = np.zeros((batch, size, size, 3), np.uint8)  # one shape, so that the network is compiled once
         padded[: len(part)] = part
         vectors[start : start + len(part)] = np.asarray(network.predict_on_batch(padded), np.float32)[: len(part)]
         if advance:
@@ -86,11 +89,11 @@ class LiteRTEmbedder:
 class NetworkEmbedder:
     """Embeds by the Keras network of a run, on Keras's backend; for runs that are not exported."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, run: "Run") -> None:
         import_framework()
-        from dr_keras.model.network import load_network
+        from dr_keras.model.released import run_network
 
-        self._network = load_network(file)
+        self._network = run_network(run)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return embed_with_network(self._network, images)

@@ -10,6 +10,7 @@ from dr_keras.retrieval.search import nearest
 
 KS = (1, 10, 30)
 TRIPLETS_PER_QUERY = 10
+RESAMPLES = 1000
 QUERY_BLOCK = 1024  # queries ranked at a time, fewer where their classes are large,
 BLOCK_VALUES = 1 << 22  # so that a block has no more neighbours than this: about 0.2 GB
 
@@ -19,8 +20,8 @@ class Ranking:
     """What an evaluation found.
 
     Attributes:
-        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision` (None where the gallery has one class), and
-            the counts behind them.
+        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision` (None where the gallery has one class), the
+            counts behind them, and `intervals`, the 95 % bootstrap interval over the queries of each.
         class_precision: (C,) mean precision@30 of each class's queries; NaN where a class has none.
         confusion: (C, C) share of the 30 nearest of class a's queries that are of class b, a down, b across.
     """
@@ -86,17 +87,36 @@ def evaluate(
         top = found[:, : max(KS)]
         np.add.at(confusion, (np.broadcast_to(query_labels[block, None], top.shape), top), 1 / top.shape[1])
 
-    figures: dict[str, float | None] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
+    figures: dict[str, Any] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
     figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
     figures["map@r"] = float(average.mean())
     near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed)
     figures["similarity_precision"] = float((near < far).mean()) if near.size else None
+    values = {f"precision@{k}": hits[k] for k in KS} | {f"recall@{k}": hits[k] > 0 for k in KS} | {"map@r": average}
+    if near.size:
+        values["similarity_precision"] = (near < far).mean(axis=1)
+    figures["intervals"] = bootstrap_intervals(values, seed)
     figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery)}
 
     count = np.bincount(query_labels, minlength=class_count)
     total = np.bincount(query_labels, hits[max(KS)], minlength=class_count)
     with np.errstate(invalid="ignore"):
         return Ranking(figures, total / count, confusion / np.maximum(count, 1)[:, None])
+
+
+def bootstrap_intervals(values: dict[str, np.ndarray], seed: int) -> dict[str, list[float]]:
+    """95 % percentile bootstrap intervals of means over queries.
+
+    Args:
+        values: (Q,) each, by name; what each query contributes to the mean.
+        seed: of the `RESAMPLES` draws of Q queries.
+    """
+    table = np.stack([np.asarray(value, np.float64) for value in values.values()], axis=1)  # (Q, figures)
+    random = np.random.default_rng(seed)
+    count = len(table)
+    means = [table[random.integers(0, count, count)].mean(axis=0) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    return {name: [float(low[place]), float(high[place])] for place, name in enumerate(values)}
 
 
 def average_precision_at_r(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:

@@ -19,6 +19,10 @@ from dr_keras.files import new_file
 
 METRICS = (
     "loss",
+    "accuracy",
+    "classifier_loss",
+    "triplet_loss",
+    "proxy_loss",
     "triplet_accuracy",
     "zero_loss",
     "positive_distance",
@@ -36,7 +40,8 @@ class StepLog(keras.callbacks.Callback):
     Args:
         first_step: the global step of the first batch.
         learning_rate: the schedule, step -> rate.
-        receivers: called with a list of rows; a row maps 'step', 'epoch', 'learning_rate' and `METRICS` to numbers.
+        receivers: called with a list of rows; a row maps 'step', 'epoch', 'learning_rate' and those of `METRICS` that
+            the step has to numbers.
         float32: whether the network computes in float32, for the advice when the loss is not a number.
 
     Raises:
@@ -79,7 +84,7 @@ class StepLog(keras.callbacks.Callback):
         """Reads the waiting steps and hands them on."""
         rows = [
             {"step": step, "epoch": epoch, "learning_rate": self._learning_rate(step)}
-            | {name: float(logs[name]) for name in METRICS}
+            | {name: float(logs[name]) for name in METRICS if name in logs}
             for step, epoch, logs in self._waiting
         ]
         self._waiting = []
@@ -97,6 +102,8 @@ class StepLog(keras.callbacks.Callback):
 
 class History:
     """Appends one row a step to history.csv; floats are written so that they read back equal.
+
+    What a step does not have, such as the distances of triplets in the softmax stage, stays empty.
 
     Args:
         path: the file.
@@ -133,7 +140,8 @@ class Board:
         """The mean of each metric over a group of steps."""
         step = int(rows[-1]["step"]) + 1
         for name in METRICS:
-            self._writer.add_scalar(f"training/{name}", np.mean([row[name] for row in rows]), step)
+            if values := [row[name] for row in rows if name in row]:
+                self._writer.add_scalar(f"training/{name}", np.mean(values), step)
         self._writer.add_scalar("training/learning_rate", rows[-1]["learning_rate"], step)
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
@@ -142,6 +150,11 @@ class Board:
 
     def text(self, name: str, markdown: str) -> None:
         self._writer.add_text(name, markdown, 0)
+
+    def stage(self, stage: str, size: int, step: int) -> None:
+        """Marks where a stage or an image size begins."""
+        self._writer.add_scalar("training/image_size", size, step)
+        self._writer.add_text("training/stage", f"{stage}, {size} px, from step {step}", step)
 
     def picture(self, name: str, image: Any, step: int) -> None:
         self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
@@ -159,13 +172,17 @@ class Progress:
 
     Args:
         console: where to print.
-        epochs, steps_per_epoch: of the run.
+        epochs, steps: of the run.
         images_per_step: images that pass the network in a step, three a triplet.
+        ahead: the work behind a step and all later ones, in units of one step of the last image size; smaller images
+            are less work.
     """
 
-    def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int, images_per_step: int) -> None:
+    def __init__(
+        self, console: Console, *, epochs: int, steps: int, images_per_step: int, ahead: Callable[[int], float]
+    ) -> None:
         self._console = console
-        self._epochs, self._steps = epochs, steps_per_epoch
+        self._epochs, self._steps, self._ahead = epochs, steps, ahead
         self._images = images_per_step
         self._means: dict[str, float] = {}
         self._started: tuple[float, int] | None = None
@@ -179,9 +196,12 @@ class Progress:
     def __call__(self, rows: list[dict[str, float]]) -> None:
         now, done = time.monotonic(), int(rows[-1]["step"]) + 1
         for row in rows:
-            for name in ("loss", "triplet_accuracy"):
-                last = self._means.get(name, row[name])
-                self._means[name] = last + (row[name] - last) / SMOOTHING
+            for name in ("loss", "accuracy", "triplet_accuracy"):
+                if name in row:
+                    last = self._means.get(name, row[name])
+                    self._means[name] = last + (row[name] - last) / SMOOTHING
+                else:
+                    self._means.pop(name, None)
         if self._started is None:  # the first steps compile the network; the clock starts after them
             self._started = (now, done)
             return
@@ -189,27 +209,32 @@ class Progress:
         if steps <= 0 or seconds <= 0:
             return
         rate = steps / seconds
-        left = (self._epochs * self._steps - done) / rate
+        effort = (self._ahead(self._started[1]) - self._ahead(done)) / seconds
+        left = self._ahead(done) / effort
         if not self._told and seconds > 5:
             self._told = True
             self._console.print(
-                f"{self._epochs} epochs of {self._steps:,} steps at {rate * self._images:,.0f} images/s: "
-                f"training takes about {duration(self._epochs * self._steps / rate)} here"
+                f"{self._epochs} epochs, {self._steps:,} steps, begun at {rate * self._images:,.0f} images/s: "
+                f"training takes about {duration(self._ahead(0) / effort)} here"
             )
         line = (
-            f"epoch {int(rows[-1]['epoch']) + 1}/{self._epochs}  step {done:,}/{self._epochs * self._steps:,}  "
-            f"loss {self._means['loss']:.3f}  triplet accuracy {self._means['triplet_accuracy']:.3f}  "
-            f"{rate * self._images:,.0f} images/s  {duration(left)} left"
+            f"epoch {int(rows[-1]['epoch']) + 1}/{self._epochs}  step {done:,}/{self._steps:,}  "
+            + "".join(f"{name.replace('_', ' ')} {value:.3f}  " for name, value in self._means.items())
+            + f"{rate * self._images:,.0f} images/s  {duration(left)} left"
         )
         if self._live:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif now - self._last_line >= 20 or done == self._epochs * self._steps:
+        elif now - self._last_line >= 20 or done == self._steps:
             self._last_line = now
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def pause(self, seconds: float) -> None:
         """Takes time that was not spent on training out of the images/s."""
         self._paused += seconds
+
+    def restart(self) -> None:
+        """Begins the images/s anew, where a phase begins with other work in a step."""
+        self._started, self._paused = None, 0.0
 
     def close(self) -> None:
         if self._live:
@@ -242,12 +267,13 @@ class CollapseAlarm:
 
     def __call__(self, rows: list[dict[str, float]]) -> None:
         for row in rows:
-            stuck = abs(row["loss"] - self._margin) <= self.NEAR_MARGIN * self._margin
+            loss = row.get("triplet_loss", 0.0)  # the softmax stage has none, and collapses seen by distance alone
+            stuck = abs(loss - self._margin) <= self.NEAR_MARGIN * self._margin
             self._bad = self._bad + 1 if stuck or row["pairwise_distance"] < self.NEAR_ZERO else 0
             if self._bad == self.STEPS:
                 self._say(
                     f"The embedding has collapsed: for {self.STEPS} steps up to {int(row['step'])} the loss was at the "
-                    f"margin ({row['loss']:.3f} of {self._margin:g}) or all images lay together (mean distance "
+                    f"margin ({loss:.3f} of {self._margin:g}) or all images lay together (mean distance "
                     f"{row['pairwise_distance']:.4f}). "
                     "Try a lower --learning-rate, --distance squared, or another --seed"
                 )

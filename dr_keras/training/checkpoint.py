@@ -1,15 +1,15 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, in one file that is whole or not there.
 
 A checkpoint holds every variable of the model (weights, normalisation statistics, the states of its random number
-generators), every variable of the optimizer, and the global step. Triplets and augmentation are functions of the step,
-so nothing else has a state.
+generators), every variable of the optimizer, the running average of the weights, and the global step. Triplets and
+augmentation are functions of the step, so nothing else has a state.
 """
 
 import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -18,25 +18,32 @@ import numpy as np
 from dr_keras.errors import RunError
 from dr_keras.files import new_file
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: the next global step, and a checksum of the data that it is trained on."""
+    """How far a run has come: the next global step, a checksum of the data that it is trained on, and the phase.
+
+    At the end of a phase the next step is one of the next phase, while the model is still that of the last.
+    """
 
     step: int
     data: int
+    phase: int = 0
 
 
-def save_checkpoint(file: Path, model: keras.Model, progress: Progress) -> None:
-    """Writes a checkpoint of a compiled model whose optimizer is built.
+def save_checkpoint(
+    file: Path, model: keras.Model, progress: Progress, average: list[np.ndarray] | None = None
+) -> None:
+    """Writes a checkpoint of a compiled model whose optimizer is built, and of the average of its weights.
 
     Raises:
         OSError: the disk is full or cannot be written; an earlier checkpoint stays as it was.
     """
-    description = {"format": CHECKPOINT_FORMAT, "step": progress.step, "data": progress.data}
+    description = {"format": CHECKPOINT_FORMAT} | asdict(progress)
     values = {str(number): keras.ops.convert_to_numpy(variable) for number, variable in enumerate(_variables(model))}
+    values |= {f"average_{number}": value for number, value in enumerate(average or [])}
     with new_file(file) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, description=np.array(json.dumps(description)), **values)
 
@@ -51,8 +58,11 @@ def read_progress(file: Path) -> Progress:
         return _progress(file, archive)
 
 
-def restore_checkpoint(file: Path, model: keras.Model) -> None:
+def restore_checkpoint(file: Path, model: keras.Model) -> list[np.ndarray] | None:
     """Gives a freshly compiled model, whose optimizer is built, the state of a checkpoint.
+
+    Returns:
+        The average of the weights, if there was one.
 
     Raises:
         RunError: the file is damaged or holds the variables of another network.
@@ -60,12 +70,15 @@ def restore_checkpoint(file: Path, model: keras.Model) -> None:
     variables = _variables(model)
     with _open(file) as archive:
         _progress(file, archive)
-        values = [archive[name] for name in archive.files if name != "description"]  # in the order they were written
+        names = [name for name in archive.files if name != "description"]  # in the order they were written
+        values = [archive[name] for name in names if not name.startswith("average_")]
+        average = [archive[name] for name in names if name.startswith("average_")]
     here, there = [tuple(variable.shape) for variable in variables], [value.shape for value in values]
     if here != there:
         raise RunError(f"{file} is the checkpoint of another network or optimizer: its variables have other shapes")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+    return average or None
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
@@ -92,4 +105,4 @@ def _progress(file: Path, archive: np.lib.npyio.NpzFile) -> Progress:
         raise RunError(
             f"{file} has checkpoint format {description['format']}, this version reads {CHECKPOINT_FORMAT}; train again"
         )
-    return Progress(description["step"], description["data"])
+    return Progress(description["step"], description["data"], description["phase"])

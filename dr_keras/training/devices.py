@@ -65,6 +65,18 @@ def on_one_device() -> Iterator[None]:
         keras.distribution.set_distribution(before)
 
 
+def quick_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 (x86: AVX-512 BF16 or AMX) that the backend makes use of."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return False  # not Linux
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
 def on_gpu() -> bool:
     """Whether the backend computes on a GPU."""
     if keras.backend.backend() == "torch":  # for which Keras lists no devices

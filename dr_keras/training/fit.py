@@ -1,28 +1,29 @@
-"""Fits the three-branch network: initial weights, schedule, optimizer, and the one place that calls `fit`."""
+"""Fits the network, stage after stage: initial weights, schedule, optimizer, and the one place that calls `fit`."""
 
 import dataclasses
 import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import keras
 import numpy as np
 from rich.console import Console
 
 from dr_keras.config import Config
-from dr_keras.data.pipeline import TripletSource
-from dr_keras.data.pixels import Images
+from dr_keras.data.pipeline import ImageSource, Source, TripletSource
 from dr_keras.data.sequence import batches
 from dr_keras.errors import Interrupted
-from dr_keras.model.network import embedding_network, training_network
+from dr_keras.model.network import classification_network, embedding_network, training_network
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.runs import Run
 from dr_keras.training import callbacks
+from dr_keras.training.average import WeightAverage
 from dr_keras.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
-from dr_keras.training.devices import on_gpu, on_one_device
+from dr_keras.training.devices import on_gpu, on_one_device, quick_bfloat16
+from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
 from dr_keras.training.watch import Monitor
 
 
@@ -50,16 +51,30 @@ def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.Lea
     )
 
 
-def compiled_model(config: Config, network: keras.Model, steps: int) -> keras.Model:
-    """The three-branch model around `network`, compiled with the optimizer and its schedule over `steps` steps."""
+def compiled_model(
+    config: Config, network: keras.Model, steps: int, classes: int | None = None, stage: str = TRIPLETS
+) -> keras.Model:
+    """The model of a stage around `network`, compiled with the optimizer and its schedule over `steps` steps.
+
+    Args:
+        config: the settings.
+        network: the embedding network.
+        steps: of the whole run.
+        classes: how many classes there are, for the classifier and the proxies; None for triplets without them.
+        stage: SOFTMAX or TRIPLETS.
+    """
+    if stage == SOFTMAX:
+        assert classes
+        model = classification_network(network, config, classes)
+    else:
+        model = training_network(network, config, classes)
     rates = learning_rates(config, steps)
     if config.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
     else:
         optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    optimizer.build(network.trainable_variables)  # within the first step, it would have the step traced twice
-    model = training_network(network, margin=config.margin, distance=config.distance)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
+    optimizer.build(model.trainable_variables)  # within the first step, it would have the step traced twice
     # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
     compiles = keras.backend.backend() == "jax" or on_gpu()
     model.compile(optimizer, jit_compile="auto" if compiles else False)
@@ -68,7 +83,21 @@ def compiled_model(config: Config, network: keras.Model, steps: int) -> keras.Mo
 
 def precision(config: Config) -> str:
     """The Keras dtype policy that the network is trained with."""
-    return ("mixed_bfloat16" if on_gpu() else "float32") if config.precision == "auto" else config.precision
+    if config.precision != "auto":
+        return config.precision
+    quick = on_gpu() or (quick_bfloat16() and not config.deterministic)
+    return "mixed_bfloat16" if quick else "float32"
+
+
+@contextmanager
+def training_precision(config: Config) -> Iterator[None]:
+    """Inside, networks are built with the dtype policy of the training."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision(config))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +107,16 @@ class Fit:
     Attributes:
         config, run: the settings, and where checkpoints and the history are written.
         resume_from: the checkpoint to go on from; None starts anew.
-        source: makes the batches.
+        sources: make the batches, by stage.
+        classes: how many classes there are.
         monitor, board, console: show how it goes.
     """
 
     config: Config
     run: Run
     resume_from: Run | None
-    source: TripletSource
+    sources: Mapping[str, TripletSource | ImageSource]
+    classes: int
     monitor: Monitor
     board: callbacks.Board
     console: Console
@@ -101,20 +132,25 @@ class Fit:
             Interrupted: the person asked to stop; a checkpoint is saved.
         """
         config, console = self.config, self.console
-        steps_per_epoch = config.steps_per_epoch or self.source.sampler.steps_per_epoch
-        steps = config.epochs * steps_per_epoch
+        course = phases(config, {stage: source.steps_per_epoch for stage, source in self.sources.items()})
+        steps = course[-1].last_step
         if config.deterministic and keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
             tf.config.experimental.enable_op_determinism()
-        model = compiled_model(config, network, steps)
+        model = self._model(course[done.phase], network, steps)
+        average = WeightAverage(config.weight_average, done.step)
         if self.resume_from:
-            restore_checkpoint(self.resume_from.checkpoint_file, model)
+            average.values = restore_checkpoint(self.resume_from.checkpoint_file, model)
             console.print(f"resuming after step {done.step:,} of {steps:,}")
-        alone = _Alone(config, network)
+        kept = _Kept(config)
 
         line = callbacks.Progress(
-            console, epochs=config.epochs, steps_per_epoch=steps_per_epoch, images_per_step=3 * config.batch_size
+            console,
+            epochs=config.epochs,
+            steps=steps,
+            images_per_step=3 * config.batch_size,
+            ahead=lambda step: _work(course, step),
         )
         history = callbacks.History(self.run.history_file, done.step)
         alarm = callbacks.CollapseAlarm(lambda text: console.print(text, style="bold red"), config.margin)
@@ -125,16 +161,17 @@ class Fit:
             [history, self.board.steps, alarm, line],
             float32=precision(config) == "float32",
         )
+        weights_of = (lambda: average.values) if config.weight_average else (lambda: None)
 
         def save() -> None:
             log.flush()  # first: history.csv then covers the checkpoint, and a loss that is no number is never saved
-            save_checkpoint(self.run.checkpoint_file, model, Progress(log.step, done.data))
+            progress = Progress(log.step, done.data, course.index(phase))
+            save_checkpoint(self.run.checkpoint_file, checkpoints.model, progress, weights_of())
 
         def watch(epochs_done: int) -> float | None:
             started = time.monotonic()
-            figures = self.monitor.look(
-                lambda rows: alone.embed(self.source.pixels, rows), epochs_done * steps_per_epoch
-            )
+            seen = kept.network(_branch(checkpoints.model), weights_of(), size=phase.size)
+            figures = self.monitor.look(lambda rows: embed_with_network(seen, self.monitor.pixels, rows), log.step)
             if figures:
                 console.print(
                     f"epoch {epochs_done}: monitor precision@30 {figures['precision@30']:.4f}  "
@@ -147,58 +184,126 @@ class Fit:
         each_epoch = callbacks.EachEpoch(
             watch, every=config.eval_every, epochs=config.epochs, patience=config.early_stopping
         )
+        averaging = [average] if config.weight_average else []
         try:
             with _stopping(checkpoints, console):
-                while log.step < steps and not each_epoch.stopped:
-                    epoch, inside = divmod(log.step, steps_per_epoch)
-                    rest = steps_per_epoch - inside  # less than an epoch where a resumed run begins within one
-                    model.fit(
-                        batches(self.source, log.step, log.step + rest),
-                        initial_epoch=epoch,
-                        epochs=epoch + 1,
-                        steps_per_epoch=rest,
-                        verbose=0,
-                        shuffle=False,  # the sampler has shuffled
-                        callbacks=[log, checkpoints, each_epoch],
-                    )
-                    if checkpoints.stop:
-                        raise Interrupted(
-                            f"stopped after step {log.step:,} of {steps:,}, and saved; "
-                            f"go on with: python train.py --resume --run {self.run.path.name}"
+                for phase in course[done.phase :]:
+                    if phase is not course[done.phase]:
+                        model = self._next(phase, model, network, steps, log.step)
+                    source = dataclasses.replace(self.sources[phase.stage], size=phase.size)
+                    if log.step == phase.first_step:
+                        self._begin(phase, source)
+                    line.restart()
+                    while log.step < phase.last_step and not each_epoch.stopped:
+                        inside = (log.step - phase.first_step) % phase.steps_per_epoch
+                        epoch = phase.first_epoch + (log.step - phase.first_step) // phase.steps_per_epoch
+                        rest = (
+                            phase.steps_per_epoch - inside
+                        )  # less than an epoch where a resumed run begins within one
+                        model.fit(
+                            batches(source, log.step, log.step + rest),
+                            initial_epoch=epoch,
+                            epochs=epoch + 1,
+                            steps_per_epoch=rest,
+                            verbose=0,
+                            shuffle=False,  # the sampler has shuffled
+                            callbacks=[log, *averaging, checkpoints, each_epoch],
                         )
+                        if checkpoints.stop:
+                            raise Interrupted(
+                                f"stopped after step {log.step:,} of {steps:,}, and saved; "
+                                f"go on with: python train.py --resume --run {self.run.path.name}"
+                            )
         finally:
             line.close()
             history.close()
-        return alone.network(), log.step
+        with on_one_device():
+            return kept.network(_branch(model), weights_of(), float32=True), log.step
+
+    def _model(self, phase: Phase, network: keras.Model, steps: int) -> keras.Model:
+        """The compiled model of a phase, around `network` where that takes the phase's image size."""
+        if phase.size != self.config.image_size:
+            with training_precision(self.config):
+                smaller = embedding_network(self.config, size=phase.size, weights=False)
+            smaller.set_weights(network.get_weights())
+            network = smaller
+        return compiled_model(self.config, network, steps, self.classes, phase.stage)
+
+    def _next(self, phase: Phase, before: keras.Model, network: keras.Model, steps: int, step: int) -> keras.Model:
+        """The model of the next phase, with all of the last one's state that it has a place for."""
+        network.set_weights(_branch(before).get_weights())
+        model = self._model(phase, network, steps)
+        names = {layer.name for layer in model.layers}
+        if "proxies" in names and any(layer.name == "proxies" for layer in before.layers):
+            model.get_layer("proxies").set_weights(before.get_layer("proxies").get_weights())
+        state = {variable.path: variable for variable in before.optimizer.variables}
+        for variable in model.optimizer.variables:
+            if variable.path in state and variable.shape == state[variable.path].shape:
+                variable.assign(state[variable.path])
+        model.optimizer.iterations.assign(step)
+        return model
+
+    def _begin(self, phase: Phase, source: Source) -> None:
+        """Marks the beginning of a phase on the terminal and on the board, where it shows its first batch too."""
+        self.board.stage(phase.stage, phase.size, phase.first_step)
+        self.monitor.show_batch(source.batch(phase.first_step), phase.first_step)
+        self.console.print(
+            f"epochs {phase.first_epoch + 1} to {phase.last_epoch}: {phase.stage}, {phase.size} px", highlight=False
+        )
 
 
-class _Alone:
-    """The network as one process can use it on its own, in float32 where it is to be kept.
+def _branch(model: keras.Model) -> keras.Model:
+    """The embedding network inside a model that is trained."""
+    return model.get_layer("embedding_network")
+
+
+def _work(course: tuple[Phase, ...], step: int) -> float:
+    """The work from `step` on, in steps of the last image size."""
+    full = course[-1].size
+    return sum((phase.size / full) ** 2 * max(0, phase.last_step - max(step, phase.first_step)) for phase in course)
+
+
+class _Kept:
+    """Makes the network that would be kept, or is: of averaged weights, of another precision, on one device.
 
     A network that is spread over devices computes only when all hosts call it, each with its part of a batch.
     """
 
-    def __init__(self, config: Config, network: keras.Model) -> None:
-        self._config, self._trained = config, network
-        self._spread = keras.distribution.distribution() is not None
-        self._copy: keras.Model | None = None
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._copies: dict[tuple[int, bool], keras.Model] = {}
 
-    def embed(self, images: Images, rows: np.ndarray) -> np.ndarray:
-        """As `embed_with_network`, in the precision of the training."""
-        if not self._spread:
-            return embed_with_network(self._trained, images, rows)
-        with on_one_device():
-            return embed_with_network(self.network(), images, rows)
+    def network(
+        self,
+        trained: keras.Model,
+        weights: list[np.ndarray] | None,
+        *,
+        size: int | None = None,
+        float32: bool = False,
+    ) -> keras.Model:
+        """The network itself where nothing is to be different, or a copy.
 
-    def network(self) -> keras.Model:
-        """The trained network, or a float32 copy of it on one device."""
-        if not self._spread and precision(self._config) == "float32":
-            return self._trained
+        Args:
+            trained: the network that is trained.
+            weights: other weights for it; its own by default.
+            size: the side of the images, that of the finished network by default.
+            float32: not in the precision of the training.
+        """
+        config = self._config
+        size = size or config.image_size
+        float32 = float32 or precision(config) == "float32"
+        spread = keras.distribution.distribution() is not None
+        same = trained.input_shape[1] == size and (not float32 or precision(config) == "float32")
+        if same and weights is None and not spread:
+            return trained
         with on_one_device():
-            if self._copy is None:
-                self._copy = embedding_network(self._config, weights=False)
-            self._copy.set_weights(self._trained.get_weights())
-        return self._copy
+            copy = self._copies.get((size, float32))
+            if copy is None:
+                with nullcontext() if float32 else training_precision(config):
+                    copy = embedding_network(config, size=size, weights=False)
+                self._copies[size, float32] = copy
+            copy.set_weights(trained.get_weights() if weights is None else weights)
+        return copy
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from dr_keras import export
 from dr_keras.config import Config
 from dr_keras.console import bar, stderr
 from dr_keras.data import TRAIN
+from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import Catalog, load_catalog
-from dr_keras.data.pipeline import TripletSource
+from dr_keras.data.pipeline import ImageSource, Share, TripletSource
 from dr_keras.data.pixels import Images, StreamedImages, load_pixels
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.triplets import ImageSampler, TripletSampler
 from dr_keras.errors import MissingPackage, RunError
 from dr_keras.files import new_file, write_array, write_json
 from dr_keras.retrieval.embed import embed_with_network
@@ -28,7 +29,8 @@ from dr_keras.runs import RUNS, Run, new_run, resumable_run, start_run
 from dr_keras.training import callbacks
 from dr_keras.training.checkpoint import Progress, read_progress
 from dr_keras.training.devices import on_one_device, set_up_devices
-from dr_keras.training.fit import Fit, initial_network, precision
+from dr_keras.training.fit import Fit, initial_network, training_precision
+from dr_keras.training.plan import SOFTMAX, TRIPLETS
 from dr_keras.training.watch import Monitor
 
 SAMPLES = 64  # images kept in the run folder for checking exports
@@ -74,13 +76,23 @@ def run_training(
     if done and done.data != data:
         raise RunError(f"the images in {catalog.root} are not those that {run.path} was started with")
     rows = catalog.rows(TRAIN)
-    sampler = TripletSampler(catalog.labels[rows], config.batch_size, config.seed)
-    source = TripletSource(pixels, rows, sampler, config.flip, config.shift, devices.host, devices.hosts, devices.count)
+    share = Share(devices.host, devices.hosts, devices.count)
+    sources = _sources(config, pixels, rows, catalog.labels[rows], share)
     with _folder(run, config, main=main, fresh=not resume, overwrite=overwrite) as place, _writing(place):
         if not resume:
             write_json(place.report_file, report)
         _say_data(console, catalog, report, place)
-        _train(config, catalog, source, network, place, run if resume else None, done or Progress(0, data), console)
+        _train(
+            config,
+            catalog,
+            pixels,
+            sources,
+            network,
+            place,
+            run if resume else None,
+            done or Progress(0, data),
+            console,
+        )
     return run
 
 
@@ -118,18 +130,28 @@ def _writing(run: Run) -> Iterator[None]:
 
 def _build(config: Config) -> keras.Model:
     """The embedding network as training starts with it, before anything is read or written: its settings may be bad."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision(config))
-    try:
+    with training_precision(config):
         return initial_network(config)
-    finally:
-        keras.config.set_dtype_policy(before)
+
+
+def _sources(
+    config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
+) -> dict[str, TripletSource | ImageSource]:
+    """What makes the batches of each stage. As many images pass the network in a step of either."""
+    how = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    triplets = TripletSampler(labels, config.batch_size, config.seed, config.images_per_class)
+    images = ImageSampler(len(rows), 3 * config.batch_size, config.seed)
+    return {
+        TRIPLETS: TripletSource(pixels, rows, triplets, how, share=share),
+        SOFTMAX: ImageSource(pixels, rows, labels, images, how, mixup=config.mixup, cutmix=config.cutmix, share=share),
+    }
 
 
 def _train(
     config: Config,
     catalog: Catalog,
-    source: TripletSource,
+    pixels: Images,
+    sources: dict[str, TripletSource | ImageSource],
     network: keras.Model,
     run: Run,
     resume_from: Run | None,
@@ -137,14 +159,12 @@ def _train(
     console: Console,
 ) -> None:
     """Trains `network`, and fills the folder of `run`."""
-    pixels = source.pixels
     board = callbacks.Board(run.tensorboard, progress.step)
     monitor = Monitor(catalog, pixels, board, config.seed)
     try:
         if not progress.step:
             board.text("configuration", _markdown(config.to_dict()))
-            monitor.show_triplets(source.batch(0))
-        fit = Fit(config, run, resume_from, source, monitor, board, console)
+        fit = Fit(config, run, resume_from, sources, len(catalog.classes), monitor, board, console)
         network, steps = fit(network, progress)
         with on_one_device(), bar("embedding images", len(catalog), console) as advance:
             vectors = embed_with_network(network, pixels, advance=advance)

@@ -15,6 +15,7 @@ from dr_keras.training.callbacks import Board
 SHOWN_QUERIES = 16
 SHOWN_NEIGHBOURS = 8
 SHOWN_TRIPLETS = 8
+SHOWN_IMAGES = 24
 
 
 class Monitor:
@@ -27,7 +28,7 @@ class Monitor:
     """
 
     def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
-        self._catalog, self._pixels, self._board, self._seed = catalog, pixels, board, seed
+        self._catalog, self.pixels, self._board, self._seed = catalog, pixels, board, seed
         self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
         self._shown = np.random.default_rng(seed).permutation(self.queries)[:SHOWN_QUERIES]
 
@@ -62,8 +63,23 @@ class Monitor:
         self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], np.sqrt(squared)), step)
         return figures
 
-    def show_triplets(self, batch: dict[str, np.ndarray]) -> None:
-        """Puts the first triplets of a batch, as the network sees them, on the board."""
+    def show_batch(self, batch: dict[str, np.ndarray], step: int) -> None:
+        """Puts the first triplets or images of a batch, as the network sees them, on the board."""
+        if "image" in batch:
+            self._show_images(batch, step)
+        else:
+            self._show_triplets(batch, step)
+
+    def _show_images(self, batch: dict[str, np.ndarray], step: int) -> None:
+        names = self._catalog.class_names
+        tiles = []
+        for image, label, other, share in zip(*(batch[name][:SHOWN_IMAGES] for name in batch), strict=True):
+            mixed_in = f"{1 - share:.0%} {names[other]}" if share < 1 else ""
+            tiles.append(Tile(from_pixels(image), (names[label], mixed_in), QUERY))
+        rows = [tiles[start : start + SHOWN_TRIPLETS] for start in range(0, len(tiles), SHOWN_TRIPLETS)]
+        self._board.picture("data/images", grid(rows), step)
+
+    def _show_triplets(self, batch: dict[str, np.ndarray], step: int) -> None:
         names = self._catalog.class_names
         colours = {"query": QUERY, "positive": SAME, "negative": OTHER}
         rows = [
@@ -73,7 +89,7 @@ class Monitor:
             ]
             for branch, colour in colours.items()
         ]  # one triplet a column
-        self._board.picture("data/triplets", grid(rows), 0)
+        self._board.picture("data/triplets", grid(rows), step)
 
     def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
         names, labels = self._catalog.class_names, self._catalog.labels
@@ -81,10 +97,10 @@ class Monitor:
         for query, found, far in zip(self._shown, neighbours, distances, strict=True):
             own = labels[query]
             near = [
-                Neighbour(from_pixels(self._pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
+                Neighbour(from_pixels(self.pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
                 for row, d in zip(found, far, strict=True)
             ]
-            rows.append(neighbour_tiles(from_pixels(self._pixels[query]), names[own], near))
+            rows.append(neighbour_tiles(from_pixels(self.pixels[query]), names[own], near))
         half = -(-len(rows) // 2)  # two queries a line: a picture that is wider than high suits a screen
         lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
         return np.asarray(grid(lines, side=80))

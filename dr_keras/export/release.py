@@ -1,0 +1,73 @@
+"""Makes a released model of a run: small enough to be part of the repository, and measured as it is released.
+
+    python -m dr_keras.export.release runs/final models/tiny-imagenet-64
+
+A released model is a run folder without a gallery: config.json, weights.npz (half precision), embedding.tflite (half
+precision), samples.npy and README.md, the model card, which people write. The weights are rounded first; what they give
+after that is what is evaluated. Needs TensorFlow.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dr_keras.errors import InputError, RunError
+from dr_keras.files import new_file, write_array
+from dr_keras.runs import Run
+
+MAX_BYTES = 16 << 20  # of a file
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("release", type=Path, help="the folder to make")
+    options = parser.parse_args()
+    try:
+        for name, difference in release(Run(options.run), Run(options.release)).items():
+            print(f"{name}: {difference:.1e}")
+    except InputError as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def release(run: Run, place: Run) -> dict[str, float]:
+    """Writes the released model of `run` to `place`.
+
+    Returns:
+        The largest differences, on the run's sample images: `rounding`, of the rounded network from the run's; and
+        `litert`, of the LiteRT file from the rounded network.
+
+    Raises:
+        RunError: the run is not finished, a file gets larger than 16 MiB, or an export differs from the network.
+    """
+    from dr_keras.export.write import check_litert, half_litert
+    from dr_keras.model.network import load_network
+    from dr_keras.model.released import rounded, write_weights
+    from dr_keras.retrieval.embed import embed_with_network
+
+    if not run.network_file.is_file():
+        raise RunError(f"{run.path} is no finished run: {run.network_file.name} is missing")
+    network, samples = load_network(run.network_file), np.load(run.samples_file, allow_pickle=False)
+    before = embed_with_network(network, samples)
+    network.set_weights(rounded(network.get_weights()))
+    expected = embed_with_network(network, samples)
+    place.path.mkdir(parents=True, exist_ok=True)
+    place.write_config(dataclasses.replace(run.config(), run=None, data=None))
+    write_array(place.samples_file, samples)
+    write_weights(place.weights_file, network)
+    with new_file(place.litert_file) as temporary:
+        temporary.write_bytes(half_litert(network, run.config().resize))
+        litert = check_litert(temporary, samples, expected)
+    for file in (place.weights_file, place.litert_file):
+        if file.stat().st_size > MAX_BYTES:
+            raise RunError(f"{file} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
+    return {"rounding": float(np.abs(expected - before).max()), "litert": litert}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

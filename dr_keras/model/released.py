@@ -1,0 +1,55 @@
+"""The weights of a released model: half precision, in one compressed NumPy file."""
+
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dr_keras.config import Config
+from dr_keras.errors import RunError
+from dr_keras.files import new_file
+from dr_keras.model.network import embedding_network, load_network
+from dr_keras.runs import Run
+
+
+def rounded(weights: list[np.ndarray]) -> list[np.ndarray]:
+    """Float weights rounded to half precision, still float32; others as they are."""
+    return [w.astype(np.float16).astype(np.float32) if w.dtype.kind == "f" else w for w in weights]
+
+
+def write_weights(file: Path, network: keras.Model) -> None:
+    """Writes the weights of a network; those that are floats, in half precision."""
+    halves = [w.astype(np.float16) if w.dtype.kind == "f" else w for w in network.get_weights()]
+    with new_file(file) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **{str(number): value for number, value in enumerate(halves)})
+
+
+def read_weights(file: Path, config: Config) -> keras.Model:
+    """The embedding network of `config` with the weights of a file.
+
+    Raises:
+        RunError: the file is absent, damaged, or of another network.
+    """
+    try:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            values = [archive[str(number)] for number in range(len(archive.files))]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{file} cannot be read as weights: {error}") from error
+    network = embedding_network(config, weights=False)
+    here, there = [w.shape for w in network.get_weights()], [value.shape for value in values]
+    if here != there:
+        raise RunError(f"{file} holds the weights of another network than its config.json says")
+    network.set_weights(values)
+    return network
+
+
+def run_network(run: Run) -> keras.Model:
+    """The embedding network of a finished run or of a released model.
+
+    Raises:
+        RunError: it has neither, or it cannot be read.
+    """
+    if run.weights_file.is_file():
+        return read_weights(run.weights_file, run.config())
+    return load_network(run.network_file)

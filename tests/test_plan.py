@@ -1,0 +1,90 @@
+"""Stages and image sizes in global steps, and the average of the weights."""
+
+import keras
+import numpy as np
+import pytest
+
+from dr_keras.config import Config
+from dr_keras.errors import InputError
+from dr_keras.training.average import EVERY, WeightAverage
+from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
+
+STEPS = {SOFTMAX: 10, TRIPLETS: 30}
+
+
+def test_stages_follow_each_other():
+    course = phases(Config(epochs=5, pretrain_epochs=3), STEPS)
+    assert course == (Phase(SOFTMAX, 64, 0, 3, 0, 10), Phase(TRIPLETS, 64, 3, 5, 30, 30))
+    assert course[0].last_step == course[1].first_step
+    assert course[-1].last_step == 90
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 0), (2, 1), (5, 4), (30, 24)])
+def test_four_of_five_epochs_are_softmax_by_default(epochs, expected):
+    assert Config(epochs=epochs).softmax_epochs == expected
+    assert Config.preset("assignment", epochs=epochs).softmax_epochs == 0
+
+
+def test_sizes_rise_with_the_share_of_steps():
+    config = Config(epochs=10, pretrain_epochs=7, progressive="32:0.25,48:0.25")
+    course = phases(config, STEPS)  # 70 + 90 steps: 48 px from 40, 64 px from 80 on
+    assert [(phase.stage, phase.size, phase.first_step, phase.last_step) for phase in course] == [
+        (SOFTMAX, 32, 0, 40),
+        (SOFTMAX, 48, 40, 70),
+        (TRIPLETS, 48, 70, 100),
+        (TRIPLETS, 64, 100, 160),
+    ]
+    assert [phase.first_epoch for phase in course[1:]] == [phase.last_epoch for phase in course[:-1]]
+
+
+def test_steps_per_epoch_can_be_set():
+    assert phases(Config(epochs=2, pretrain_epochs=1, steps_per_epoch=4), STEPS)[-1].last_step == 8
+
+
+@pytest.mark.parametrize("progressive", ["32", "32:x", "64:0.5", "48:0.3,32:0.3", "32:1.0", "32:0", "8:0.5"])
+def test_a_progression_that_makes_no_sense_is_refused(progressive):
+    with pytest.raises(InputError, match="--progressive"):
+        Config(progressive=progressive)
+
+
+def test_alexnet_has_no_progression():
+    with pytest.raises(InputError, match="alexnet"):
+        Config(backbone="alexnet", progressive="32:0.5")
+
+
+class Numbers:
+    """A model whose only weight says which step it is."""
+
+    def __init__(self):
+        self.value = 0.0
+
+    def get_layer(self, name):
+        assert name == "embedding_network"
+        return self
+
+    def get_weights(self):
+        return [np.array([self.value], np.float32), np.array([int(self.value)])]
+
+
+def averaged(average, steps):
+    model = Numbers()
+    average._model = model
+    for step in steps:
+        model.value = float(step)
+        average.on_train_batch_end(0)
+    return average.values
+
+
+def test_average_equals_the_plain_recursion_and_goes_on_where_it_stopped(monkeypatch):
+    monkeypatch.setattr(keras.callbacks.Callback, "model", property(lambda self: self._model))
+    whole = averaged(WeightAverage(0.9), range(200))
+    expected = 0.0
+    for step in range(EVERY, 201, EVERY):
+        decay = min(0.9, step / (step + 10 * EVERY)) ** EVERY
+        expected = decay * expected + (1 - decay) * (step - 1)
+    assert whole[0][0] == pytest.approx(expected, rel=1e-5)
+    assert whole[1][0] == 191  # integers are not averaged
+    broken = WeightAverage(0.9)
+    averaged(broken, range(77))
+    resumed = averaged(WeightAverage(0.9, 77, broken.values), range(77, 200))
+    assert resumed[0][0] == whole[0][0]
