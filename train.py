@@ -3,6 +3,7 @@
 
 python train.py --epochs 30
 python train.py --data my-folders --run first --epochs 5
+python train.py --data my-folders --run tuned --epochs 5 --initial-weights tiny-imagenet-64
 python train.py --resume --run first
 python train.py --export-only --run first
 """
@@ -17,7 +18,7 @@ from dr_keras.errors import InputError, Interrupted
 from dr_keras.export import export_in_child
 from dr_keras.files import read_json, write_json
 from dr_keras.framework import import_framework
-from dr_keras.runs import RUNS, Run, open_run
+from dr_keras.runs import RUNS, Run, open_run, starting_from
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
         elif action.resume:
             train(resumed(said), resume=True)
         else:
-            train(Config(**said), overwrite=action.overwrite)
+            train(Config(**starting_from(said)), overwrite=action.overwrite)
     except Interrupted as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 130

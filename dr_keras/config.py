@@ -13,7 +13,8 @@ from typing import Any
 
 from dr_keras.errors import InputError
 
-BACKBONES = ("resnet10", "resnet18", "resnet34", "alexnet")
+RESNETS = ("resnet10", "resnet18", "resnet34")
+BACKBONES = (*RESNETS, "alexnet")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("stretch", "crop", "pad")
 STORES = ("auto", "memory", "disk", "stream")
@@ -62,6 +63,12 @@ class Config:
         "what a network of keras.applications starts from: none (random), imagenet (downloaded) or a weights file",
         metavar="none|imagenet|FILE",
     )
+    initial_weights: str | None = _option(
+        None,
+        "a run or released model, such as tiny-imagenet-64, whose weights training starts from; its network and image "
+        "size are taken over",
+        metavar="NAME",
+    )
     width: int = _option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")
     multiscale: bool = _option(True, "the paper's two low-resolution paths beside the ConvNet path")
     embedding_dim: int = _option(256, "length of an embedding; the paper's is 4096", metavar="D")
@@ -71,7 +78,7 @@ class Config:
         "squared", "distance inside the triplet loss (the search is always Euclidean)", choices=DISTANCES
     )
     mining: str = _option(
-        "none",
+        "semi-hard",
         "negatives of the triplets: as they were drawn, or chosen among all embeddings of the batch; hard chooses "
         "the positives too",
         choices=MININGS,
@@ -98,32 +105,40 @@ class Config:
     classifier_weight: float = _option(
         1.0, "weight of the classifier's loss beside the triplets' once the softmax stage is over", metavar="W"
     )
-    progressive: str | None = _option(
-        None,
-        "smaller images first: a size and its share of the steps, more than one with commas, such as 32:0.4,48:0.3",
-        metavar="SIZE:SHARE",
+    progressive: str = _option(
+        "auto",
+        "smaller images first: sizes and their shares of the steps, such as 32:0.4,48:0.3; none; or auto: those two "
+        "for 64 px and the like for larger images, with our own ResNets",
+        metavar="SIZE:SHARE,...",
     )
     steps_per_epoch: int | None = _option(None, "shorter epochs, of this many steps", metavar="N")
     batch_size: int = _option(64, "triplets a step", metavar="B")
     optimizer: str = _option("adamw", "sgd has Nesterov momentum 0.9", choices=OPTIMIZERS)
-    learning_rate: float = _option(1e-3, "its peak, after the warm-up; then it falls along a cosine", metavar="RATE")
+    learning_rate: float = _option(2e-3, "its peak, after the warm-up; then it falls along a cosine", metavar="RATE")
     warmup: float = _option(0.05, "share of all steps over which the learning rate rises", metavar="SHARE")
-    weight_decay: float = _option(1e-4, "decoupled weight decay", metavar="RATE")
+    weight_decay: float = _option(0.05, "decoupled weight decay", metavar="RATE")
     flip: bool = _option(True, "mirror each training image with probability 0.5")
     shift: int = _option(4, "shift each training image by up to this many pixels each way", metavar="PIXELS")
     crop: float = _option(
-        1.0,
-        "show a random part of each training image of at least this share of its area, instead of the shift; 1: all",
+        0.5,
+        "softmax stage: show a random part of each image of at least this share of its area, instead of the shift; "
+        "1: all of it",
         metavar="SHARE",
     )
-    colour: float = _option(0.0, "change brightness, contrast and saturation by up to this share each", metavar="SHARE")
-    operations: int = _option(
-        0, "change each training image by this many random operations of random strength (RandAugment)", metavar="N"
+    colour: float = _option(
+        0.0, "softmax stage: change brightness, contrast and saturation by up to this share each", metavar="SHARE"
     )
-    erase: float = _option(0.0, "erase a random rectangle of a training image with this probability", metavar="P")
-    mixup: float = _option(0.0, "blend a training image with another with this probability, softmax stage", metavar="P")
+    operations: int = _option(
+        0,
+        "softmax stage: change each image by this many random operations of random strength (RandAugment)",
+        metavar="N",
+    )
+    erase: float = _option(
+        0.0, "softmax stage: erase a random rectangle of an image with this probability", metavar="P"
+    )
+    mixup: float = _option(0.0, "softmax stage: blend an image with another with this probability", metavar="P")
     cutmix: float = _option(
-        0.0, "paste a part of another into a training image with this probability, softmax stage", metavar="P"
+        0.0, "softmax stage: paste a part of another into an image with this probability", metavar="P"
     )
     weight_average: float = _option(
         0.0,
@@ -191,7 +206,7 @@ class Config:
         for name in ("colour", "erase", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.progressive and self.backbone == "alexnet":
+        if len(self.sizes) > 1 and self.backbone == "alexnet":
             raise InputError("--progressive needs a network whose weights fit every image size; alexnet's do not")
         if not 0 < self.crop <= 1:
             raise InputError(f"--crop is {self.crop}; it must be above 0 and at most 1")
@@ -199,7 +214,6 @@ class Config:
             raise InputError(f"--mixup and --cutmix are {self.mixup} and {self.cutmix}; together at most 1")
         if self.pretrain_epochs is not None and not 0 <= self.pretrain_epochs <= self.epochs:
             raise InputError(f"--pretrain-epochs is {self.pretrain_epochs}; it must be from 0 to --epochs")
-        self.sizes  # noqa: B018 - reads --progressive, and says what is wrong with it
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"--weight-decay is {self.weight_decay}; it must be 0 or more")
         if self.shift >= self.image_size:
@@ -208,6 +222,8 @@ class Config:
             object.__setattr__(self, "weights", None)
         if self.weights is not None and self.backbone in BACKBONES:
             raise InputError(f"--weights is {self.weights!r}; only networks of keras.applications have weights to load")
+        if self.weights is not None and self.initial_weights is not None:
+            raise InputError("--weights and --initial-weights both say what training starts from; give one of them")
         if self.host_index >= self.hosts:
             raise InputError(f"--host-index is {self.host_index}; it counts from 0 and must be below --hosts")
         if self.hosts > 1 and self.coordinator is None:
@@ -227,7 +243,13 @@ class Config:
         Raises:
             InputError: `progressive` cannot be read.
         """
-        parts = [part.partition(":") for part in (self.progressive or "").split(",") if part.strip()]
+        if self.progressive == "auto":
+            whole = self.backbone not in RESNETS or self.image_size < 64
+            shares = () if whole else ((1 / 2, 0.4), (3 / 4, 0.3))
+            sizes = [(round(self.image_size * part / 8) * 8, share) for part, share in shares]
+            return (*sizes, (self.image_size, 1 - sum(share for _, share in sizes)))
+        text = "" if self.progressive == "none" else self.progressive
+        parts = [part.partition(":") for part in text.split(",") if part.strip()]
         try:
             sizes = [(int(size), float(share)) for size, _, share in parts]
         except ValueError:
@@ -262,6 +284,9 @@ class Config:
         return cls(**values)
 
 
+# The settings that decide which weights fit.
+ARCHITECTURE = ("image_size", "backbone", "width", "multiscale", "embedding_dim")
+
 # Neither a softmax stage nor anything else that this project adds to the assignment and the paper.
 _LITERAL: dict[str, Any] = {
     "pretrain_epochs": 0,
@@ -269,7 +294,7 @@ _LITERAL: dict[str, Any] = {
     "mining": "none",
     "images_per_class": 1,
     "proxies": 0,
-    "progressive": None,
+    "progressive": "none",
     "flip": False,
     "crop": 1.0,
     "colour": 0.0,

@@ -5,9 +5,10 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dr_keras
-from dr_keras.config import Config, flags
+from dr_keras.config import ARCHITECTURE, Config, flags
 from dr_keras.errors import RunError
 from dr_keras.files import write_json
 
@@ -132,6 +133,23 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
     if not run.index.is_dir() and not run.weights_file.is_file():
         raise RunError(f"{run.path} has no index; its training has not come to its end")
     return run
+
+
+def starting_from(settings: dict[str, Any], runs: Path = RUNS) -> dict[str, Any]:
+    """Settings with the network of the model that they start from, where they name one and leave the network open.
+
+    Args:
+        settings: fields of `Config`; `initial_weights` names the model.
+        runs: the folder that run folders lie in.
+
+    Raises:
+        RunError: there is no such model.
+    """
+    name = settings.get("initial_weights")
+    if name is None:
+        return settings
+    model = open_run(name, runs).config().to_dict()
+    return {field: model[field] for field in (*ARCHITECTURE, "resize")} | settings
 
 
 def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Run:

@@ -13,7 +13,7 @@ STEPS = {SOFTMAX: 10, TRIPLETS: 30}
 
 
 def test_stages_follow_each_other():
-    course = phases(Config(epochs=5, pretrain_epochs=3), STEPS)
+    course = phases(Config(epochs=5, pretrain_epochs=3, progressive="none"), STEPS)
     assert course == (Phase(SOFTMAX, 64, 0, 3, 0, 10), Phase(TRIPLETS, 64, 3, 5, 30, 30))
     assert course[0].last_step == course[1].first_step
     assert course[-1].last_step == 90
@@ -45,6 +45,14 @@ def test_steps_per_epoch_can_be_set():
 def test_a_progression_that_makes_no_sense_is_refused(progressive):
     with pytest.raises(InputError, match="--progressive"):
         Config(progressive=progressive)
+
+
+def test_automatic_sizes_are_for_our_resnets_from_64_px_on():
+    assert [size for size, _ in Config().sizes] == [32, 48, 64]
+    assert [size for size, _ in Config(image_size=128).sizes] == [64, 96, 128]
+    for other in ({"image_size": 48, "shift": 2}, {"backbone": "alexnet"}, {"backbone": "EfficientNetB0"}):
+        assert len(Config(**other).sizes) == 1
+    assert sum(share for _, share in Config().sizes) == pytest.approx(1)
 
 
 def test_alexnet_has_no_progression():

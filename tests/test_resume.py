@@ -1,6 +1,7 @@
 """A run that is stopped or killed goes on as if nothing had happened."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -83,6 +84,61 @@ def test_killed_and_resumed_equals_unbroken_to_the_last_digit(tmp_path, folders)
     assert "is finished" in again.stderr
 
 
+STAGES = [
+    *("--image-size", "24", "--progressive", "16:0.5", "--weight-average", "0.9", "--mining", "distance-weighted"),
+    *("--proxies", "2", "--crop", "0.6", "--mixup", "0.3", "--operations", "1"),
+]
+
+DIES_AT_THE_BOUNDARY = """
+import sys
+from dr_keras.config import Config
+from dr_keras.training import callbacks
+from dr_keras.training.run import run_training
+import json, os
+at_end = callbacks.Checkpoints.on_epoch_end
+def die(self, epoch, logs=None):
+    at_end(self, epoch, logs)
+    if epoch == 1:
+        os.kill(os.getpid(), 9)
+callbacks.Checkpoints.on_epoch_end = die
+run_training(Config(**json.loads(sys.argv[1])))
+"""
+
+
+def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_path, folders):
+    """Stages change after 80 of 120 steps, sizes at the first epoch from 60 steps on."""
+    whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
+    result = script(tmp_path, "train.py", *flags(folders, "whole"), *STAGES)
+    assert result.returncode == 0, result.stderr
+    assert "epochs 1 to 2: softmax, 16 px" in result.stderr
+    assert "epochs 3 to 3: triplets, 24 px" in result.stderr
+
+    settings = whole.config().to_dict() | {"run": "broken"}
+    dead = subprocess.run(
+        [sys.executable, "-c", DIES_AT_THE_BOUNDARY, json.dumps(settings)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    assert read_progress(broken.checkpoint_file).step == 80
+    assert read_progress(broken.checkpoint_file).phase == 0
+    child = start_and_signal(tmp_path, ["--resume", "--run", "broken"], broken, 7, signal.SIGINT)
+    message = child.communicate(timeout=120)[1]
+    assert child.returncode == 130, message
+    assert 80 < read_progress(broken.checkpoint_file).step < 120
+    assert read_progress(broken.checkpoint_file).phase == 1
+    result = script(tmp_path, "train.py", "--resume", "--run", "broken")
+    assert result.returncode == 0, result.stderr
+    assert rows(broken) == rows(whole)
+    assert np.array_equal(*(np.load(run.index / "vectors.npy") for run in (whole, broken)))
+    table = {line[0]: dict(zip(rows(whole)[0], line, strict=True)) for line in rows(whole)[1:]}
+    assert table["79"]["triplet_accuracy"] == ""
+    assert float(table["80"]["triplet_accuracy"]) >= 0
+    assert float(table["80"]["proxy_loss"]) >= 0
+
+
 def model(seed: int = 0) -> keras.Model:
     config = Config(**{**SMALL.to_dict(), "seed": seed})
     return compiled_model(config, initial_network(config), steps=10)
@@ -155,7 +211,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(value):
 
 def test_collapse_is_said_once_after_200_steps():
     def row(step, loss, pairwise):
-        return {"step": step, "loss": loss, "pairwise_distance": pairwise}
+        return {"step": step, "triplet_loss": loss, "pairwise_distance": pairwise}
 
     for loss, pairwise, alarms in ((0.995, 0.5, 1), (0.4, 0.001, 1), (0.9, 0.5, 0)):
         said = []
@@ -164,6 +220,13 @@ def test_collapse_is_said_once_after_200_steps():
         assert not said
         alarm([row(step, loss, pairwise) for step in range(199, 700)])
         assert len(said) == alarms
+    for margin, loss in ((None, 1.0), (1.0, None)):  # mined triplets, and the softmax stage
+        said = []
+        values = {} if loss is None else {"triplet_loss": loss}
+        CollapseAlarm(said.append, margin)([values | {"step": s, "pairwise_distance": 0.5} for s in range(300)])
+        assert not said
+        CollapseAlarm(said.append, margin)([values | {"step": s, "pairwise_distance": 0.0} for s in range(300)])
+        assert len(said) == 1
     said = []
     alarm = CollapseAlarm(said.append, margin=1.0)
     for step in range(1000):  # now and then is no collapse

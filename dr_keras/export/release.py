@@ -45,7 +45,7 @@ def release(run: Run, place: Run) -> dict[str, float]:
     Raises:
         RunError: the run is not finished, a file gets larger than 16 MiB, or an export differs from the network.
     """
-    from dr_keras.export.write import check_litert, half_litert
+    from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
     from dr_keras.model.network import load_network
     from dr_keras.model.released import rounded, write_weights
     from dr_keras.retrieval.embed import embed_with_network
@@ -62,7 +62,7 @@ def release(run: Run, place: Run) -> dict[str, float]:
     write_weights(place.weights_file, network)
     with new_file(place.litert_file) as temporary:
         temporary.write_bytes(half_litert(network, run.config().resize))
-        litert = check_litert(temporary, samples, expected)
+        litert = check_litert(temporary, samples, expected, HALF_TOLERANCE)
     for file in (place.weights_file, place.litert_file):
         if file.stat().st_size > MAX_BYTES:
             raise RunError(f"{file} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")

@@ -254,27 +254,28 @@ class CollapseAlarm:
 
     Args:
         say: prints a line.
-        margin: the gap of the loss.
+        margin: the gap of the loss; None where the loss may well lie at it, as that of mined triplets does, and the
+            distances alone tell.
     """
 
     STEPS = 200  # in a row
     NEAR_MARGIN = 0.01  # of the margin
     NEAR_ZERO = 0.01  # mean distance between unit vectors
 
-    def __init__(self, say: Callable[[str], None], margin: float) -> None:
+    def __init__(self, say: Callable[[str], None], margin: float | None) -> None:
         self._say, self._margin = say, margin
         self._bad = 0
 
     def __call__(self, rows: list[dict[str, float]]) -> None:
         for row in rows:
-            loss = row.get("triplet_loss", 0.0)  # the softmax stage has none, and collapses seen by distance alone
-            stuck = abs(loss - self._margin) <= self.NEAR_MARGIN * self._margin
+            loss, margin = row.get("triplet_loss"), self._margin  # the softmax stage has no such loss
+            stuck = loss is not None and margin is not None and abs(loss - margin) <= self.NEAR_MARGIN * margin
             self._bad = self._bad + 1 if stuck or row["pairwise_distance"] < self.NEAR_ZERO else 0
             if self._bad == self.STEPS:
+                at_margin = f"the loss was at the margin ({loss:.3f} of {margin:g}) or " if stuck else ""
                 self._say(
-                    f"The embedding has collapsed: for {self.STEPS} steps up to {int(row['step'])} the loss was at the "
-                    f"margin ({loss:.3f} of {self._margin:g}) or all images lay together (mean distance "
-                    f"{row['pairwise_distance']:.4f}). "
+                    f"The embedding has collapsed: for {self.STEPS} steps up to {int(row['step'])} {at_margin}"
+                    f"all images lay together (mean distance {row['pairwise_distance']:.4f}). "
                     "Try a lower --learning-rate, --distance squared, or another --seed"
                 )
 

@@ -153,7 +153,9 @@ class Fit:
             ahead=lambda step: _work(course, step),
         )
         history = callbacks.History(self.run.history_file, done.step)
-        alarm = callbacks.CollapseAlarm(lambda text: console.print(text, style="bold red"), config.margin)
+        alarm = callbacks.CollapseAlarm(
+            lambda text: console.print(text, style="bold red"), config.margin if config.mining == "none" else None
+        )
         rates = learning_rates(config, steps)
         log = callbacks.StepLog(
             done.step,

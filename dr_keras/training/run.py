@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras import export
-from dr_keras.config import Config
+from dr_keras.config import ARCHITECTURE, Config, flags
 from dr_keras.console import bar, stderr
 from dr_keras.data import TRAIN
 from dr_keras.data.augment import Augmentation
@@ -23,9 +23,10 @@ from dr_keras.data.pixels import Images, StreamedImages, load_pixels
 from dr_keras.data.triplets import ImageSampler, TripletSampler
 from dr_keras.errors import MissingPackage, RunError
 from dr_keras.files import new_file, write_array, write_json
+from dr_keras.model.released import run_network
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.retrieval.index import Index
-from dr_keras.runs import RUNS, Run, new_run, resumable_run, start_run
+from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
 from dr_keras.training import callbacks
 from dr_keras.training.checkpoint import Progress, read_progress
 from dr_keras.training.devices import on_one_device, set_up_devices
@@ -66,6 +67,8 @@ def run_training(
     if devices.count > 1:
         console.print(f"computing on {devices.count} devices of {devices.hosts} hosts")
     network = _build(config)
+    if config.initial_weights and not resume:
+        _start_from(network, config, runs)
     catalog = load_catalog(
         config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=console
     )
@@ -134,16 +137,32 @@ def _build(config: Config) -> keras.Model:
         return initial_network(config)
 
 
+def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
+    """Gives `network` the weights of `config.initial_weights`."""
+    assert config.initial_weights
+    other = open_run(config.initial_weights, runs)
+    wrong = [name for name in ARCHITECTURE if getattr(other.config(), name) != getattr(config, name)]
+    if wrong:
+        theirs = ", ".join(f"{name} {getattr(other.config(), name)}" for name in wrong)
+        raise RunError(f"the weights of {other.path} do not fit {flags(wrong)}; they are for {theirs}")
+    with on_one_device():
+        weights = run_network(other).get_weights()
+    network.set_weights(weights)
+
+
 def _sources(
     config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
 ) -> dict[str, TripletSource | ImageSource]:
     """What makes the batches of each stage. As many images pass the network in a step of either."""
-    how = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    strong = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as the search will (docs/quality.md)
     triplets = TripletSampler(labels, config.batch_size, config.seed, config.images_per_class)
     images = ImageSampler(len(rows), 3 * config.batch_size, config.seed)
     return {
-        TRIPLETS: TripletSource(pixels, rows, triplets, how, share=share),
-        SOFTMAX: ImageSource(pixels, rows, labels, images, how, mixup=config.mixup, cutmix=config.cutmix, share=share),
+        TRIPLETS: TripletSource(pixels, rows, triplets, gentle, share=share),
+        SOFTMAX: ImageSource(
+            pixels, rows, labels, images, strong, mixup=config.mixup, cutmix=config.cutmix, share=share
+        ),
     }
 
 

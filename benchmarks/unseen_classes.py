@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Does the recipe hold for classes that were never trained on? Trains on some classes and searches among the others.
+
+    python benchmarks/unseen_classes.py --data tiny-imagenet-200 [--hold-out 50] [flags of train.py]
+
+The classes held out are every fourth in the order of their names (for 50 of 200). Prints the figures on them, beside
+raw pixels and the untrained network: a tenth of their images are the queries, the rest of them the gallery.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from machine import machine
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = ("precision@30", "recall@1", "map@r", "similarity_precision")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of class folders, or with train/ of them")
+    parser.add_argument("--hold-out", type=int, default=50)
+    parser.add_argument("--run", default="unseen-classes")
+    options, flags = parser.parse_known_args()
+    train = options.data / "train" if (options.data / "train").is_dir() else options.data
+    classes = sorted(folder for folder in train.resolve().iterdir() if folder.is_dir())
+    held = set(classes[:: max(2, len(classes) // options.hold_out)][: options.hold_out])
+    with tempfile.TemporaryDirectory() as place:
+        for folder in classes:
+            link = Path(place) / ("held" if folder in held else "trained") / folder.name
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(folder, target_is_directory=True)
+        print(f"{machine()}; {len(classes) - len(held)} classes trained on, {len(held)} held out; {' '.join(flags)}")
+        call("train.py", "--data", f"{place}/trained", "--run", options.run, "--overwrite", *flags)
+        found = json.loads(call("evaluate.py", "--run", options.run, "--data", f"{place}/held", "--json"))
+    print(f"{found['queries']:,} queries against {found['gallery']:,} images, all of classes held out")
+    print("| ranked by | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
+    for name, figures in {"this run": found, **found["baselines"]}.items():
+        cells = [
+            f"{figures[c]:.4f} ({figures['intervals'][c][0]:.4f} to {figures['intervals'][c][1]:.4f})" for c in COLUMNS
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def call(script: str, *arguments: str) -> str:
+    """Runs a script of this repository and returns what it prints."""
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    main()

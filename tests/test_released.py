@@ -1,0 +1,167 @@
+"""Released models, a person's own folder as the gallery, and training that starts from a model."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import script, write_folders
+
+import dr_keras
+from dr_keras import load
+from dr_keras.errors import InputError, RunError
+from dr_keras.export.release import release
+from dr_keras.retrieval.index import Index
+from dr_keras.runs import Run, open_run
+
+
+@pytest.fixture(scope="module")
+def released(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released model made of the run `small`."""
+    place = tmp_path_factory.mktemp("models") / "small-32"
+    differences = release(Run(workplace / "runs" / "small"), Run(place))
+    assert differences["litert"] < 1e-3
+    assert 0 < differences["rounding"] < 1e-2
+    return place
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_released_model_is_small_and_embeds_the_same_by_all_its_files(released):
+    assert sorted(path.name for path in released.iterdir()) == [
+        "config.json",
+        "embedding.tflite",
+        "samples.npy",
+        "weights.npz",
+    ]
+    samples = np.load(released / "samples.npy")
+    vectors = [load(released, runtime=runtime).embed(samples) for runtime in ("litert", "keras")]
+    np.testing.assert_allclose(*vectors, atol=1e-3)
+    with np.load(released / "weights.npz") as archive:
+        assert {archive[name].dtype.name for name in archive.files} == {"float16"}
+
+
+def test_a_released_model_has_no_gallery_and_says_what_to_do(released):
+    with pytest.raises(RunError, match="--gallery FOLDER"):
+        load(released).search(np.zeros((1, 32, 32, 3), np.uint8), 3)
+
+
+def test_damaged_or_foreign_weights_are_a_clear_error(released, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(released, copy)
+    (copy / "embedding.tflite").unlink()
+    whole = (copy / "weights.npz").read_bytes()
+    (copy / "weights.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="cannot be read as weights"):
+        load(copy).embed(np.zeros((1, 32, 32, 3), np.uint8))
+    (copy / "weights.npz").write_bytes(whole)
+    config = json.loads((copy / "config.json").read_text())
+    config["config"]["width"] = 12
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match="another network"):
+        load(copy).embed(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_shipped_models_are_found_by_name_after_the_runs(released, tmp_path, monkeypatch):
+    monkeypatch.setattr(dr_keras.runs, "MODELS", released.parent)
+    monkeypatch.chdir(tmp_path)
+    assert open_run("small-32").path == released
+    mine = tmp_path / "runs" / "small-32"
+    shutil.copytree(released, mine)
+    assert open_run("small-32").path == Path("runs") / "small-32"
+    with pytest.raises(RunError, match="there are small-32"):
+        open_run("other")
+
+
+def test_a_folder_becomes_the_gallery_and_only_changes_are_embedded_again(released, tmp_path, cache, monkeypatch):
+    folder = write_folders(tmp_path / "mine", each=3)
+    (folder / "loose.png").write_bytes((folder / "disc" / "disc_1.png").read_bytes())
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    model = load(released)
+    embedded: list[int] = []
+    plain = model._vectors
+    monkeypatch.setattr(model, "_vectors", lambda pixels: embedded.append(len(pixels)) or plain(pixels))
+
+    index = model.use_gallery(folder).index
+    assert embedded == [13]
+    assert len(index.ids) == 13
+    own = model.retrieve(str(folder / "disc" / "disc_1.png"), 2).results
+    assert own[0].distance == pytest.approx(0, abs=1e-6)
+    assert {own[0].id, own[0].label} == {"loose.png", "-"}  # the query itself is left out
+    other = load(released)
+    np.testing.assert_allclose(other.use_gallery(folder).index.vectors, index.vectors)
+
+    embedded.clear()
+    model.use_gallery(folder)
+    assert embedded == []
+    (folder / "rings" / "rings_0.png").unlink()
+    shutil.copy(folder / "bars" / "bars_0.png", folder / "plain" / "plain_0.png")
+    os.utime(folder / "plain" / "plain_0.png", ns=(time.time_ns(), time.time_ns()))
+    index = model.use_gallery(folder).index
+    assert embedded == [1]
+    assert "rings/rings_0.png" not in index.ids
+    places = {name: row for row, name in enumerate(index.ids)}
+    np.testing.assert_allclose(
+        index.vectors[places["plain/plain_0.png"]], index.vectors[places["bars/bars_0.png"]], atol=1e-6
+    )
+
+    kept = next((cache / "galleries").iterdir())
+    (kept / "vectors.npy").write_bytes(b"damaged")
+    embedded.clear()
+    assert len(model.use_gallery(folder).index.ids) == 12
+    assert embedded == [12]
+    assert len(Index.open(kept).ids) == 12
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_folder_without_images_or_none_at_all_is_an_error(released, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        load(released).use_gallery(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image"):
+        load(released).use_gallery(tmp_path / "empty")
+
+
+@pytest.mark.usefixtures("cache")
+def test_retrieve_searches_a_folder_with_a_released_model(released, tmp_path, folders):
+    query = folders / "rings" / "rings_3.png"
+    result = script(
+        tmp_path, "retrieve.py", "--run", released, "--gallery", folders, "--query", query, "--top", 5, "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["label"] == "rings"
+    assert len(found["results"]) == 5
+    assert all(one["id"] != "rings/rings_3.png" for one in found["results"])
+
+
+def test_evaluate_a_released_model_on_a_data_set(released, tmp_path, folders):
+    result = script(tmp_path, "evaluate.py", "--run", released, "--data", folders, "--no-baselines", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["queries"] > 0
+
+
+def test_training_starts_from_a_released_model(released, tmp_path, folders):
+    flags = ("--data", folders, "--epochs", 1, "--steps-per-epoch", 1, "--batch-size", 4, "--learning-rate", 1e-9)
+    result = script(tmp_path, "train.py", *flags, "--run", "tuned", "--initial-weights", released)
+    assert result.returncode == 0, result.stderr
+    run = Run(tmp_path / "runs" / "tuned")
+    assert run.config().width == 8  # the model's network, without a flag
+    samples = np.load(released / "samples.npy")
+    before, after = load(released, runtime="keras").embed(samples), load(run.path, runtime="keras").embed(samples)
+    assert np.abs(before - after).max() < 0.1  # the normalisation statistics have moved a little
+    refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)
+    assert refused.returncode == 2
+    assert "do not fit --width" in refused.stderr
+
+
+def test_a_run_that_is_not_finished_is_not_released(tmp_path):
+    with pytest.raises(RunError, match="no finished run"):
+        release(Run(tmp_path / "none"), Run(tmp_path / "model"))
