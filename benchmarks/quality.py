@@ -28,14 +28,16 @@ COMMON = (
 )
 TRIPLETS = "--pretrain-epochs 0 --classifier-weight 0"
 ARMS = {
-    "random triplets, Euclidean": f"{TRIPLETS} --distance euclidean",
-    "random triplets, squared": f"{TRIPLETS} --distance squared",
+    "softmax": "--pretrain-epochs 5",
+    "two stages": "--pretrain-epochs 4",
+    "random triplets, squared": f"{TRIPLETS} --mining none --distance squared",
+    "random triplets, Euclidean": f"{TRIPLETS} --mining none --distance euclidean",
     "semi-hard": f"{TRIPLETS} --mining semi-hard --margin 0.2",
     "hard": f"{TRIPLETS} --mining hard --margin 0.2 --images-per-class 4",
     "distance-weighted": f"{TRIPLETS} --mining distance-weighted --margin 0.2",
     "proxies": f"{TRIPLETS} --mining semi-hard --proxies 1",
-    "softmax": "--pretrain-epochs 5",
-    "two stages": "--pretrain-epochs 4",
+    "two stages, random triplets": "--pretrain-epochs 4 --mining none",
+    "two stages, no classifier": "--pretrain-epochs 4 --classifier-weight 0",
     "softmax, single-scale": "--pretrain-epochs 5 --no-multiscale",
     "softmax, 64-d": "--pretrain-epochs 5 --embedding-dim 64",
     "softmax, 256-d": "--pretrain-epochs 5 --embedding-dim 256",
