@@ -12,6 +12,7 @@ RUN useradd --create-home --uid 1000 dr_keras \
     && chown dr_keras:dr_keras /data /cache /app/runs
 COPY requirements.txt pyproject.toml README.md LICENSE ./
 COPY dr_keras ./dr_keras
+COPY models ./models
 COPY train.py retrieve.py evaluate.py ./
 RUN for script in train retrieve evaluate; do \
         chmod 755 "/app/$script.py" && ln -s "/app/$script.py" "/usr/local/bin/$script"; \

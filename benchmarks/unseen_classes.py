@@ -2,9 +2,12 @@
 """Does the recipe hold for classes that were never trained on? Trains on some classes and searches among the others.
 
     python benchmarks/unseen_classes.py --data tiny-imagenet-200 [--hold-out 50] [flags of train.py]
+    python benchmarks/unseen_classes.py --data tiny-imagenet-200 --tune 5 [flags of train.py]
 
 The classes held out are every fourth in the order of their names (for 50 of 200). Prints the figures on them, beside
-raw pixels and the untrained network: a tenth of their images are the queries, the rest of them the gallery.
+raw pixels and the untrained network: a tenth of their images are the queries, the rest of them the gallery. With
+`--tune N`, training then goes on for N epochs on the gallery's images of those classes (`--initial-weights`), and a
+network of the same kind is trained on them for N epochs from nothing; the queries stay what they were.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from machine import machine
 
@@ -25,6 +29,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder of class folders, or with train/ of them")
     parser.add_argument("--hold-out", type=int, default=50)
     parser.add_argument("--run", default="unseen-classes")
+    parser.add_argument("--tune", type=int, default=0, metavar="N", help="epochs on the classes held out")
     options, flags = parser.parse_known_args()
     train = options.data / "train" if (options.data / "train").is_dir() else options.data
     classes = sorted(folder for folder in train.resolve().iterdir() if folder.is_dir())
@@ -36,14 +41,39 @@ def main() -> None:
             link.symlink_to(folder, target_is_directory=True)
         print(f"{machine()}; {len(classes) - len(held)} classes trained on, {len(held)} held out; {' '.join(flags)}")
         call("train.py", "--data", f"{place}/trained", "--run", options.run, "--overwrite", *flags)
-        found = json.loads(call("evaluate.py", "--run", options.run, "--data", f"{place}/held", "--json"))
+        found = evaluated(options.run, f"{place}/held")
+        rows = {"trained on other classes": found, **found["baselines"]}
+        if options.tune:
+            few = ("--data", f"{place}/held", "--overwrite", *without_length(flags), "--epochs", str(options.tune))
+            for name, run, start in (
+                (f"tuned for {options.tune} epochs", f"{options.run}-tuned", ("--initial-weights", options.run)),
+                (f"{options.tune} epochs from nothing", f"{options.run}-scratch", ()),
+            ):
+                call("train.py", "--run", run, *few, *start)
+                rows[name] = evaluated(run)
     print(f"{found['queries']:,} queries against {found['gallery']:,} images, all of classes held out")
     print("| ranked by | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))
-    for name, figures in {"this run": found, **found["baselines"]}.items():
+    for name, figures in rows.items():
         cells = [
             f"{figures[c]:.4f} ({figures['intervals'][c][0]:.4f} to {figures['intervals'][c][1]:.4f})" for c in COLUMNS
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def evaluated(run: str, data: str | None = None) -> dict[str, Any]:
+    """The figures of a run on its own held-out images, or with baselines on another data set."""
+    more = ("--no-baselines",) if data is None else ("--data", data)
+    return json.loads(call("evaluate.py", "--run", run, "--json", *more))
+
+
+def without_length(flags: list[str]) -> list[str]:
+    """The flags without those that say how long to train."""
+    length = ("--epochs", "--pretrain-epochs", "--steps-per-epoch")
+    return [
+        flag
+        for previous, flag in zip(["", *flags], flags, strict=False)
+        if flag not in length and previous not in length
+    ]
 
 
 def call(script: str, *arguments: str) -> str:

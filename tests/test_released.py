@@ -34,14 +34,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_released_model_is_small_and_embeds_the_same_by_all_its_files(released):
+@pytest.fixture
+def samples(workplace: Path) -> np.ndarray:
+    return np.load(workplace / "runs" / "small" / "samples.npy")
+
+
+def test_a_released_model_is_small_and_embeds_the_same_by_all_its_files(released, samples):
     assert sorted(path.name for path in released.iterdir()) == [
         "config.json",
         "embedding.tflite",
-        "samples.npy",
         "weights.npz",
     ]
-    samples = np.load(released / "samples.npy")
     vectors = [load(released, runtime=runtime).embed(samples) for runtime in ("litert", "keras")]
     np.testing.assert_allclose(*vectors, atol=1e-3)
     with np.load(released / "weights.npz") as archive:
@@ -148,13 +151,12 @@ def test_evaluate_a_released_model_on_a_data_set(released, tmp_path, folders):
     assert json.loads(result.stdout)["queries"] > 0
 
 
-def test_training_starts_from_a_released_model(released, tmp_path, folders):
+def test_training_starts_from_a_released_model(released, samples, tmp_path, folders):
     flags = ("--data", folders, "--epochs", 1, "--steps-per-epoch", 1, "--batch-size", 4, "--learning-rate", 1e-9)
     result = script(tmp_path, "train.py", *flags, "--run", "tuned", "--initial-weights", released)
     assert result.returncode == 0, result.stderr
     run = Run(tmp_path / "runs" / "tuned")
     assert run.config().width == 8  # the model's network, without a flag
-    samples = np.load(released / "samples.npy")
     before, after = load(released, runtime="keras").embed(samples), load(run.path, runtime="keras").embed(samples)
     assert np.abs(before - after).max() < 0.1  # the normalisation statistics have moved a little
     refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)

@@ -2,9 +2,9 @@
 
     python -m dr_keras.export.release runs/final models/tiny-imagenet-64
 
-A released model is a run folder without a gallery: config.json, weights.npz (half precision), embedding.tflite (half
-precision), samples.npy and README.md, the model card, which people write. The weights are rounded first; what they give
-after that is what is evaluated. Needs TensorFlow.
+A released model is a run folder without any image: config.json, weights.npz (half precision), embedding.tflite (half
+precision) and README.md, the model card, which people write. The weights are rounded first; what they give after that
+is what is evaluated. Needs TensorFlow.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.files import new_file, write_array
+from dr_keras.files import new_file
 from dr_keras.runs import Run
 
 MAX_BYTES = 16 << 20  # of a file
@@ -58,7 +58,6 @@ def release(run: Run, place: Run) -> dict[str, float]:
     expected = embed_with_network(network, samples)
     place.path.mkdir(parents=True, exist_ok=True)
     place.write_config(dataclasses.replace(run.config(), run=None, data=None))
-    write_array(place.samples_file, samples)
     write_weights(place.weights_file, network)
     with new_file(place.litert_file) as temporary:
         temporary.write_bytes(half_litert(network, run.config().resize))
