@@ -18,7 +18,7 @@ BACKBONES = (*RESNETS, "alexnet")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("stretch", "crop", "pad")
 STORES = ("auto", "memory", "disk", "stream")
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("muon", "adamw", "sgd")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 MININGS = ("none", "semi-hard", "hard", "distance-weighted")
 
@@ -101,7 +101,7 @@ class Config:
         metavar="N",
     )
     label_smoothing: float = _option(0.1, "label smoothing of the classifier", metavar="SHARE")
-    scale: float = _option(16.0, "the classifier's logits are the cosines times this", metavar="S")
+    scale: float = _option(10.0, "the classifier's logits are the cosines times this", metavar="S")
     classifier_weight: float = _option(
         1.0, "weight of the classifier's loss beside the triplets' once the softmax stage is over", metavar="W"
     )
@@ -113,8 +113,8 @@ class Config:
     )
     steps_per_epoch: int | None = _option(None, "shorter epochs, of this many steps", metavar="N")
     batch_size: int = _option(64, "triplets a step", metavar="B")
-    optimizer: str = _option("adamw", "sgd has Nesterov momentum 0.9", choices=OPTIMIZERS)
-    learning_rate: float = _option(2e-3, "its peak, after the warm-up; then it falls along a cosine", metavar="RATE")
+    optimizer: str = _option("muon", "sgd has Nesterov momentum 0.9", choices=OPTIMIZERS)
+    learning_rate: float = _option(6e-3, "its peak, after the warm-up; then it falls along a cosine", metavar="RATE")
     warmup: float = _option(0.05, "share of all steps over which the learning rate rises", metavar="SHARE")
     weight_decay: float = _option(0.05, "decoupled weight decay", metavar="RATE")
     flip: bool = _option(True, "mirror each training image with probability 0.5")

@@ -23,6 +23,7 @@ from dr_keras.training import callbacks
 from dr_keras.training.average import WeightAverage
 from dr_keras.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
 from dr_keras.training.devices import on_gpu, on_one_device, quick_bfloat16
+from dr_keras.training.muon import Muon
 from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
 from dr_keras.training.watch import Monitor
 
@@ -71,8 +72,11 @@ def compiled_model(
     rates = learning_rates(config, steps)
     if config.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
-    else:
+    elif config.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay)
+    else:
+        quick = precision(config) == "mixed_bfloat16"
+        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
     optimizer.build(model.trainable_variables)  # within the first step, it would have the step traced twice
     # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.

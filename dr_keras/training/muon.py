@@ -1,0 +1,55 @@
+"""The optimizer of the default recipe: Muon (Jordan et al. 2024), for convolutions too."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="dr_keras")
+class Muon(keras.optimizers.Muon):
+    """`keras.optimizers.Muon` whose orthogonal updates are those of convolution kernels as well.
+
+    A kernel (h, w, C, D) is taken for the matrix (hwC, D) that it is multiplied as; Keras's own gives all but matrices
+    to AdamW, and so most of a ConvNet. Biases, normalisation and class proxies (1-D and 3-D) are AdamW's here too.
+
+    Args:
+        learning_rate: of all variables; an update has about 0.2 times this root mean square.
+        weight_decay: decoupled, for all variables.
+        iterate_dtype: what the Newton-Schulz iteration computes in; bfloat16 is exact enough and quicker where the
+            hardware has it.
+        momentum: of the gradients.
+        ns_steps: Newton-Schulz iterations.
+
+    Further arguments are those of `keras.optimizers.Muon`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 6e-3,
+        weight_decay: float = 0.05,
+        iterate_dtype: str = "float32",
+        momentum: float = 0.9,
+        ns_steps: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        kwargs = {"adam_weight_decay": weight_decay, "exclude_embeddings": False, "name": "muon"} | kwargs
+        super().__init__(learning_rate, weight_decay=weight_decay, momentum=momentum, ns_steps=ns_steps, **kwargs)
+        self.iterate_dtype = iterate_dtype
+
+    def _should_use_adamw(self, variable: keras.Variable) -> bool:
+        return len(variable.shape) not in (2, 4)
+
+    def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
+        """The orthogonal matrix nearest to that of `x`, roughly: (h, w, C, D) -> (h, w, C, D)."""
+        matrix = ops.cast(ops.reshape(x, (-1, x.shape[-1])), self.iterate_dtype)  # (hwC, D)
+        nearest = super().zeropower_via_newtonschulz5(matrix, steps)
+        return ops.reshape(ops.cast(nearest, x.dtype), x.shape)
+
+    def lr_adjust(self, x: Any) -> Any:
+        """Scales an orthogonal update to the root mean square `rms_rate`, as in Liu et al. 2025."""
+        return x * (math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])) * self.rms_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"iterate_dtype": self.iterate_dtype}
