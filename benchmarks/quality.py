@@ -24,8 +24,10 @@ RESULTS = ROOT / "docs" / "quality.json"
 
 # 1,500 steps of 192 images, 288,000 images, 32 px.
 COMMON = (
-    "--image-size 32 --backbone resnet10 --width 32 --embedding-dim 128 --epochs 5 --steps-per-epoch 300 --eval-every 0"
+    "--image-size 32 --backbone resnet10 --width 32 --embedding-dim 128 --epochs 5 --steps-per-epoch 300 "
+    "--eval-every 0 --optimizer adamw --learning-rate 2e-3 --scale 16"
 )
+MUON = "--optimizer muon --learning-rate 6e-3"
 TRIPLETS = "--pretrain-epochs 0 --classifier-weight 0"
 ARMS = {
     "softmax": "--pretrain-epochs 5",
@@ -42,6 +44,9 @@ ARMS = {
     "softmax, 64-d": "--pretrain-epochs 5 --embedding-dim 64",
     "softmax, 256-d": "--pretrain-epochs 5 --embedding-dim 256",
     "softmax, 512-d": "--pretrain-epochs 5 --embedding-dim 512",
+    "softmax, Muon": f"--pretrain-epochs 5 {MUON}",
+    "softmax, Muon, scale 10": f"--pretrain-epochs 5 {MUON} --scale 10",
+    "two stages, Muon, scale 10": f"--pretrain-epochs 4 {MUON} --scale 10",
 }
 COLUMNS = ("precision@30", "recall@1", "map@r", "similarity_precision")
 

@@ -264,9 +264,12 @@ def _branch(model: keras.Model) -> keras.Model:
 
 
 def _work(course: tuple[Phase, ...], step: int) -> float:
-    """The work from `step` on, in steps of the last image size."""
+    """The work from `step` on, about, in steps of the last image size.
+
+    Half as many pixels a side are a quarter of the pixels, but took a third of the time (docs/benchmarks.md).
+    """
     full = course[-1].size
-    return sum((phase.size / full) ** 2 * max(0, phase.last_step - max(step, phase.first_step)) for phase in course)
+    return sum((phase.size / full) ** 1.5 * max(0, phase.last_step - max(step, phase.first_step)) for phase in course)
 
 
 class _Kept:

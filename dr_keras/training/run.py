@@ -80,7 +80,7 @@ def run_training(
         raise RunError(f"the images in {catalog.root} are not those that {run.path} was started with")
     rows = catalog.rows(TRAIN)
     share = Share(devices.host, devices.hosts, devices.count)
-    sources = _sources(config, pixels, rows, catalog.labels[rows], share)
+    sources = training_sources(config, pixels, rows, catalog.labels[rows], share)
     with _folder(run, config, main=main, fresh=not resume, overwrite=overwrite) as place, _writing(place):
         if not resume:
             write_json(place.report_file, report)
@@ -150,7 +150,7 @@ def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
     network.set_weights(weights)
 
 
-def _sources(
+def training_sources(
     config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
 ) -> dict[str, TripletSource | ImageSource]:
     """What makes the batches of each stage. As many images pass the network in a step of either."""
