@@ -1,4 +1,5 @@
-# make demo: train, index, retrieve and evaluate on scikit-learn's digits; make test: lint, types, tests.
+# make demo: train, index, retrieve and evaluate on scikit-learn's digits, then search them with the released model;
+# make test: lint, types, tests.
 # Both make .venv and install first, once. PYTHON names another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +12,9 @@ demo: $(VENV)/demo.stamp
 	    --epochs 20 --eval-every 5 --run demo --overwrite
 	$(BIN)/python retrieve.py --run demo --query digit_0110.png --top 15 --save demo.png
 	$(BIN)/python evaluate.py --run demo
+	$(BIN)/python retrieve.py --run tiny-imagenet-64 --gallery "$${DR_KERAS_CACHE:-$$HOME/.cache/dr_keras}/digits" \
+	    --query digit_0110.png --top 15
+	$(BIN)/python evaluate.py --run tiny-imagenet-64 --data digits
 
 test: lint types
 	$(BIN)/python -m pytest -q
