@@ -89,7 +89,16 @@ def keras_step(width: int) -> tuple[Callable[[], object], int]:
     from dr_keras.data.pipeline import BRANCHES
     from dr_keras.training.fit import compiled_model, initial_network
 
-    config = Config(width=width, image_size=SIZE, batch_size=BATCH, embedding_dim=DIM)
+    config = Config(
+        width=width,
+        image_size=SIZE,
+        batch_size=BATCH,
+        embedding_dim=DIM,
+        mining="none",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=1e-4,
+    )
     network = initial_network(config)
     model = compiled_model(config, network, steps=1000)
     batch = {name: tf.constant(pixels) for name, pixels in zip(BRANCHES, images(), strict=True)}

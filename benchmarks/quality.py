@@ -2,7 +2,7 @@
 """What each part of the recipe is worth: trains one network after the other, all on as many images, and makes a table.
 
     python benchmarks/quality.py --data tiny-imagenet-200            # all arms; goes on where it was
-    python benchmarks/quality.py --data tiny-imagenet-200 --arms softmax two-stages --seeds 0 1 2
+    python benchmarks/quality.py --data tiny-imagenet-200 --arms softmax "two stages" --seeds 0 1 2
     python benchmarks/quality.py --table                             # docs/quality.json as a table
 
 Each arm is one call of train.py, and its row names what is different from the others. Recipes are chosen by the column

@@ -22,7 +22,7 @@ def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], Non
         console.print(text, highlight=False)
         yield lambda _: None
         return
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=total)
         yield lambda count: progress.advance(task, count)

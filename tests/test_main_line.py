@@ -58,7 +58,7 @@ def test_history_has_a_row_a_step(run):
     assert (softmax["accuracy"] != "", softmax["triplet_loss"], softmax["negative_distance"]) == (True, "", "")
     assert "" not in {value for name, value in triplets.items() if name != "proxy_loss"}
     rates = [float(row["learning_rate"]) for row in rows]
-    assert max(rates) == pytest.approx(2e-3, rel=0.1)
+    assert max(rates) == pytest.approx(run.config().learning_rate, rel=0.1)
     assert rates[-1] < rates[2]
 
 

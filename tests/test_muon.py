@@ -47,7 +47,7 @@ def test_kernels_and_matrices_equal_the_plain_loop(shape):
     np.testing.assert_allclose(made, plain(value, gradients), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(7,), (5, 2, 6)])
+@pytest.mark.parametrize("shape", [(7,), (5, 2, 6), (3, 3, 8, 1)])
 def test_all_else_is_adamw(shape):
     value, gradients = numbers(*shape)
     adamw = stepped(keras.optimizers.AdamW(RATE, weight_decay=DECAY), value, gradients)

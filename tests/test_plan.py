@@ -37,6 +37,11 @@ def test_sizes_rise_with_the_share_of_steps():
     assert [phase.first_epoch for phase in course[1:]] == [phase.last_epoch for phase in course[:-1]]
 
 
+@pytest.mark.parametrize("epochs", [*range(1, 8), 30])
+def test_every_run_ends_at_the_full_size(epochs):
+    assert phases(Config(epochs=epochs), STEPS)[-1].size == 64
+
+
 def test_steps_per_epoch_can_be_set():
     assert phases(Config(epochs=2, pretrain_epochs=1, steps_per_epoch=4), STEPS)[-1].last_step == 8
 

@@ -246,6 +246,19 @@ def test_early_stopping_counts_rankings_without_a_better_one():
     assert stopped == [False] * 7 + [True, True]
 
 
+def test_early_stopping_waits_for_the_last_phase():
+    figures = iter([0.9, 0.2, 0.1, 0.3])
+    each = EachEpoch(lambda _: next(figures), every=1, epochs=100, patience=1)
+    each.set_model(keras.Sequential())
+    each.patient = True
+    for epoch in range(3):
+        each.on_epoch_end(epoch)
+        assert not each.stopped
+    each.patient = False
+    each.on_epoch_end(3)
+    assert not each.stopped  # 0.3 is the best of this phase, though not of all
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, folders):
     (tmp_path / "runs").mkdir(mode=0o555)

@@ -70,6 +70,7 @@ class TripletSource:
         augmentation: what is done to each image.
         size: the side S of the images; as in the store by default.
         share: which part of a batch this host makes.
+        begin: the global step that the stage begins with; the sampler's epochs are counted from there.
     """
 
     pixels: Images
@@ -78,6 +79,7 @@ class TripletSource:
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
     size: int | None = None
     share: Share = Share()
+    begin: int = 0
 
     @property
     def signature(self) -> Signature:
@@ -92,7 +94,7 @@ class TripletSource:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The named inputs of global step `step`; a pure function of the sampler's seed and of `step`."""
-        triplets = self.sampler.batch(step)
+        triplets = self.sampler.batch(step - self.begin)
         chosen, part = self.share.of(len(triplets.query))
         batch = {
             name: augmented(
@@ -125,6 +127,7 @@ class ImageSource:
         mixup, cutmix: see `dr_keras.data.augment.mixed`.
         size: the side S of the images; as in the store by default.
         share: which part of a batch this host makes.
+        begin: the global step that the stage begins with; the sampler's epochs are counted from there.
     """
 
     pixels: Images
@@ -136,6 +139,7 @@ class ImageSource:
     cutmix: float = 0.0
     size: int | None = None
     share: Share = Share()
+    begin: int = 0
 
     @property
     def signature(self) -> Signature:
@@ -154,7 +158,7 @@ class ImageSource:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The named inputs of global step `step`; a pure function of the sampler's seed, of `step` and of the host."""
-        drawn, seed = self.sampler.batch(step), self.sampler.seed
+        drawn, seed = self.sampler.batch(step - self.begin), self.sampler.seed
         chosen, part = self.share.of(len(drawn))
         places = drawn[chosen]
         images = augmented(

@@ -10,10 +10,17 @@ from dr_keras.model.normalization import FusedBatchNormalization
 
 RESNET_BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
-# The training network calls the embedding network three times a step, and each call moves the running statistics once.
+# The triplet stage calls the embedding network three times a step, and each call moves the running statistics once.
 # The momentum of one call is the third root of the momentum that a step should have.
 CALLS_PER_STEP = 3
 STEP_MOMENTUM = 0.97
+
+
+def set_calls_per_step(network: keras.Model, calls: int) -> None:
+    """Makes the running statistics of normalisation move as far in `calls` calls as they should in a step."""
+    for layer in network.layers:
+        if isinstance(layer, FusedBatchNormalization):
+            layer.momentum = STEP_MOMENTUM ** (1 / calls)
 
 
 def backbone(name: str, image: keras.KerasTensor, full: int, *, width: int, dropout: float) -> keras.KerasTensor:

@@ -15,6 +15,7 @@ class ClassProxies(keras.layers.Layer):
     Args:
         classes: how many classes, C.
         each: vectors a class, N.
+        seed: of the vectors that they begin as: in all directions alike.
 
     Call arguments:
         embeddings: (B, D); only D is read.
@@ -23,14 +24,14 @@ class ClassProxies(keras.layers.Layer):
         (C, N, D) float32 of unit length.
     """
 
-    def __init__(self, classes: int, each: int = 1, **kwargs: Any) -> None:
+    def __init__(self, classes: int, each: int = 1, seed: int = 0, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        self.classes, self.each = classes, each
+        self.classes, self.each, self.seed = classes, each, seed
         self._unit = L2Normalization(dtype="float32")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        initializer = keras.initializers.RandomNormal(1.0 / (input_shape[-1] or 1) ** 0.5, seed=0)
+        initializer = keras.initializers.RandomNormal(stddev=1.0 / (input_shape[-1] or 1) ** 0.5, seed=self.seed)
         self.vectors = self.add_weight(
             shape=(self.classes, self.each, input_shape[-1]), initializer=initializer, name="proxies"
         )
@@ -43,7 +44,7 @@ class ClassProxies(keras.layers.Layer):
         return (self.classes, self.each, input_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"classes": self.classes, "each": self.each}
+        return super().get_config() | {"classes": self.classes, "each": self.each, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")

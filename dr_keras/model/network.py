@@ -175,7 +175,7 @@ def classification_network(network: keras.Model, config: Config, classes: int) -
 
 
 def _proxies(config: Config, classes: int) -> ClassProxies:
-    return ClassProxies(classes, max(config.proxies, 1), name="proxies")
+    return ClassProxies(classes, max(config.proxies, 1), config.seed, name="proxies")
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")

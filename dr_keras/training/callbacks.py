@@ -323,6 +323,7 @@ class EachEpoch(keras.callbacks.Callback):
         super().__init__()
         self._watch, self._every, self._epochs, self._patience = watch, every, epochs, patience
         self._best, self._without = -math.inf, 0
+        self.patient = False  # while it is set, no figure counts
         self.stopped = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -331,7 +332,7 @@ class EachEpoch(keras.callbacks.Callback):
             return
         if self._every and done % self._every == 0 and done < self._epochs:
             figure = self._watch(done)
-            if figure is None or self._patience is None:
+            if figure is None or self._patience is None or self.patient:
                 return
             self._without = 0 if figure > self._best else self._without + 1
             self._best = max(self._best, figure)

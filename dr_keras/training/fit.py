@@ -16,6 +16,7 @@ from dr_keras.config import Config
 from dr_keras.data.pipeline import ImageSource, Source, TripletSource
 from dr_keras.data.sequence import batches
 from dr_keras.errors import Interrupted
+from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
 from dr_keras.model.network import classification_network, embedding_network, training_network
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.runs import Run
@@ -69,11 +70,15 @@ def compiled_model(
         model = classification_network(network, config, classes)
     else:
         model = training_network(network, config, classes)
+    set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
     rates = learning_rates(config, steps)
+    # Named, because the phases know each other's optimizer variables by their paths.
     if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+        optimizer = keras.optimizers.SGD(
+            rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, name="sgd"
+        )
     elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay)
+        optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay, name="adamw")
     else:
         quick = precision(config) == "mixed_bfloat16"
         optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
@@ -194,9 +199,11 @@ class Fit:
         try:
             with _stopping(checkpoints, console):
                 for phase in course[done.phase :]:
+                    each_epoch.patient = phase is not course[-1]  # figures of other image sizes cannot be compared
                     if phase is not course[done.phase]:
                         model = self._next(phase, model, network, steps, log.step)
-                    source = dataclasses.replace(self.sources[phase.stage], size=phase.size)
+                    begin = next(other.first_step for other in course if other.stage == phase.stage)
+                    source = dataclasses.replace(self.sources[phase.stage], size=phase.size, begin=begin)
                     if log.step == phase.first_step:
                         self._begin(phase, source)
                     line.restart()

@@ -6,13 +6,16 @@ from typing import Any
 import keras
 from keras import ops
 
+UPDATE = 0.2  # root mean square of an update of rate 1, about that of AdamW, so that both take similar rates
+
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class Muon(keras.optimizers.Muon):
     """`keras.optimizers.Muon` whose orthogonal updates are those of convolution kernels as well.
 
     A kernel (h, w, C, D) is taken for the matrix (hwC, D) that it is multiplied as; Keras's own gives all but matrices
-    to AdamW, and so most of a ConvNet. Biases, normalisation and class proxies (1-D and 3-D) are AdamW's here too.
+    to AdamW, and so most of a ConvNet. Biases, normalisation and class proxies (1-D and 3-D) are AdamW's here too,
+    and so are depthwise kernels (h, w, C, 1), which no such matrix stands for.
 
     Args:
         learning_rate: of all variables; an update has about 0.2 times this root mean square.
@@ -22,7 +25,8 @@ class Muon(keras.optimizers.Muon):
         momentum: of the gradients.
         ns_steps: Newton-Schulz iterations.
 
-    Further arguments are those of `keras.optimizers.Muon`.
+    Further arguments are those of `keras.optimizers.Muon`, but for `exclude_layers`, `exclude_embeddings` and
+    `rms_rate`, which change nothing here.
     """
 
     def __init__(
@@ -39,7 +43,8 @@ class Muon(keras.optimizers.Muon):
         self.iterate_dtype = iterate_dtype
 
     def _should_use_adamw(self, variable: keras.Variable) -> bool:
-        return len(variable.shape) not in (2, 4)
+        shape = variable.shape
+        return len(shape) not in (2, 4) or shape[-1] == 1
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
         """The orthogonal matrix nearest to that of `x`, roughly: (h, w, C, D) -> (h, w, C, D)."""
@@ -48,8 +53,8 @@ class Muon(keras.optimizers.Muon):
         return ops.reshape(ops.cast(nearest, x.dtype), x.shape)
 
     def lr_adjust(self, x: Any) -> Any:
-        """Scales an orthogonal update to the root mean square `rms_rate`, as in Liu et al. 2025."""
-        return x * (math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])) * self.rms_rate)
+        """Scales an orthogonal update to the root mean square `UPDATE`, as in Liu et al. 2025."""
+        return x * (math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])) * UPDATE)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"iterate_dtype": self.iterate_dtype}

@@ -41,14 +41,15 @@ def phases(config: Config, steps_per_epoch: dict[str, int]) -> tuple[Phase, ...]
 
     Returns:
         The phases; an image size begins with the first epoch by whose beginning the smaller sizes have had their share
-        of all steps.
+        of all steps. The last epoch is of the full size in any case.
     """
     stages = [SOFTMAX] * config.softmax_epochs + [TRIPLETS] * (config.epochs - config.softmax_epochs)
     lengths = [config.steps_per_epoch or steps_per_epoch[stage] for stage in stages]
     total, step = sum(lengths), 0
     result: list[Phase] = []
     for epoch, (stage, length) in enumerate(zip(stages, lengths, strict=True)):
-        size = _size(config.sizes, step / total)
+        last_epoch = epoch == len(stages) - 1
+        size = config.image_size if last_epoch else _size(config.sizes, step / total)
         last = result[-1] if result else None
         if last and (last.stage, last.size) == (stage, size):
             result[-1] = Phase(stage, size, last.first_epoch, epoch + 1, last.first_step, length)
