@@ -145,11 +145,16 @@ class Model:
             The model itself.
 
         Raises:
-            InputError: the folder is absent or holds no readable image.
+            InputError: the folder is absent or holds no readable image, or the run has no network.
         """
         from dr_keras.retrieval.gallery import gallery_index
 
-        weights = next(f for f in (self.run.litert_file, self.run.weights_file, self.run.network_file) if f.is_file())
+        files = (self.run.litert_file, self.run.weights_file, self.run.network_file)
+        if self._runtime not in ("auto", "litert"):
+            files = files[1:]  # vectors of another runtime are a little different, and are kept apart
+        weights = next((file for file in files if file.is_file()), None)
+        if weights is None:
+            raise RunError(f"{self.run.path} holds no network to embed with; export it with train.py --export-only")
         self.index = gallery_index(
             Path(folder),
             f"{zlib.crc32(weights.read_bytes()):08x} {self.config.image_size} {self.config.resize}",

@@ -124,6 +124,29 @@ def test_a_folder_becomes_the_gallery_and_only_changes_are_embedded_again(releas
 
 
 @pytest.mark.usefixtures("cache")
+def test_ctrl_c_keeps_what_is_embedded(released, tmp_path, monkeypatch):
+    folder = write_folders(tmp_path / "mine", each=3)
+    monkeypatch.setattr("dr_keras.retrieval.gallery.CHUNK", 5)
+    model = load(released)
+    embedded: list[int] = []
+    plain = model._vectors
+
+    def interrupted(pixels):
+        if len(embedded) == 1:
+            raise KeyboardInterrupt
+        embedded.append(len(pixels))
+        return plain(pixels)
+
+    monkeypatch.setattr(model, "_vectors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.use_gallery(folder)
+    assert embedded == [5]
+    monkeypatch.setattr(model, "_vectors", lambda pixels: embedded.append(len(pixels)) or plain(pixels))
+    assert len(model.use_gallery(folder).index.ids) == 12
+    assert embedded == [5, 5, 2]
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_folder_without_images_or_none_at_all_is_an_error(released, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         load(released).use_gallery(tmp_path / "absent")
@@ -167,3 +190,17 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
 def test_a_run_that_is_not_finished_is_not_released(tmp_path):
     with pytest.raises(RunError, match="no finished run"):
         release(Run(tmp_path / "none"), Run(tmp_path / "model"))
+
+
+def test_a_release_that_fails_leaves_the_earlier_one(released, workplace, tmp_path, monkeypatch):
+    place = tmp_path / "model"
+    shutil.copytree(released, place)
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    monkeypatch.setattr("dr_keras.export.release.ROUNDING", 0.0)
+    with pytest.raises(RunError, match="half precision"):
+        release(Run(workplace / "runs" / "small"), Run(place))
+    monkeypatch.undo()
+    monkeypatch.setattr("dr_keras.export.release.MAX_BYTES", 1000)
+    with pytest.raises(RunError, match="at most 1,000"):
+        release(Run(workplace / "runs" / "small"), Run(place))
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before

@@ -19,6 +19,7 @@ from dr_keras.files import new_file
 from dr_keras.runs import Run
 
 MAX_BYTES = 16 << 20  # of a file
+ROUNDING = 2e-2  # what rounding the weights may change in a component of an embedding
 
 
 def main() -> int:
@@ -43,29 +44,39 @@ def release(run: Run, place: Run) -> dict[str, float]:
         `litert`, of the LiteRT file from the rounded network.
 
     Raises:
-        RunError: the run is not finished, a file gets larger than 16 MiB, or an export differs from the network.
+        RunError: the run is not finished, a file gets larger than 16 MiB, or the rounded network or its export differs
+            from the network. What was in `place` stays as it was.
     """
     from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
     from dr_keras.model.network import load_network
     from dr_keras.model.released import rounded, write_weights
     from dr_keras.retrieval.embed import embed_with_network
 
-    if not run.network_file.is_file():
-        raise RunError(f"{run.path} is no finished run: {run.network_file.name} is missing")
+    if not (run.finished and run.network_file.is_file()):
+        raise RunError(f"{run.path} is no finished run; release one that train.py has brought to its end")
     network, samples = load_network(run.network_file), np.load(run.samples_file, allow_pickle=False)
     before = embed_with_network(network, samples)
     network.set_weights(rounded(network.get_weights()))
     expected = embed_with_network(network, samples)
     place.path.mkdir(parents=True, exist_ok=True)
-    place.write_config(dataclasses.replace(run.config(), run=None, data=None))
-    write_weights(place.weights_file, network)
-    with new_file(place.litert_file) as temporary:
-        temporary.write_bytes(half_litert(network, run.config().resize))
-        litert = check_litert(temporary, samples, expected, HALF_TOLERANCE)
-    for file in (place.weights_file, place.litert_file):
-        if file.stat().st_size > MAX_BYTES:
-            raise RunError(f"{file} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
-    return {"rounding": float(np.abs(expected - before).max()), "litert": litert}
+    with new_file(place.weights_file) as weights, new_file(place.litert_file) as litert:  # kept when all is well
+        write_weights(weights, network)
+        litert.write_bytes(half_litert(network, run.config().resize))
+        differences = {
+            "rounding": float(np.abs(expected - before).max()),
+            "litert": check_litert(litert, samples, expected, HALF_TOLERANCE),
+        }
+        if not differences["rounding"] <= ROUNDING:
+            raise RunError(
+                f"rounding the weights to half precision moves an embedding by {differences['rounding']:.1e}, "
+                f"more than {ROUNDING:.0e}; this network cannot be released so"
+            )
+        for file, name in ((weights, place.weights_file.name), (litert, place.litert_file.name)):
+            if file.stat().st_size > MAX_BYTES:
+                raise RunError(f"{name} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
+    # Neither what it was called, nor what it was made from on that machine.
+    place.write_config(dataclasses.replace(run.config(), run=None, data=None, weights=None, initial_weights=None))
+    return differences
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def gallery_index(
 
     Returns:
         The index. It is kept in the cache; the next time only files that are new, or whose size or time has changed,
-        are read, and those that are gone are left out.
+        are read, and those that are gone are left out. Ctrl-C keeps what is embedded by then.
 
     Raises:
         InputError: the folder is absent or holds no readable image.
@@ -61,14 +61,19 @@ def gallery_index(
     before = set(vectors)
     fresh = [name for name in ids if name not in vectors and name not in bad]
     if fresh:
-        with bar(f"embedding {len(fresh):,} images of {root}", len(fresh), console) as advance:
-            for start in range(0, len(fresh), CHUNK):
-                names = fresh[start : start + CHUNK]
-                pixels, failures = decode_files([os.path.join(root, name) for name in names], size, resize)
-                good = [row for row in range(len(names)) if row not in failures]
-                vectors |= {names[row]: vector for row, vector in zip(good, embed(pixels[good]), strict=True)}
-                bad |= {names[row] for row in failures}
-                advance(len(names))
+        try:
+            with bar(f"embedding {len(fresh):,} images of {root}", len(fresh), console) as advance:
+                for start in range(0, len(fresh), CHUNK):
+                    names = fresh[start : start + CHUNK]
+                    pixels, failures = decode_files([os.path.join(root, name) for name in names], size, resize)
+                    good = [row for row in range(len(names)) if row not in failures]
+                    vectors |= {names[row]: vector for row, vector in zip(good, embed(pixels[good]), strict=True)}
+                    bad |= {names[row] for row in failures}
+                    advance(len(names))
+        except KeyboardInterrupt:
+            if vectors:
+                _keep(kept, _index(root, [name for name in ids if name in vectors], vectors), bad, stamps, console)
+            raise
     if bad:
         console.print(f"{len(bad)} files could not be read, {min(bad)} first")
     if not vectors:
@@ -76,12 +81,17 @@ def gallery_index(
     names = [name for name in ids if name in vectors]
     index = _index(root, names, vectors)
     if fresh or before != set(names) or not kept.is_dir():
-        try:
-            index.save(kept)
-            write_json(kept / "files.json", {name: stamps[name] for name in (*names, *sorted(bad))})
-        except OSError as error:
-            console.print(f"the gallery's vectors are not kept: {kept}: {error.strerror}")
+        _keep(kept, index, bad, stamps, console)
     return index
+
+
+def _keep(kept: Path, index: Index, bad: set[str], stamps: dict[str, Stamp], console: Console) -> None:
+    """Keeps the vectors for the next time; where that cannot be done, they are good for this one all the same."""
+    try:
+        index.save(kept)
+        write_json(kept / "files.json", {name: stamps[name] for name in (*index.ids, *sorted(bad))})
+    except OSError as error:
+        console.print(f"the gallery's vectors are not kept: {kept}: {error.strerror}")
 
 
 def _index(root: Path, names: Sequence[str], vectors: dict[str, np.ndarray]) -> Index:
@@ -113,6 +123,8 @@ def _known(kept: Path, stamps: dict[str, Stamp]) -> tuple[dict[str, np.ndarray],
         index, seen = Index.open(kept), read_json(kept / "files.json")
     except (RunError, OSError, ValueError):
         return {}, set()  # none yet, or damaged: all are embedded again
+    if not isinstance(seen, dict):
+        return {}, set()
     same = {name for name, stamp in seen.items() if stamps.get(name) == stamp}
     vectors = {name: vector for name, vector in zip(index.ids, index.vectors, strict=True) if name in same}
     return vectors, same - set(index.ids)
