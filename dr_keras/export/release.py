@@ -16,6 +16,7 @@ import numpy as np
 
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_file
+from dr_keras.framework import import_framework
 from dr_keras.runs import Run
 
 MAX_BYTES = 16 << 20  # of a file
@@ -47,6 +48,7 @@ def release(run: Run, place: Run) -> dict[str, float]:
         RunError: the run is not finished, a file gets larger than 16 MiB, or the rounded network or its export differs
             from the network. What was in `place` stays as it was.
     """
+    import_framework()
     from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
     from dr_keras.model.network import load_network
     from dr_keras.model.released import rounded, write_weights
