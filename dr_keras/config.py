@@ -280,7 +280,7 @@ class Config:
         """The defaults of a preset with `settings` on top. Raises `InputError` for a preset that does not exist."""
         if name not in PRESETS:
             raise InputError(f"--preset is {name!r}; choose one of {', '.join(PRESETS)}")
-        return cls(**(PRESETS[name] | settings))
+        return cls(**_with_preset(name, settings))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
@@ -315,8 +315,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The released model's recipe, sized for two CPU cores and two hours.
     "tiny-imagenet-cpu": {
-        "image_size": 64,
-        "width": 32,
         "epochs": 21,
         "pretrain_epochs": 19,
         "progressive": "32:0.4,48:0.3",
@@ -376,8 +374,16 @@ def parse(
     """Parses the command line into the settings that it gives, those of its preset included, and what is left."""
     given = vars(parser.parse_args(arguments))
     names = {item.name for item in fields(Config)}
-    said = PRESETS[given.pop("preset")] | {name: value for name, value in given.items() if name in names}
+    said = _with_preset(given.pop("preset"), {name: value for name, value in given.items() if name in names})
     return said, argparse.Namespace(**{name: value for name, value in given.items() if name not in names})
+
+
+def _with_preset(name: str, said: dict[str, Any]) -> dict[str, Any]:
+    """What a preset sets and, on top, what is said; the softmax stage keeps its share where other epochs are said."""
+    preset = PRESETS[name]
+    if preset.get("pretrain_epochs") and "epochs" in said:
+        preset = preset | {"pretrain_epochs": round(preset["pretrain_epochs"] * said["epochs"] / preset["epochs"])}
+    return preset | said
 
 
 def flags(names: Iterable[str]) -> str:
