@@ -149,9 +149,9 @@ class Model:
         """
         from dr_keras.retrieval.gallery import gallery_index
 
-        files = (self.run.litert_file, self.run.weights_file, self.run.network_file)
-        if self._runtime not in ("auto", "litert"):
-            files = files[1:]  # vectors of another runtime are a little different, and are kept apart
+        files = [self.run.weights_file, self.run.network_file]
+        if self._runtime in ("auto", "litert"):  # vectors of another runtime are a little different, and are kept apart
+            files.insert(0, self.run.litert_file)
         weights = next((file for file in files if file.is_file()), None)
         if weights is None:
             raise RunError(f"{self.run.path} holds no network to embed with; export it with train.py --export-only")
