@@ -86,6 +86,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
         validation=0.2,
         pretrain_epochs=0,
         classifier_weight=0.0,
+        precision="float32",
     )
     result = subprocess.run(
         [sys.executable, "-c", code, json.dumps(config.to_dict())],

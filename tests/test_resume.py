@@ -250,6 +250,7 @@ def test_early_stopping_waits_for_the_last_phase():
     figures = iter([0.9, 0.2, 0.1, 0.3])
     each = EachEpoch(lambda _: next(figures), every=1, epochs=100, patience=1)
     each.set_model(keras.Sequential())
+    each.model.stop_training = False
     each.patient = True
     for epoch in range(3):
         each.on_epoch_end(epoch)
