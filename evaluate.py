@@ -4,6 +4,7 @@
 python evaluate.py --run first
 python evaluate.py --run first --data other-folders --no-baselines --json
 python evaluate.py --run first --flip-average --query-expansion 5 --gallery-average 10
+python evaluate.py --run first --calibrate 0.95
 """
 
 import argparse
@@ -42,6 +43,12 @@ def main() -> int:
         metavar="N",
         help="also rank with gallery vectors averaged with N neighbours",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=float,
+        metavar="PRECISION",
+        help="find the distance within which neighbours are right so often, for retrieve.py --max-distance auto",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
@@ -50,7 +57,13 @@ def main() -> int:
         from dr_keras.library import load
 
         search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
-        result = evaluate_run(load(options.run), data=options.data, baselines=options.baselines, options=search)
+        result = evaluate_run(
+            load(options.run),
+            data=options.data,
+            baselines=options.baselines,
+            options=search,
+            calibrate_to=options.calibrate,
+        )
     except InputError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
@@ -79,6 +92,16 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
     if result["queries_without_positive"]:
         console.print(f"{result['queries_without_positive']} queries left out: the gallery has no image of their class")
+
+    if "calibration" in result:
+        found = result["calibration"]
+        console.print(
+            f"within a distance of {found['max_distance']:.4f}, of the {found['k']} nearest: "
+            f"precision {found['precision']:.3f}, recall {found['recall']:.3f}, coverage {found['coverage']:.3f} on "
+            f"{found['queries']:,} monitor images; on the held-out ones "
+            + ", ".join(f"{name} {value:.3f}" for name, value in found["held_out"].items()),
+            highlight=False,
+        )
 
     table = Table(title="precision@30 of each class, worst first", title_justify="left", show_header=False)
     cells = [f"{row['class_name']} {row['precision@30']:.3f}" for row in result["classes"]]

@@ -4,6 +4,9 @@
 python retrieve.py --query n01443537_0.JPEG
 python retrieve.py --query ./my-photo.jpg --top 10 --save neighbours.png
 python retrieve.py --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg
+python retrieve.py --query a.jpg --query b.jpg --negative c.jpg --where 'label = n01443537' --max-distance auto
+
+Exit status: 0, or 2 where the query cannot be answered, or 3 where no image is near enough.
 """
 
 import argparse
@@ -18,17 +21,40 @@ from dr_keras.library import RUNTIMES, load
 if TYPE_CHECKING:
     from dr_keras.library import Answer
 
+NO_MATCH = 3
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--query", required=True, metavar="NAME|FILE", help="an image of the run by id or unique base name, or any file"
+        "--query",
+        required=True,
+        action="append",
+        metavar="NAME|FILE",
+        help="an image of the run by id or unique base name, or any file; several together ask for what is like them",
+    )
+    parser.add_argument(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="an image that the results should be unlike; may be given several times",
     )
     parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
     parser.add_argument(
         "--gallery",
         metavar="FOLDER",
         help="search this folder instead of the run's images; embedded once, then only what changes",
+    )
+    parser.add_argument("--index", metavar="PATH", help="search this index, which index.py keeps")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="search only images of which this is true: 'label = cat AND year >= 2020'"
+    )
+    parser.add_argument(
+        "--max-distance",
+        type=distance,
+        metavar="D|auto",
+        help="leave out what is farther; auto: the distance that evaluate.py --calibrate found",
     )
     parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbours (default: 30)")
     parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
@@ -43,10 +69,19 @@ def main() -> int:
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:
-        model = load(options.run, runtime=options.runtime)
+        if options.gallery and options.index:
+            raise InputError("--gallery and --index both name what is searched; give one of them")
+        model = load(options.run, runtime=options.runtime, index=options.index)
         if options.gallery:
             model.use_gallery(options.gallery)
-        answer = model.retrieve(options.query, options.top, include_self=options.include_self)
+        answer = model.retrieve(
+            options.query,
+            options.top,
+            include_self=options.include_self,
+            negatives=options.negative,
+            where=options.where,
+            max_distance=options.max_distance,
+        )
         if options.save:
             answer.save(Path(options.save))
     except InputError as error:
@@ -58,7 +93,17 @@ def main() -> int:
         show(answer)
         if options.save:
             print(f"saved {options.save}")
-    return 0
+    return 0 if answer.results else NO_MATCH
+
+
+def distance(text: str) -> float | str:
+    """A distance, or 'auto'."""
+    if text == "auto":
+        return text
+    value = float(text)
+    if not value >= 0:
+        raise ValueError
+    return value
 
 
 def show(answer: "Answer") -> None:
@@ -66,14 +111,21 @@ def show(answer: "Answer") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(markup=False, emoji=False)
     known = f", {answer.class_name}" if answer.class_name else ""
-    table = Table(title=f"{answer.query}{known}", title_justify="left")
+    unlike = f", unlike {', '.join(answer.negatives)}" if answer.negatives else ""
+    title = f"{', '.join(answer.queries)}{known}{unlike}"
+    if not answer.results:
+        near = "" if answer.max_distance is None else f" within a distance of {answer.max_distance:.4f}"
+        console.print(f"{title}: no match{near}")
+        return
+    table = Table(title=title, title_justify="left")
     for name, justify in (("rank", "right"), ("name", "left"), ("class", "left"), ("distance", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for result in answer.results:
         style = "green" if result.label == answer.label else None
         table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", style=style)
-    Console(markup=False, emoji=False).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from machine import machine, spread
 from PIL import Image
 
 from dr_keras.config import Config
+from dr_keras.data import TRAIN, VALIDATION
+from dr_keras.data.catalog import Catalog
 from dr_keras.files import write_array, write_json
 from dr_keras.retrieval.index import Index
 from dr_keras.retrieval.metrics import evaluate
@@ -49,14 +51,15 @@ def main() -> None:
                 f"  {title}: {spread(timed(place, arguments, options.rounds), 's')}; frameworks imported: {frameworks}"
             )
         index = Index.open(run.index)
+        labels = np.arange(GALLERY + QUERIES) % CLASSES
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
             evaluate(
                 index.vectors[GALLERY:],
-                index.labels[GALLERY:],
+                labels[GALLERY:],
                 index.vectors[:GALLERY],
-                index.labels[:GALLERY],
+                labels[:GALLERY],
                 class_count=CLASSES,
             )
             seconds.append(time.perf_counter() - started)
@@ -90,7 +93,9 @@ def make_run(run: Run, place: Path) -> None:
     labels = (np.arange(GALLERY + QUERIES) % CLASSES).astype(np.int32)
     names = [f"n{label:08d}" for label in range(CLASSES)]
     ids = [f"train/{names[row % CLASSES]}/images/image_{row}.jpg" for row in range(GALLERY + QUERIES)]
-    Index(vectors, labels, ids, names, names, GALLERY, place).save(run.index)
+    splits = np.where(np.arange(GALLERY + QUERIES) < GALLERY, TRAIN, VALIDATION).astype(np.uint8)
+    catalog = Catalog(place, place, tuple(ids), labels, tuple(names), tuple(names), splits)
+    Index.of(run.index, catalog, vectors)
     samples = random.integers(0, 256, (8, config.image_size, config.image_size, 3), dtype=np.uint8)
     write_array(run.samples_file, samples)
     Image.fromarray(samples[0]).save(place / "new.png")

@@ -11,20 +11,23 @@ from rich.console import Console
 
 from dr_keras.config import Config
 from dr_keras.console import bar, stderr
-from dr_keras.data import VALIDATION
-from dr_keras.data.catalog import load_catalog
+from dr_keras.data import MONITOR, SPLIT_NAMES, VALIDATION
+from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.pixels import decode_files, load_pixels
 from dr_keras.errors import InputError
 from dr_keras.files import read_json, write_json
 from dr_keras.framework import import_framework
 from dr_keras.library import Model
+from dr_keras.retrieval.calibration import at, calibrate
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.retrieval.expansion import average_gallery, expand_queries, unit_length
 from dr_keras.retrieval.index import Index
 from dr_keras.retrieval.metrics import Ranking, class_table, confused_pairs, evaluate
+from dr_keras.retrieval.search import distances, nearest
 from dr_keras.runs import Run
 
 WORST = 10
+CALIBRATION_K = 30  # as many as retrieve.py shows
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,57 @@ class SearchOptions:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
 
 
+@dataclass(frozen=True)
+class _Images:
+    """M images with their vectors (M, D), labels (M,), and which of them are the monitor's and the held-out ones."""
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    monitor: np.ndarray
+    held: np.ndarray
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    paths: list[str]
+
+    @classmethod
+    def of_index(cls, index: Index) -> "_Images":
+        entries = list(index.all_entries())
+        names = index.class_names()
+        classes = tuple(sorted(names))
+        number = {label: n for n, label in enumerate(classes)}
+        rows = np.array([row for row, *_ in entries], np.int64)
+        splits = np.array([split for *_, split in entries])
+        return cls(
+            # Without gaps, as nearly every run's, the vectors stay where they are.
+            vectors=index.vectors if len(rows) == len(index.vectors) else index.vectors[rows],
+            labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
+            monitor=splits == SPLIT_NAMES[MONITOR],
+            held=splits == SPLIT_NAMES[VALIDATION],
+            classes=classes,
+            class_names=tuple(names[label] for label in classes),
+            paths=[os.path.join(index.root, id) for _, id, *_ in entries],
+        )
+
+    @classmethod
+    def of_catalog(cls, catalog: Catalog, vectors: np.ndarray) -> "_Images":
+        return cls(
+            vectors=vectors,
+            labels=catalog.labels,
+            monitor=catalog.splits == MONITOR,
+            held=catalog.splits == VALIDATION,
+            classes=catalog.classes,
+            class_names=catalog.class_names,
+            paths=catalog.paths(),
+        )
+
+
 def evaluate_run(
     model: Model,
     *,
     data: str | None = None,
     baselines: bool = True,
     options: SearchOptions = SearchOptions(),
+    calibrate_to: float | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on its own held-out images, or on another data set.
@@ -62,46 +110,51 @@ def evaluate_run(
         data: another data set, as for `train.py --data`; its images are embedded with this run's network.
         baselines: also rank by raw pixels and by the network before training, on the same images.
         options: also rank with these, each on its own, and together where they are several.
+        calibrate_to: also find the greatest distance within which this share of the 30 nearest neighbours is of the
+            query's class, on the monitor images; it is kept in the run, for `retrieve.py --max-distance auto`.
         console: where progress is shown; standard error by default.
 
     Returns:
         The figures of `dr_keras.retrieval.metrics.evaluate`; `classes`, precision@30 of each class, worst first;
         `worst_classes`; `confused_pairs`; `ranking_seconds`; `baselines` with the figures of `pixels` and `untrained`;
-        and `search_options` with those of the options that were asked for. For the run's own data
-        the figures are also kept in its metrics.json, as `validation`.
+        `search_options` with those of the options that were asked for; and `calibration`, with what the distance found
+        on the monitor images is worth on the held-out ones. For the run's own data the figures are also kept in its
+        metrics.json, as `validation`.
 
     Raises:
         InputError: there is no held-out image, or an image that a baseline needs is gone.
     """
     console = console or stderr()
-    index, pixels = (model.index, None) if data is None else _index_other(model, data, console)
-    if index.gallery == len(index.ids):
+    images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
+    if not images.held.any():
         raise InputError(
             "no image was held out, so there is no query; train with --validation 0.1, or give --data with a class "
             "of three images or more"
         )
 
     started = time.perf_counter()
-    ranking = _rank(index, index.vectors, model.config.seed)
+    ranking = _rank(images, images.vectors, model.config.seed)
     seconds = time.perf_counter() - started
-    classes = class_table(ranking, tuple(index.classes), tuple(index.class_names))
+    classes = class_table(ranking, images.classes, images.class_names)
     result: dict[str, Any] = ranking.figures | {
         "ranking_seconds": round(seconds, 3),
         "worst_classes": classes[:WORST],
-        "confused_pairs": confused_pairs(ranking, tuple(index.class_names)),
+        "confused_pairs": confused_pairs(ranking, images.class_names),
         "classes": classes,
     }
     if pixels is None and (baselines or options.flip_average):
-        pixels = _decode_index(index, model.config, console)
+        pixels = _decode(images, model.config, console)
     if options != SearchOptions():
         result["search_options"] = {
-            name: _rank(index, vectors, model.config.seed).figures
-            for name, vectors in _with_options(model, index, pixels, options, console)
+            name: _rank(images, vectors, model.config.seed).figures
+            for name, vectors in _with_options(model, images, pixels, options, console)
         }
+    if calibrate_to is not None:
+        result["calibration"] = _calibrate(model.run, images, calibrate_to)
     if baselines:
         assert pixels is not None
         result["baselines"] = {
-            name: _rank(index, vectors(), model.config.seed).figures
+            name: _rank(images, vectors(), model.config.seed).figures
             for name, vectors in _baselines(model, pixels, console).items()
         }
     if data is None:
@@ -120,15 +173,50 @@ def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
         console.print(f"the figures are not kept: {run.metrics_file}: {error.strerror}")
 
 
-def _rank(index: Index, vectors: np.ndarray, seed: int) -> Ranking:
+def _rank(images: _Images, vectors: np.ndarray, seed: int) -> Ranking:
     return evaluate(
-        vectors[index.gallery :],
-        index.labels[index.gallery :],
-        vectors[: index.gallery],
-        index.labels[: index.gallery],
-        class_count=len(index.classes),
+        _part(vectors, images.held),
+        images.labels[images.held],
+        _part(vectors, ~images.held),
+        images.labels[~images.held],
+        class_count=len(images.classes),
         seed=seed,
     )
+
+
+def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The rows of `vectors` (M, D) where `chosen` (M,) is true; not copied where they follow each other."""
+    rows = np.flatnonzero(chosen)
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return vectors[rows[0] : rows[-1] + 1]
+    return vectors[rows]
+
+
+def _calibrate(run: Run, images: _Images, wanted: float) -> dict[str, Any]:
+    """Calibrates on the monitor images, keeps it in the run, and looks what it is worth on the held-out images."""
+    if not images.monitor.any():
+        raise InputError(
+            "no image is a monitor image, on which a distance could be calibrated; train with --monitor 0.01"
+        )
+    gallery = np.flatnonzero(~images.held)
+    counts = np.bincount(images.labels[gallery], minlength=len(images.classes))
+
+    def neighbours(queries: np.ndarray, own: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distances and same class (Q, K), and positives (Q,); with `own` the queries themselves are left out."""
+        vectors = np.asarray(images.vectors[gallery])
+        places, _ = nearest(images.vectors[queries], vectors, CALIBRATION_K + own)
+        if own:
+            # The query stands first, or with a copy of it somewhere among the first.
+            order = np.argsort(gallery[places] == queries[:, None], axis=1, kind="stable")
+            places = np.take_along_axis(places, order, axis=1)[:, :-1]
+        far = distances(images.vectors[queries], vectors, places)
+        same = images.labels[gallery[places]] == images.labels[queries][:, None]
+        return far, same, counts[images.labels[queries]] - own
+
+    found = calibrate(*neighbours(np.flatnonzero(images.monitor), 1), wanted)
+    write_json(run.calibration_file, found.to_dict())
+    figures = at(*neighbours(np.flatnonzero(images.held), 0), found.max_distance)
+    return found.to_dict() | {"held_out": dict(zip(("precision", "recall", "coverage"), figures, strict=True))}
 
 
 def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, Callable[[], np.ndarray]]:
@@ -147,55 +235,59 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
 
 
 def _with_options(
-    model: Model, index: Index, pixels: np.ndarray | None, options: SearchOptions, console: Console
+    model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, console: Console
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The index's vectors, (N, D), with each option on its own, and with all of them together."""
-    flipped = index.vectors
+    """The images' vectors, (M, D), with each option on its own, and with all of them together."""
+    flipped = images.vectors
     if options.flip_average:
         assert pixels is not None
         console.print("embedding mirror images")
-        flipped = unit_length(index.vectors + model.embed(np.ascontiguousarray(pixels[:, :, ::-1])))
+        flipped = unit_length(images.vectors + model.embed(np.ascontiguousarray(pixels[:, :, ::-1])))
         yield "flip average", flipped
 
     def averaged(vectors: np.ndarray) -> np.ndarray:
-        gallery = average_gallery(vectors[: index.gallery], options.gallery_average)
-        return np.concatenate([gallery, vectors[index.gallery :]])
+        out = np.array(vectors)
+        out[~images.held] = average_gallery(vectors[~images.held], options.gallery_average)
+        return out
 
     def expanded(vectors: np.ndarray) -> np.ndarray:
-        gallery = vectors[: index.gallery]
-        return np.concatenate([gallery, expand_queries(vectors[index.gallery :], gallery, options.query_expansion)])
+        out = np.array(vectors)
+        gallery = vectors[~images.held]
+        out[images.held] = expand_queries(vectors[images.held], gallery, options.query_expansion)
+        return out
 
     if options.gallery_average:
-        yield f"gallery average {options.gallery_average}", averaged(index.vectors)
+        yield f"gallery average {options.gallery_average}", averaged(images.vectors)
     if options.query_expansion:
-        yield f"query expansion {options.query_expansion}", expanded(index.vectors)
+        yield f"query expansion {options.query_expansion}", expanded(images.vectors)
     if options.flip_average + bool(options.gallery_average) + bool(options.query_expansion) > 1:
         together = averaged(flipped) if options.gallery_average else flipped
         yield "together", expanded(together) if options.query_expansion else together
 
 
-def _decode_index(index: Index, config: Config, console: Console) -> np.ndarray:
-    paths = [os.path.join(index.root, name) for name in index.ids]
-    with bar("reading images for the baselines", len(paths), console) as advance:
-        pixels, failures = decode_files(paths, config.image_size, config.resize, advance=advance)
+def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
+    with bar("reading images for the baselines", len(images.paths), console) as advance:
+        pixels, failures = decode_files(images.paths, config.image_size, config.resize, advance=advance)
     if failures:
         row, reason = next(iter(failures.items()))
         raise InputError(
-            f"{len(failures)} of the run's {len(paths)} images cannot be read any more, {paths[row]} first ({reason}); "
-            "--no-baselines needs none of them"
+            f"{len(failures)} of the run's {len(images.paths)} images cannot be read any more, {images.paths[row]} "
+            f"first ({reason}); --no-baselines needs none of them"
         )
     return pixels
 
 
-def _index_other(model: Model, data: str, console: Console) -> tuple[Index, np.ndarray]:
+def _other_images(model: Model, data: str, console: Console) -> tuple[_Images, np.ndarray]:
     config = model.config
     share = config.validation or Config().validation
-    catalog = load_catalog(data, monitor=0, validation=share, seed=config.seed, console=console)
+    catalog = load_catalog(data, monitor=config.monitor, validation=share, seed=config.seed, console=console)
     catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, console=console)
     assert isinstance(pixels, np.ndarray)  # in memory
     if report["skipped_count"]:
         console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
-    order = np.argsort(catalog.splits == VALIDATION, kind="stable")
+    order = np.argsort(
+        catalog.splits == VALIDATION, kind="stable"
+    )  # raw pixels are many, and shall not be copied again
     catalog, pixels = catalog.take(order), pixels[order]
     console.print(f"embedding {len(pixels):,} images", highlight=False)
-    return Index.of(catalog, model.embed(pixels)), pixels
+    return _Images.of_catalog(catalog, model.embed(pixels)), pixels

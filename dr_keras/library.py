@@ -1,9 +1,8 @@
 """dr_keras as a library: train, load, embed, search."""
 
 import os
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from dr_keras.config import Config
 from dr_keras.console import stderr
 from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError, RunError
-from dr_keras.files import new_file
-from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, NetworkEmbedder, SavedModelEmbedder
-from dr_keras.retrieval.index import Index
+from dr_keras.files import new_file, read_json
+from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, NetworkEmbedder, Reader, SavedModelEmbedder
+from dr_keras.retrieval.expansion import refined_query
+from dr_keras.retrieval.index import Entry, Index
 from dr_keras.runs import RUNS, Run, open_run
 
 RUNTIMES = ("auto", "litert", "saved_model", "keras")
@@ -28,7 +28,16 @@ Images = np.ndarray | Iterable[Source]
 
 @dataclass(frozen=True)
 class Result:
-    """One neighbour: its rank from 1, id, file, class folder, class name, and Euclidean distance to the query."""
+    """One neighbour.
+
+    Attributes:
+        rank: from 1.
+        id: its id in the index.
+        path: its file.
+        label, class_name: its class folder, and the class's name for people.
+        distance: Euclidean distance to the query.
+        attributes: what else the index knows of it.
+    """
 
     rank: int
     id: str
@@ -36,6 +45,7 @@ class Result:
     label: str
     class_name: str
     distance: float
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -45,13 +55,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `Model.retrieve` found for one query.
+    """What `Model.retrieve` found.
 
     Attributes:
-        query: the query as it was asked.
+        query: the query as it was asked; of several the first.
         path: its file.
-        label, class_name: its class where the run knows it, else None.
-        results: the neighbours, nearest first.
+        label, class_name: its class where the index knows it, else None; of several queries the one that all share.
+        results: the neighbours, nearest first; none where none was near enough.
+        queries: all queries as they were asked.
+        negatives: the images that the results should be unlike.
+        max_distance: how far a neighbour may be, or None.
     """
 
     query: str
@@ -59,6 +72,9 @@ class Answer:
     label: str | None
     class_name: str | None
     results: list[Result]
+    queries: Sequence[str] = ()
+    negatives: Sequence[str] = ()
+    max_distance: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -74,9 +90,13 @@ class Answer:
                     "label": result.label,
                     "class_name": result.class_name,
                     "distance": result.distance,
+                    "attributes": dict(result.attributes),
                 }
                 for result in self.results
             ],
+            "queries": list(self.queries),
+            "negatives": list(self.negatives),
+            "max_distance": self.max_distance,
         }
 
     def save(self, file: Path) -> None:
@@ -112,25 +132,55 @@ class Model:
     Args:
         run: the run folder.
         runtime: 'litert', 'saved_model', 'keras', or 'auto': LiteRT, and Keras where the run is not exported.
+        index: the index to search; the run's own by default.
     """
 
-    def __init__(self, run: Run, runtime: str = "auto") -> None:
+    def __init__(self, run: Run, runtime: str = "auto", *, index: str | os.PathLike[str] | None = None) -> None:
         if runtime not in RUNTIMES:
             raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
         self.run = run
         self.config = run.config()
-        if not run.weights_file.is_file():  # a damaged index shall be known at once
+        if index is not None:
+            self.use_index(index)
+        elif not run.weights_file.is_file():  # a damaged index shall be known at once
             self.index = Index.open(run.index)
         self._runtime = runtime
         self._embedder: Embedder | None = None
 
     @cached_property
     def index(self) -> Index:
-        """The gallery; raises `RunError` for a released model, which has none until `use_gallery` gives it one."""
+        """The gallery; raises `RunError` for a released model, which has none until it is given one."""
         raise RunError(
             f"{self.run.path.name} is a released model and has no gallery of its own; search your own folder with "
-            "--gallery FOLDER, or evaluate on a data set with --data"
+            "--gallery FOLDER or --index PATH, or evaluate on a data set with --data"
         )
+
+    def use_index(self, folder: str | os.PathLike[str]) -> "Model":
+        """Makes an index, as `index.py` keeps them, the gallery; returns the model itself.
+
+        Raises:
+            RunError: there is none, it is damaged, or its vectors are another model's.
+        """
+        index = Index.open(folder)
+        if index.model and index.model != self.fingerprint:
+            index.close()
+            raise RunError(
+                f"the vectors in {folder} are of another model than {self.run.path}"
+                + (f": of {index.run}" if index.run else "")
+                + "; name that with --run, or make another index"
+            )
+        self.index = index
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What vectors of this model depend on: its weights, and how images are brought to its size."""
+        return self.run.fingerprint()
+
+    @property
+    def reader(self) -> Reader:
+        """How files become vectors of this model, for `dr_keras.retrieval.folder`."""
+        return Reader(self._vectors, self.config.image_size, self.config.resize)
 
     def use_gallery(self, folder: str | os.PathLike[str], *, console: Console | None = None) -> "Model":
         """Makes all images below a folder the gallery; a picture's class is the subfolder that it lies in.
@@ -149,18 +199,13 @@ class Model:
         """
         from dr_keras.retrieval.gallery import gallery_index
 
-        files = [self.run.weights_file, self.run.network_file]
-        if self._runtime in ("auto", "litert"):  # vectors of another runtime are a little different, and are kept apart
-            files.insert(0, self.run.litert_file)
-        weights = next((file for file in files if file.is_file()), None)
-        if weights is None:
-            raise RunError(f"{self.run.path} holds no network to embed with; export it with train.py --export-only")
+        # Vectors of another runtime are a little different, and are kept apart.
+        runtime = "litert" if self._runtime == "auto" and self.run.litert_file.is_file() else self._runtime
         self.index = gallery_index(
             Path(folder),
-            f"{zlib.crc32(weights.read_bytes()):08x} {self.config.image_size} {self.config.resize}",
-            self._vectors,
-            size=self.config.image_size,
-            resize=self.config.resize,
+            f"{self.fingerprint} {runtime}",
+            self.config.embedding_dim,
+            self.reader,
             console=console or stderr(),
         )
         return self
@@ -189,33 +234,94 @@ class Model:
         """The `k` nearest gallery images of each image, nearest first; `images` as in `embed`."""
         return self.neighbours(self.embed(images), k)
 
-    def retrieve(self, query: str, k: int = 30, *, include_self: bool = False) -> Answer:
-        """The `k` nearest gallery images of one image, named as a person would.
+    def retrieve(
+        self,
+        query: str | Sequence[str],
+        k: int = 30,
+        *,
+        include_self: bool = False,
+        negatives: Sequence[str] = (),
+        where: str | None = None,
+        max_distance: float | str | None = None,
+    ) -> Answer:
+        """The `k` nearest gallery images of one image, named as a person would, or of several together.
 
         Args:
-            query: an image of the run by its id, its path or its unique base name, held-out images included; or any
-                other image file. A path that starts with '.', '/' or '~' is always taken for a file.
+            query: an image of the index by its id, its path or its unique base name, held-out images included; or any
+                other image file. A path that starts with '.', '/' or '~' is always taken for a file. Of several, the
+                mean is searched for.
             k: how many.
-            include_self: whether an image of the gallery may find itself.
+            include_self: whether images of the gallery may find themselves.
+            negatives: images, named likewise, that the results should be unlike.
+            where: search only images of which this is true, such as `label = cats`; see `dr_keras.retrieval.where`.
+            max_distance: leave out what is farther; 'auto' takes what `evaluate.py --calibrate` found.
 
         Raises:
-            InputError: nothing has that name, several images have, or the file is no usable image.
+            InputError: nothing has that name, several images have, or the file is no usable image; `where` is no
+                condition; or the run is not calibrated.
         """
+        names = [query] if isinstance(query, str) else list(query)
+        if not names:
+            raise InputError("no query was given")
+        limit = self.calibrated_distance() if max_distance == "auto" else max_distance
+        if isinstance(limit, str):
+            raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
+        named = [self._named(name) for name in (*names, *negatives)]
+        vectors = self._named_vectors(named)
+        vector = refined_query(vectors[: len(names)], vectors[len(names) :])
+        never = named[len(names) :] if include_self else named  # what results should be unlike is never a result
+        own = [row for row, _ in never if row is not None]
+        found = self.neighbours(vector[None], k, exclude=own, where=where)[0]
+        if limit is not None:
+            found = [result for result in found if result.distance <= limit]
+        first_row, first_file = named[0]
+        known = [self.result(row) if row is not None else None for row, _ in named[: len(names)]]
+        labels = {(result.label, result.class_name) if result else None for result in known}
+        label, class_name = (labels.pop() or (None, None)) if len(labels) == 1 else (None, None)
+        return Answer(
+            names[0],
+            first_file if first_row is None else self.result(first_row).path,
+            label,
+            class_name,
+            found,
+            names,
+            list(negatives),
+            limit,
+        )
+
+    def calibrated_distance(self) -> float:
+        """The distance that `evaluate.py --calibrate` found.
+
+        Raises:
+            RunError: the run is not calibrated.
+        """
+        try:
+            return float(read_json(self.run.calibration_file)["max_distance"])
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.run.path} is not calibrated; run evaluate.py --run {self.run.path.name} --calibrate 0.95"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.run.calibration_file} cannot be read: {error}") from error
+
+    def _named(self, query: str) -> tuple[int | None, Path]:
+        """The row of an image that the index knows, or None, and its file where it is another."""
         file = Path(os.path.expanduser(query))
-        row = self._row(query, file)
-        if row is None:
-            return Answer(query, file, None, None, self.search([file], k)[0])
-        found = self.neighbours(self.index.vectors[row : row + 1], k, exclude=None if include_self else row)[0]
-        own = self.result(row)
-        return Answer(query, own.path, own.label, own.class_name, found)
+        return self._row(query, file), file
+
+    def _named_vectors(self, named: Sequence[tuple[int | None, Path]]) -> np.ndarray:
+        files = [file for row, file in named if row is None]
+        fresh = iter(self.embed(files)) if files else iter(())
+        return np.stack([next(fresh) if row is None else self.index.vectors[row] for row, _ in named])
 
     def _row(self, query: str, file: Path) -> int | None:
         """The row of an indexed query, or None where the query is another file."""
         exists = os.path.isfile(file)  # pathlib's raises where a name is too long
         if exists and query.startswith((".", "/", "~")):
-            paths = (Path(os.path.abspath(file)), file.resolve())  # class folders may be symbolic links
-            inside = (path.relative_to(self.index.root) for path in paths if path.is_relative_to(self.index.root))
-            return next((row for path in inside if (row := self.index.row(path.as_posix())) is not None), None)
+            root = self.index.root.as_posix() + "/"
+            paths = (os.path.abspath(file), str(file.resolve()))  # class folders may be symbolic links
+            ids = (path.replace(os.sep, "/").removeprefix(root) for path in paths)
+            return next((row for id in ids if (row := self.index.row(id)) is not None), None)
         try:
             return self.index.find(query)
         except InputError:
@@ -223,22 +329,41 @@ class Model:
                 return None
             raise
 
-    def neighbours(self, vectors: np.ndarray, k: int = 30, *, exclude: int | None = None) -> list[list[Result]]:
-        """The `k` nearest gallery images of each vector (Q, D), leaving out row `exclude` of the index."""
+    def neighbours(
+        self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] = (), where: str | None = None
+    ) -> list[list[Result]]:
+        """The `k` nearest images of each vector (Q, D), without the rows `exclude`; `where` as in `retrieve`."""
         rows, distances = self.index.search(
-            vectors, k, exclude=None if exclude is None else np.full(len(vectors), exclude)
+            vectors,
+            k,
+            where=where,
+            exclude=np.tile(np.array(exclude, np.int64), (len(vectors), 1)) if exclude else None,
         )
+        good = rows >= 0
+        entries = dict(zip(rows[good].tolist(), self.index.entries(rows[good]), strict=True))
+        names = self.index.class_names()
         return [
-            [self.result(int(row), rank, float(d)) for rank, (row, d) in enumerate(zip(*found, strict=True), start=1)]
-            for found in zip(rows, distances, strict=True)
+            [
+                self._result(entries[row], names, rank, distance)
+                for rank, (row, distance) in enumerate(zip(*found, strict=True), start=1)
+                if row >= 0
+            ]
+            for found in zip(rows.tolist(), distances.tolist(), strict=True)
         ]
 
-    def result(self, row: int, rank: int = 0, distance: float = 0.0) -> Result:
+    def result(self, row: int) -> Result:
         """What the index knows of one of its rows."""
-        label = int(self.index.labels[row])
-        name = self.index.ids[row]
+        return self._result(self.index.entries([row])[0], self.index.class_names())
+
+    def _result(self, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
         return Result(
-            rank, name, self.index.root / name, self.index.classes[label], self.index.class_names[label], distance
+            rank,
+            entry.id,
+            self.index.root / entry.id,
+            entry.label,
+            names[entry.label],
+            distance,
+            entry.attributes,
         )
 
     def _make_embedder(self) -> Embedder:
@@ -271,13 +396,26 @@ class Model:
         return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
 
 
-def load(run: str | os.PathLike[str] | None = None, *, runtime: str = "auto") -> Model:
-    """Loads a finished run by name or folder; the latest one in runs/ by default.
+def load(
+    run: str | os.PathLike[str] | None = None,
+    *,
+    runtime: str = "auto",
+    index: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Loads a finished run.
+
+    Args:
+        run: its name or folder; by default the one that made `index`, else the latest one in runs/.
+        runtime: see `Model`.
+        index: the index to search; the run's own by default.
 
     Raises:
         RunError: there is no such run, or it is unfinished or damaged.
     """
-    return Model(open_run(None if run is None else os.fspath(run)), runtime)
+    if run is None and index is not None:
+        with Index.open(index) as opened:
+            run = opened.run or None
+    return Model(open_run(None if run is None else os.fspath(run)), runtime, index=index)
 
 
 def train(

@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class Run:
         return self.path / "checkpoint.npz"
 
     @property
+    def calibration_file(self) -> Path:
+        """How near is near enough; `evaluate.py --calibrate` writes it."""
+        return self.path / "calibration.json"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "data-report.json"
 
@@ -102,6 +108,22 @@ class Run:
             if isinstance(error, RunError):
                 raise
             raise RunError(f"{self.config_file} cannot be read: {error}") from error
+
+    def fingerprint(self) -> str:
+        """What vectors of this run depend on: its weights, and how images are brought to its size.
+
+        Raises:
+            RunError: the run holds no weights.
+        """
+        weights = next((file for file in (self.weights_file, self.network_file) if file.is_file()), None)
+        if weights is None:
+            raise RunError(f"{self.path} holds no network to embed with; it has to be trained again")
+        config = self.config()
+        return f"{zlib.crc32(weights.read_bytes()):08x} {config.image_size} {config.resize}"
+
+    def lasting_name(self) -> str:
+        """What `open_run` finds it by from any folder: the name of a released model, else the whole path."""
+        return self.path.name if self.path.parent == MODELS else str(self.path.absolute())
 
     def write_config(self, config: Config) -> None:
         """Writes config.json, with the versions that made it."""

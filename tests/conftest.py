@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dr_keras.retrieval.index import Index
+
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
 
@@ -64,6 +66,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Path:
     )
     assert result.returncode == 0, result.stderr
     return place
+
+
+def ids_of(index: Index) -> list[str]:
+    """The ids of all images of an index, by row."""
+    return [id for _, id, *_ in index.all_entries()]
 
 
 def script(

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, script
+from conftest import ROOT, ids_of, script
 
 from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
@@ -118,7 +118,7 @@ def test_the_whole_line_runs_on(name, tmp_path, folders):
     # What was trained on this backend embeds the same by LiteRT.
     model = load(tmp_path / "runs" / "r")
     rows = [0, 30, 60]
-    found = model.embed([model.index.root / model.index.ids[row] for row in rows])
+    found = model.embed([model.index.root / ids_of(model.index)[row] for row in rows])
     assert np.abs(found - model.index.vectors[rows]).max() < 1e-4
 
 

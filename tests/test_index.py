@@ -1,12 +1,23 @@
+"""The index against plain NumPy and Python: every engine, every change, what is refused, and what damage does."""
+
 import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dr_keras.data import MONITOR, TRAIN, VALIDATION
+from dr_keras.data.catalog import Catalog
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval import search
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.search import distances, nearest
+from dr_keras.retrieval import engines, search, store
+from dr_keras.retrieval.index import Entry, Index
+from dr_keras.retrieval.search import distances, nearest, stretches
 
 RANDOM = np.random.default_rng(0)
 
@@ -16,20 +27,38 @@ def unit(count, length=8):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def a_catalog(root):
+    """40 images that are searched, every tenth of them of the monitor, and 10 held out."""
+    rows = np.arange(50)
+    ids = [f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in range(40)]
+    return Catalog(
+        root=root,
+        source=root,
+        ids=(*ids, *(f"val/images/{row - 40}.JPEG" for row in range(40, 50))),
+        labels=(rows % 3).astype(np.int32),
+        classes=("a", "b", "c"),
+        class_names=("ant", "bee", "cat"),
+        splits=np.where(rows >= 40, VALIDATION, np.where(rows % 10 == 0, MONITOR, TRAIN)).astype(np.uint8),
+    )
+
+
 @pytest.fixture
-def index(tmp_path):
+def vectors():
     vectors = unit(50)
     vectors[7] = vectors[3]  # a duplicate: equal distances
-    return Index(
-        vectors=vectors,
-        labels=(np.arange(50) % 3).astype(np.int32),
-        ids=[f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in range(40)]
-        + [f"val/images/{row - 40}.JPEG" for row in range(40, 50)],
-        classes=["a", "b", "c"],
-        class_names=["ant", "bee", "cat"],
-        gallery=40,
-        root=tmp_path / "data",
-    )
+    return vectors
+
+
+@pytest.fixture
+def folder(tmp_path, vectors):
+    Index.of(tmp_path / "index", a_catalog(tmp_path / "data"), vectors, model="m", run="r")
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def index(folder):
+    with Index.open(folder, write=True) as index:
+        yield index
 
 
 def slow(queries, gallery, k):
@@ -52,12 +81,32 @@ def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
     assert all(len(set(found)) == len(found) for found in rows.tolist())
 
 
-def test_search_is_exact_and_only_over_the_gallery(index):
+@pytest.mark.parametrize("queries", [2, 9])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97, 1.0])
+def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, monkeypatch):
+    monkeypatch.setattr(search, "LONG", 8)
+    monkeypatch.setattr(search, "GALLERY_VALUES", 350)  # gathered rows go in parts of 50
+    gallery, asked = unit(400, 7), unit(queries, 7)
+    rows = np.flatnonzero(RANDOM.random(400) < share)
+    found, squared = nearest(asked, gallery, 10, rows=rows)
+    places, expected = slow(asked, gallery[rows], 10)
+    assert np.array_equal(found, rows[places])
+    np.testing.assert_allclose(np.sqrt(squared), expected, atol=1e-3)
+
+
+def test_stretches():
+    assert stretches(np.array([], np.int64)).tolist() == []
+    assert stretches(np.array([4])).tolist() == [[4, 5]]
+    assert stretches(np.array([0, 1, 2, 5, 7, 8])).tolist() == [[0, 3], [5, 6], [7, 9]]
+
+
+def test_search_is_exact_and_only_over_what_is_not_held_out(index, vectors):
     queries = unit(6)
     rows, found = index.search(queries, 10)
-    expected_rows, expected = slow(queries, index.vectors[:40], 10)
+    expected_rows, expected = slow(queries, vectors[:40], 10)
     assert np.array_equal(rows, expected_rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert len(index) == 40
 
 
 def test_equal_distances_are_ordered_by_row_and_a_vector_is_at_zero_from_itself(index):
@@ -77,9 +126,12 @@ def test_exclude_leaves_out_one_row_and_nothing_else(index, k):
     assert (np.diff(found, axis=1) >= 0).all()
 
 
-def test_exclude_of_a_held_out_row_keeps_k_neighbours(index):
+def test_exclude_of_a_held_out_row_keeps_k_neighbours_and_several_rows_may_be_left_out(index):
     rows, _ = index.search(index.vectors[45:46], 5, exclude=np.array([45]))
     assert rows.shape == (1, 5)
+    everything, _ = index.search(index.vectors[45:46], 8)
+    rows, _ = index.search(index.vectors[45:46], 5, exclude=everything[:, [0, 2, 5]])
+    assert rows[0].tolist() == everything[0, [1, 3, 4, 6, 7]].tolist()
 
 
 def test_wrong_vectors_and_k(index):
@@ -87,9 +139,11 @@ def test_wrong_vectors_and_k(index):
         index.search(unit(1, 9))
     with pytest.raises(InputError, match="at least 1"):
         index.search(unit(1), 0)
+    with pytest.raises(InputError, match="a value was expected"):
+        index.search(unit(1), where="label =")
 
 
-def test_find(index):
+def test_find_and_matching(index):
     assert index.find("train/b/images/1.JPEG") == 1
     assert index.find("39.JPEG") == 39
     assert index.find("b/images/1.JPEG") == 1
@@ -98,47 +152,416 @@ def test_find(index):
         index.find("1.JPEG")
     with pytest.raises(InputError, match=r"no image is called.*Near it: .*38\.JPEG"):
         index.find("38.JPG")
+    assert index.matching("39.JPEG") == ["train/a/images/39.JPEG"]
+    assert index.matching("val/*/[01].JPEG") == ["val/images/0.JPEG", "val/images/1.JPEG"]
+    assert index.matching("dog*") == []
 
 
-def test_round_trip(index, tmp_path):
-    index.save(tmp_path / "index")
-    copy = Index.open(tmp_path / "index")
-    assert np.array_equal(copy.vectors, index.vectors)
-    assert np.array_equal(copy.labels, index.labels)
-    assert (list(copy.ids), copy.gallery, copy.root) == (list(index.ids), 40, index.root)
-    assert (list(copy.classes), list(copy.class_names)) == (["a", "b", "c"], ["ant", "bee", "cat"])
-    index.save(tmp_path / "index")  # replaces
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+def test_a_copy_and_an_opened_index_are_the_same(index, tmp_path, vectors):
+    index.save(tmp_path / "copy")
+    index.save(tmp_path / "copy")  # replaces
+    with Index.open(tmp_path / "copy") as copy:
+        assert np.array_equal(copy.vectors, vectors)
+        assert list(copy.all_entries()) == list(index.all_entries())
+        assert copy.class_names() == {"a": "ant", "b": "bee", "c": "cat"}
+        assert (copy.root, copy.model, copy.run, copy.dim, len(copy)) == (index.root, "m", "r", 8, 40)
+        assert copy.verify() == []
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["index.sqlite", "vectors-0.f32"]
 
 
-@pytest.mark.parametrize("file", ["vectors.npy", "labels.npy", "index.json"])
-@pytest.mark.parametrize("damage", ["removed", "truncated", "altered"])
-def test_damage_is_noticed(index, tmp_path, file, damage):
-    index.save(tmp_path / "index")
-    path = tmp_path / "index" / file
+CENTRES = unit(40, 16)
+
+
+def clustered(count):
+    """Vectors (count, 16) around 40 centres, as those of a trained network are."""
+    vectors = CENTRES[RANDOM.integers(0, 40, count)] + 0.15 * RANDOM.standard_normal((count, 16))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=engines.ENGINES)
+def built(request, tmp_path_factory):
+    """An index of 3,000 images of 10 classes by each engine, and its vectors."""
+    vectors = clustered(3000)
+    folder = tmp_path_factory.mktemp("built") / "index"
+    with Index.create(folder, 16, root="/data") as index:
+        entries = [Entry(f"{row % 10}/{row}.png", str(row % 10), attributes={"row": row}) for row in range(3000)]
+        index.add(entries, vectors)
+        index.build(request.param)
+    return folder, vectors, request.param
+
+
+@pytest.fixture
+def of_engine(built, tmp_path):
+    """A copy of `built` that may be changed."""
+    folder, vectors, engine = built
+    shutil.copytree(folder, tmp_path / "index")
+    with Index.open(tmp_path / "index", write=True) as index:
+        assert index.stats()["engine"]["name"] == engine
+        yield index, vectors, engine
+
+
+def recall(found, true):
+    return np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, true, strict=True)])
+
+
+def agrees(index, vectors, allowed, where=None, k=20):
+    """Compares a search with the plain one over the rows that may be found."""
+    queries = clustered(50)
+    rows, found = index.search(queries, k, where=where)
+    places, _ = slow(queries, vectors[allowed], k)
+    assert recall(rows, allowed[places]) >= (1 if index.stats()["engine"]["exact"] else 0.9)
+    assert set(rows[rows >= 0].tolist()) <= set(allowed.tolist())
+    expected = np.linalg.norm(queries[:, None].astype(np.float64) - vectors[rows], axis=2)
+    np.testing.assert_allclose(found[rows >= 0], expected[rows >= 0], atol=1e-6)
+    assert (np.diff(np.where(rows >= 0, found, np.inf), axis=1) >= 0).all() or (rows < 0).any()
+
+
+def test_engines_find_the_nearest(of_engine):
+    index, vectors, engine = of_engine
+    agrees(index, vectors, np.arange(3000))
+    rows, found = index.search(vectors[5:6], 3)
+    assert (rows[0, 0], found[0, 0]) == (5, 0)
+    assert index.verify() == []
+    assert index.stats()["engine"]["recall"] >= {"flat": 1, **engines.RECALL}[engine]
+
+
+@pytest.mark.parametrize(
+    ("where", "allowed"),
+    [
+        ("label = 3", lambda row: row % 10 == 3),
+        ("label != 3", lambda row: row % 10 != 3),
+        ("row >= 2990", lambda row: row >= 2990),
+        ("label IN (0, 1, 2, 3, 4, 5, 6) AND NOT row < 100", lambda row: row % 10 < 7 and row >= 100),
+    ],
+)
+def test_engines_filter(of_engine, where, allowed):
+    index, vectors, _ = of_engine
+    agrees(index, vectors, np.array([row for row in range(3000) if allowed(row)]), where, k=10)
+
+
+def test_a_condition_that_nothing_meets_finds_nothing(of_engine):
+    index, vectors, _ = of_engine
+    rows, found = index.search(vectors[:2], 5, where="label = dog")
+    assert rows.shape == found.shape == (2, 0)
+
+
+@pytest.mark.parametrize("most", [0.1, 0.8])
+def test_engines_forget_what_is_removed(of_engine, most, monkeypatch):
+    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 10**9)  # nothing is written anew
+    index, vectors, _ = of_engine
+    gone = RANDOM.permutation(3000)[: int(most * 3000)]
+    assert index.remove([f"{row % 10}/{row}.png" for row in gone]) == len(gone)
+    agrees(index, vectors, np.setdiff1d(np.arange(3000), gone))
+    assert index.stats()["gaps"] == len(gone)
+    assert index.verify() == []
+
+
+def test_engines_find_what_came_later(of_engine):
+    index, vectors, engine = of_engine
+    more = clustered(200)
+    index.add([Entry(f"new/{n}.png", "new") for n in range(200)], more)
+    vectors = np.concatenate([vectors, more])
+    agrees(index, vectors, np.arange(3200))
+    agrees(index, vectors, np.arange(3000, 3200), "label = new")
+    assert index.stats()["engine"]["rows"] == (3200 if engine == "flat" else 3000)
+
+
+def test_engines_survive_compaction(of_engine, monkeypatch):
+    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 100)
+    index, vectors, engine = of_engine
+    index.remove([f"{row % 10}/{row}.png" for row in range(0, 3000, 2)])
+    stats = index.stats()
+    assert (stats["rows"], stats["gaps"], stats["engine"]["name"]) == (1500, 0, engine)
+    agrees(index, vectors[1::2], np.arange(1500))
+    assert index.verify() == []
+    assert [entry.id for entry in index.entries([0, 1499])] == ["1/1.png", "9/2999.png"]
+    assert len(list(index.folder.glob("vectors-*"))) == 1
+    assert len(list(index.folder.glob("engine-*"))) == (engine != "flat")
+
+
+def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(of_engine, monkeypatch):
+    monkeypatch.setattr(engines, "SHORT_TAIL", 100)
+    index, _, engine = of_engine
+    index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
+    index.keep_up()
+    assert index.stats()["engine"]["rows"] == 3400
+    for flat, hnsw, expected in ((3400, 9999, "flat"), (100, 9999, "hnsw"), (100, 200, "ivfpq")):
+        monkeypatch.setattr(engines, "FLAT_ROWS", flat)
+        monkeypatch.setattr(engines, "HNSW_ROWS", hnsw)
+        assert index.build() == expected
+        assert index.stats()["engine"]["chosen"] == "auto"
+    index.build(engine)
+    index.keep_up()  # a choice that was made stays
+    assert index.stats()["engine"]["name"] == engine
+
+
+def test_a_damaged_engine_is_told_and_built_again(of_engine):
+    index, vectors, engine = of_engine
+    if engine == "flat":
+        with pytest.raises(InputError, match="engine is 'annoy'; choose one of auto, flat, hnsw, ivfpq"):
+            index.build("annoy")
+        return
+    file = next(index.folder.glob("engine-*"))
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    assert "was altered" in index.verify()[0].what
+    with Index.open(index.folder) as other, pytest.raises(RunError, match="verify --repair"):
+        other.search(vectors[:1])
+    index.mend_engine()
+    assert index.verify() == []
+    agrees(index, vectors, np.arange(3000))
+
+
+def test_too_few_images_for_an_engine(index):
+    with pytest.raises(InputError, match="50 images are too few for the engine hnsw"):
+        index.build("hnsw")
+    assert index.stats()["engine"]["name"] == "flat"
+
+
+def test_changes_do_what_they_say(index, vectors):
+    index.add([Entry("new/1.png", "d", hash=b"h" * 32, size=5, mtime_ns=6, attributes={"a": [1, None]})], unit(1))
+    entry, vector = index.get("new/1.png")
+    assert entry == Entry("new/1.png", "d", "", b"h" * 32, 5, 6, {"a": [1, None]})
+    assert index.search(vector[None], 1)[0].tolist() == [[50]]
+    other = unit(1)
+    index.update([Entry("new/1.png", "a")], other)
+    entry, vector = index.get("new/1.png")
+    assert (entry, vector.tolist()) == (Entry("new/1.png", "a"), other[0].tolist())
+    assert index.search(other, 1)[0].tolist() == [[51]]
+    index.update([Entry("new/1.png", "e", split="validation")])
+    assert len(index) == 40
+    index.update([Entry("new/1.png", "e")])
+    assert len(index) == 41
+    assert index.class_names() == {"a": "ant", "b": "bee", "c": "cat", "d": "d", "e": "e"}
+    assert index.remove(["new/1.png", "train/a/images/0.JPEG"]) == 2
+    assert index.row("new/1.png") is None
+    assert len(index) == 39
+    rows, _ = index.search(vectors[:1], 50)
+    assert 0 not in rows
+    assert rows.shape == (1, 39)
+    assert index.verify() == []
+    assert index.remove([]) == 0
+
+
+def test_what_is_refused_changes_nothing(index):
+    before = (index.stats(), list(index.all_entries()))
+    bad = unit(1)
+    for change, message in (
+        (lambda: index.add([Entry("val/images/0.JPEG")], bad), "is in the index already"),
+        (lambda: index.add([Entry("x"), Entry("x")], unit(2)), "'x' is given twice"),
+        (lambda: index.add([Entry("x")], unit(2)), r"vectors are \(2, 8\); expected \(1, 8\)"),
+        (lambda: index.add([Entry("x")], 2 * bad), "vector 0 is not finite or not of unit length"),
+        (lambda: index.add([Entry("x")], bad * np.nan), "vector 0 is not finite"),
+        (lambda: index.add([Entry("x", attributes={"a": {1}})], bad), "not what JSON can say"),
+        (lambda: index.add([Entry("x", attributes={"a": float("nan")})], bad), "not what JSON can say"),
+        (lambda: index.update([Entry("x")], bad), "'x' is not in the index"),
+        (lambda: index.update([Entry("x")]), "'x' is not in the index"),
+        (lambda: index.remove(["val/images/0.JPEG", "x"]), "'x' is not in the index"),
+        (lambda: index.get("x"), "'x' is not in the index"),
+    ):
+        with pytest.raises(InputError, match=message):
+            change()
+    assert (index.stats(), list(index.all_entries())) == before
+    with pytest.raises(RunError, match="exists and is not empty"):
+        Index.create(index.folder, 8, root=".")
+
+
+def test_names_need_not_be_utf_8(index, tmp_path):
+    index.add([Entry("odd\udcff/\udcfe 'x'.png", "odd\udcff")], unit(1))
+    assert index.entries([50])[0].label == "odd\udcff"
+    assert index.find("\udcfe 'x'.png") == 50
+    assert index.matching("odd\udcff/*") == ["odd\udcff/\udcfe 'x'.png"]
+    index.export(tmp_path / "odd.npy")
+    assert json.loads((tmp_path / "odd.json").read_text())["images"][50]["id"] == "odd\udcff/\udcfe 'x'.png"
+    assert index.remove(["odd\udcff/\udcfe 'x'.png"]) == 1
+
+
+def test_one_writer_and_readers_that_keep_their_state(index):
+    with pytest.raises(RunError, match=rf"is being written to by .*process {os.getpid()}, since"):
+        Index.open(index.folder, write=True)
+    with Index.open(index.folder) as reader:
+        with pytest.raises(RunError, match="opened for reading"):
+            reader.remove(["val/images/0.JPEG"])
+        state = (len(reader), list(reader.all_entries()), reader.search(unit(3), 40)[0].shape)
+        index.remove([f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in range(10)])
+        index.add([Entry(f"new/{n}") for n in range(5)], unit(5))
+        index.compact()
+        assert (len(reader), list(reader.all_entries()), reader.search(unit(3), 40)[0].shape) == state
+        assert reader.verify() == []
+        assert reader.refresh()
+        assert not reader.refresh()
+        assert (len(reader), reader.row("new/4")) == (35, 44)
+    index.close()
+    Index.open(index.folder, write=True).close()  # the lock is free
+
+
+def test_a_reader_in_another_process_sees_each_change_whole(index):
+    code = (
+        "import sys; from dr_keras.retrieval.index import Index\n"
+        "index = Index.open(sys.argv[1]); print('ready', flush=True)\n"
+        "for _ in sys.stdin:\n"
+        "    for _ in range(200):\n"
+        "        index.refresh(); assert len(index) % 40 == 0, len(index); assert index.verify() == []\n"
+        "    print('done', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(index.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        for number in range(30):
+            index.add([Entry(f"{number}/{n}") for n in range(40)], unit(40))
+            if number % 3 == 2:
+                index.remove([f"{number}/{n}" for n in range(40)])
+            if number % 10 == 9:
+                index.compact()
+        assert child.stdout.readline() == "done\n"
+        child.stdin.close()
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize("file", ["vectors-0.f32", "index.sqlite"])
+@pytest.mark.parametrize("damage", ["removed", "empty", "truncated", "altered"])
+def test_damage_is_noticed_when_it_is_opened(folder, file, damage):
+    path = folder / file
     data = path.read_bytes()
     if damage == "removed":
         path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
     elif damage == "truncated":
         path.write_bytes(data[: len(data) // 2])
-    elif file == "index.json":
-        path.write_text(json.dumps(json.loads(data) | {"ids": ["one"]}))
+    elif file == "index.sqlite":
+        path.write_bytes(b"no database" + data[11:])
     else:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(RunError):
-        Index.open(tmp_path / "index")
+        Index.open(folder).verify()
 
 
-def test_another_format_says_so(index, tmp_path):
-    index.save(tmp_path / "index")
-    path = tmp_path / "index" / "index.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(RunError, match=r"format 9.*reads 1"):
-        Index.open(tmp_path / "index")
+def test_verify_names_each_damaged_image(folder, vectors):
+    path = folder / "vectors-0.f32"
+    damaged = vectors.copy()
+    damaged[4, 2] += 1e-6
+    damaged[9] = np.nan
+    damaged[44] *= 2
+    path.write_bytes(damaged.tobytes()[:-4])
+    with Index.open(folder, write=True, repair=True) as index:
+        found = {one.id for one in index.verify()}
+    assert found == {f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in (4, 9)} | {
+        "val/images/4.JPEG",
+        "val/images/9.JPEG",
+    }
 
 
-def test_pickles_are_not_loaded(index, tmp_path):
-    index.save(tmp_path / "index")
-    np.save(tmp_path / "index" / "labels.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(RunError, match="cannot be read"):
-        Index.open(tmp_path / "index")
+def test_vectors_of_a_wrong_length_are_found_though_their_checksum_is_right(folder, vectors):
+    damaged = vectors.copy()
+    damaged[3] *= 2
+    (folder / "vectors-0.f32").write_bytes(damaged.tobytes())
+    with sqlite3.connect(folder / "index.sqlite") as db:
+        db.execute("UPDATE images SET crc = ? WHERE row = 3", (zlib.crc32(damaged[3].data),))
+        db.execute("UPDATE segments SET crc = ?", (zlib.crc32(damaged.data),))
+        db.execute("DELETE FROM images WHERE row = 30")
+    with Index.open(folder) as index:
+        one, lost = index.verify()
+    assert one.id == "train/a/images/3.JPEG"
+    assert one.what.startswith("its vector has the length")
+    assert lost.what == "1 rows belong to no image and would be found, 30 first"
+
+
+def test_another_format_says_so(folder):
+    with sqlite3.connect(folder / "index.sqlite") as db:
+        db.execute("UPDATE meta SET value = '9' WHERE key = 'format'")
+    with pytest.raises(RunError, match=r"format 9.*reads 2"):
+        Index.open(folder)
+
+
+def test_an_index_of_the_first_format_becomes_one_of_this(tmp_path, vectors):
+    catalog = a_catalog(tmp_path / "data")
+    folder = tmp_path / "old"
+    folder.mkdir()
+    labels = catalog.labels
+    np.save(folder / "vectors.npy", vectors)
+    np.save(folder / "labels.npy", labels)
+    about = {"format": 1, "root": str(catalog.root), "gallery": 40, "ids": catalog.ids, "classes": catalog.classes}
+    about |= {"class_names": catalog.class_names}
+    about |= {"checksums": {"vectors": zlib.crc32(vectors.data), "labels": zlib.crc32(labels.data)}}
+    (folder / "index.json").write_text(json.dumps(about))
+    for file, damage in (("labels.npy", b"\x80\x04K\x01."), ("vectors.npy", b"short")):
+        good = (folder / file).read_bytes()
+        (folder / file).write_bytes(damage)  # no pickle is loaded, nothing is lost
+        with pytest.raises(RunError, match="cannot be made one of this"):
+            Index.open(folder)
+        (folder / file).write_bytes(good)
+    with Index.open(folder) as index:
+        assert (len(index), index.stats()["images"], index.find("39.JPEG")) == (40, 50, 39)
+        assert np.array_equal(index.vectors, vectors)
+        assert index.class_names()["a"] == "ant"
+    assert not (folder / "index.json").exists()
+
+
+def test_a_full_disk_leaves_the_index_as_it_was(index, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = list(index.all_entries())
+    for name in ("_write_all", "os.fdatasync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"dr_keras.retrieval.store.{name}", full)
+            with pytest.raises(RunError, match="No space left on device"):
+                index.add([Entry("new/1")], unit(1))
+        assert list(index.all_entries()) == before
+        assert (index.folder / "vectors-0.f32").stat().st_size == 50 * 8 * 4
+    with monkeypatch.context() as patch:
+        patch.setattr("dr_keras.retrieval.store.os.fsync", full)
+        with pytest.raises(RunError, match="No space left on device"):
+            index.compact()
+    assert len(list(index.folder.glob("vectors-*"))) == 1
+    index._db.execute(f"PRAGMA max_page_count = {index._db.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(RunError, match="full"):
+        index.add([Entry(f"new/{n}", attributes={"long": "x" * 1000}) for n in range(200)], unit(200))
+    assert list(index.all_entries()) == before
+    assert index.verify() == []
+
+
+def test_a_folder_that_may_not_be_written_can_be_read(folder, monkeypatch):
+    connect = sqlite3.connect
+
+    def read_only(address, **options):
+        if "immutable" not in address:
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(address, **options)
+
+    monkeypatch.setattr(store.sqlite3, "connect", read_only)
+    with pytest.raises(RunError, match="unable to open"):
+        Index.open(folder)  # it can be written, so a writer may be at work
+    monkeypatch.setattr(store.os, "access", lambda *_: False)
+    with Index.open(folder) as index:
+        assert index.verify() == []
+    with pytest.raises(RunError, match="unable to open"):
+        Index.open(folder, write=True)
+
+
+def test_exports_hold_everything(index, tmp_path, vectors):
+    import pyarrow.parquet as pq
+
+    index.remove(["train/b/images/1.JPEG"])
+    index.add([Entry("new/1.png", "d", hash=b"h" * 32, size=5, mtime_ns=6, attributes={"a": 1})], vectors[:1])
+    index.export(tmp_path / "all.npy")
+    index.export(tmp_path / "all.parquet")
+    expected = np.concatenate([vectors[:1], vectors[2:], vectors[:1]])
+    assert np.array_equal(np.load(tmp_path / "all.npy"), expected)
+    known = json.loads((tmp_path / "all.json").read_text())
+    table = pq.read_table(tmp_path / "all.parquet").to_pylist()
+    assert [row["id"] for row in table] == [image["id"] for image in known["images"]]
+    assert np.array_equal(np.array([row["vector"] for row in table], np.float32), expected)
+    last = {"id": "new/1.png", "label": "d", "split": "", "sha256": "68" * 32, "size": 5, "mtime_ns": 6}
+    assert known["images"][-1] == last | {"attributes": {"a": 1}}
+    assert table[-1] == last | {"attributes": '{"a": 1}', "vector": pytest.approx(vectors[0].tolist())}
+    with pytest.raises(InputError, match=r"ends in .csv; an index is exported as"):
+        index.export(tmp_path / "all.csv")
+    with pytest.raises(RunError, match="cannot be used"):
+        index.export(Path("/proc/nowhere/all.npy"))

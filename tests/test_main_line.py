@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import draw, script
+from conftest import draw, ids_of, script
 from PIL import Image
 
 import dr_keras
@@ -104,28 +104,29 @@ def test_retrieve_by_name_needs_no_framework(workplace, refuse):
     result = script(workplace, "retrieve.py", "--query", "disc_0.png", "--top", "5", "--json", env=env)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
-    assert list(answer) == ["query", "label", "results"]
+    assert list(answer) == ["query", "label", "results", "queries", "negatives", "max_distance"]
     assert (answer["query"], answer["label"]) == ("disc_0.png", "disc")
     assert [item["rank"] for item in answer["results"]] == [1, 2, 3, 4, 5]
-    assert list(answer["results"][0]) == ["rank", "name", "id", "path", "label", "class_name", "distance"]
+    fields = ["rank", "name", "id", "path", "label", "class_name", "distance", "attributes"]
+    assert list(answer["results"][0]) == fields
     assert "disc_0.png" not in [item["name"] for item in answer["results"]]
     found = [item["distance"] for item in answer["results"]]
     assert found == sorted(found)
 
 
 def test_an_image_of_the_gallery_finds_itself_only_when_asked(model):
-    name = model.index.ids[0]
+    name = ids_of(model.index)[0]
     assert model.retrieve(name, 3, include_self=True).results[0].id == name
     assert model.retrieve(name, 3, include_self=True).results[0].distance == 0
     assert name not in [result.id for result in model.retrieve(name, 200).results]
 
 
 def test_held_out_images_are_found_by_name_and_never_returned(model):
-    held = set(model.index.ids[model.index.gallery :])
+    held = set(ids_of(model.index)[len(model.index) :])
     assert held
     answer = model.retrieve(min(held), 200)
     assert answer.label == min(held).split("/")[0]
-    assert len(answer.results) == model.index.gallery
+    assert len(answer.results) == len(model.index)
     assert not held & {result.id for result in answer.results}
 
 
@@ -141,25 +142,25 @@ def test_a_new_file_is_embedded_without_tensorflow(workplace, refuse, tmp_path):
 
 @pytest.mark.parametrize("runtime", ["litert", "saved_model"])
 def test_a_copied_file_lands_on_its_original(workplace, model, runtime, tmp_path):
-    shutil.copy(model.index.root / model.index.ids[4], tmp_path / "copy.png")
+    shutil.copy(model.index.root / ids_of(model.index)[4], tmp_path / "copy.png")
     result = script(
         workplace, "retrieve.py", "--query", tmp_path / "copy.png", "--top", 1, "--json", "--runtime", runtime
     )
     assert result.returncode == 0, result.stderr
     nearest = json.loads(result.stdout)["results"][0]
-    assert nearest["id"] == model.index.ids[4]
+    assert nearest["id"] == ids_of(model.index)[4]
     assert nearest["distance"] < 1e-3
 
 
 def test_a_path_into_the_data_is_the_indexed_image(model):
-    path = str(model.index.root / model.index.ids[2])
-    assert model.index.ids[2] not in [result.id for result in model.retrieve(path, 200).results]
+    path = str(model.index.root / ids_of(model.index)[2])
+    assert ids_of(model.index)[2] not in [result.id for result in model.retrieve(path, 200).results]
 
 
 def test_a_file_is_never_taken_for_another_image_of_its_name(model, monkeypatch, tmp_path):
-    name = model.index.ids[1]
+    name = ids_of(model.index)[1]
     other = model.index.root / name.rpartition("/")[2]  # at the data root, and not indexed
-    shutil.copy(model.index.root / model.index.ids[70], other)
+    shutil.copy(model.index.root / ids_of(model.index)[70], other)
     try:
         monkeypatch.chdir(model.index.root)
         assert model.retrieve(f"./{other.name}", 1).label is None
@@ -271,7 +272,7 @@ def test_export_only_makes_the_exports_again(workplace, run):
 
 def test_the_saved_model_serves_where_neither_keras_nor_dr_keras_can_be_imported(run, model, refuse, tmp_path):
     rows = np.array([0, 5, 11])
-    np.save(tmp_path / "pixels.npy", np.stack([decode(model.index.root / model.index.ids[r], 32) for r in rows]))
+    np.save(tmp_path / "pixels.npy", np.stack([decode(model.index.root / ids_of(model.index)[r], 32) for r in rows]))
     np.save(tmp_path / "expected.npy", model.index.vectors[rows])
     code = (
         "import sys, numpy as np, tensorflow as tf\n"
@@ -284,7 +285,7 @@ def test_the_saved_model_serves_where_neither_keras_nor_dr_keras_can_be_imported
         "assert np.abs(vectors - expected).max() < 1e-3\n"
         "assert 'keras' not in sys.modules and 'dr_keras' not in sys.modules\n"
     )
-    files = [str(model.index.root / model.index.ids[row]) for row in rows]
+    files = [str(model.index.root / ids_of(model.index)[row]) for row in rows]
     result = subprocess.run(
         [sys.executable, "-c", code, str(run.saved_model), *files],
         cwd=tmp_path,
@@ -298,7 +299,7 @@ def test_the_saved_model_serves_where_neither_keras_nor_dr_keras_can_be_imported
 
 def test_the_library(model):
     assert dr_keras.load is load
-    paths = [model.index.root / name for name in model.index.ids[:3]]
+    paths = [model.index.root / name for name in ids_of(model.index)[:3]]
     by_path = model.embed(paths)
     assert by_path.dtype == np.float32
     np.testing.assert_allclose(by_path, model.index.vectors[:3], atol=1e-4)
@@ -308,7 +309,7 @@ def test_the_library(model):
     assert np.array_equal(model.embed(pictures), by_path)
     found = model.search(paths, k=4)
     assert [len(results) for results in found] == [4, 4, 4]
-    assert found[0][0].id == model.index.ids[0]
+    assert found[0][0].id == ids_of(model.index)[0]
     assert model.embed([]).shape == (0, 32)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,6 +27,20 @@ class Embedder(Protocol):
     """Maps (N, H, W, 3) uint8 images of the model's size to (N, D) float32 vectors of unit length."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How files become vectors.
+
+    Attributes:
+        embed: an `Embedder`, or what calls one.
+        size, resize: see `dr_keras.data.images.decode`.
+    """
+
+    embed: Callable[[np.ndarray], np.ndarray]
+    size: int
+    resize: str
 
 
 def embed_with_network(

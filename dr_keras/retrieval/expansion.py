@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from dr_keras.errors import InputError
 from dr_keras.retrieval.search import nearest
 
 BLOCK = 4096  # gallery vectors averaged at a time
+NEGATIVE = 0.5  # what an image that results should be unlike weighs against one they should be like (Rocchio 1971)
 POWER = 3.0  # a neighbour weighs as much as this power of its cosine (alpha query expansion, Radenovic et al. 2018)
 
 
@@ -48,3 +50,27 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     """(N, D) scaled to unit length; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def refined_query(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """One query for images like these and unlike those: their means' weighted difference (Rocchio 1971).
+
+    Args:
+        positives: (P, D) of unit length, at least one.
+        negatives: (M, D) of unit length, or none.
+
+    Returns:
+        (D,) float32 of unit length; a single positive without negatives is returned as it is.
+
+    Raises:
+        InputError: they cancel each other out.
+    """
+    if len(positives) == 1 and not len(negatives):
+        return np.array(positives[0], np.float32)
+    total = positives.mean(axis=0)
+    if len(negatives):
+        total = total - NEGATIVE * negatives.mean(axis=0)
+    length = float(np.linalg.norm(total))
+    if length < 1e-3:
+        raise InputError("these images cancel each other out: nothing is like some of them and unlike the others")
+    return (total / length).astype(np.float32)

@@ -1,122 +1,459 @@
-"""The index of a run: vectors, names and labels of all its images; the gallery is searched, held-out images are known.
+"""The index: images with their vectors, labels and attributes; a search, and every change, is all or nothing.
 
-On disk, in one folder:
+    index = Index.create("my-index", dim=128, root="my-pictures")
+    index.add([Entry("cats/a.jpg", label="cats", attributes={"year": 2021})], vectors)     # (1, 128), of unit length
+    rows, distances = index.search(queries, 30, where="label = cats AND year >= 2020")
+    index.remove(["cats/a.jpg"])
 
-    vectors.npy    (M, D) float32, the gallery's N rows first, then the images that the run held out
-    labels.npy     (M,) int32
-    index.json     format version, ids, classes, N, the data root, and the checksums of the two arrays
-
-Needs NumPy and no framework: a search for an image that is indexed takes the time of reading the index.
+`dr_keras.retrieval.store` says how it lies on the disk, `dr_keras.retrieval.engines` how more than a million images are
+searched. Needs NumPy and no framework: a search for an image that is indexed takes the time of reading the index.
 """
 
 import difflib
 import json
+import os
+import threading
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dr_keras.data import VALIDATION
+from dr_keras.data import SPLIT_NAMES, VALIDATION
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_folder
-from dr_keras.retrieval.search import distances, nearest
+from dr_keras.retrieval import engines
+from dr_keras.retrieval.search import distances, merge, nearest
+from dr_keras.retrieval.store import UNIT, Store, check_vectors, lengths, saying
+from dr_keras.retrieval.where import parse_where
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from dr_keras.data.catalog import Catalog
 
-INDEX_FORMAT = 1
 SUGGESTIONS = 5
+NO_CLASS = "-"  # the label of a picture that lies in no class folder
+HELD_OUT = SPLIT_NAMES[VALIDATION]
+MANY = 500  # question marks in one statement; SQLite takes 32,766, and this keeps statements short
+GAPS = 0.25  # share of rows without an image from which on a removal writes the vectors anew
+FEW_GAPS = 4096  # gaps that are never worth it
+BLOCK = 65536  # vectors looked at together
 
 
 @dataclass(frozen=True)
-class Index:
-    """Vectors with their names and labels.
+class Entry:
+    """What an index knows of an image, besides its vector.
 
     Attributes:
-        vectors: (M, D) float32 of unit length; the first `gallery` rows are searched.
-        labels: (M,) int32, indices into `classes`.
-        ids: M paths relative to `root`, with forward slashes.
-        classes: C folder names; class_names: the same for people.
-        gallery: N, how many rows are searched.
-        root: the folder that the ids are relative to.
+        id: its path relative to the index's root, with forward slashes, or its whole path; unique.
+        label: its class folder.
+        split: 'train', 'monitor' or 'validation' for images of a run's own data; validation images are known by their
+            names and are not found by a search.
+        hash: SHA-256 of the file's content, 32 bytes.
+        size: of the file, in bytes.
+        mtime_ns: time of the file's last change, in nanoseconds since 1970.
+        attributes: anything that JSON can say.
     """
 
-    vectors: np.ndarray
-    labels: np.ndarray
-    ids: Sequence[str]
-    classes: Sequence[str]
-    class_names: Sequence[str]
-    gallery: int
-    root: Path
+    id: str
+    label: str = NO_CLASS
+    split: str = ""
+    hash: bytes | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        rows = len(self.ids)
-        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or len(self.vectors) != rows:
-            raise RunError(f"vectors are {self.vectors.dtype} {self.vectors.shape}; expected float32 ({rows}, D)")
-        if self.labels.shape != (rows,) or not np.issubdtype(self.labels.dtype, np.integer):
-            raise RunError(f"labels are {self.labels.dtype} {self.labels.shape}; expected integers ({rows},)")
-        if rows and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise RunError(f"labels run from {self.labels.min()} to {self.labels.max()}; {len(self.classes)} classes")
-        if not 0 < self.gallery <= rows:
-            raise RunError(f"the gallery has {self.gallery} of {rows} rows; it needs at least one")
+    @property
+    def name(self) -> str:
+        """The base name of the file."""
+        return self.id.rpartition("/")[2]
+
+    def _values(self) -> tuple[Any, ...]:
+        try:
+            attributes = json.dumps(dict(self.attributes), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the attributes of {self.id!r} are not what JSON can say: {error}") from None
+        return (_text(self.label), self.split, self.hash, self.size, self.mtime_ns, attributes)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something wrong with an index: `id` names the image where it is one's vector, `what` says what it is."""
+
+    id: str | None
+    what: str
+
+
+class Index:
+    """An index that is open, at one moment: what others change is seen after `refresh`. Made by `create` and `open`.
+
+    One process at a time may change an index; any number may read it meanwhile. Its methods may be called from several
+    threads.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._guard = threading.RLock()
+        self._engine: engines.Engine | None = None
+        self._look()
 
     @classmethod
-    def of(cls, catalog: "Catalog", vectors: np.ndarray) -> "Index":
-        """The index of a catalog's images: train and monitor are its gallery, validation images are only known.
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        dim: int,
+        *,
+        root: str | os.PathLike[str],
+        model: str = "",
+        run: str = "",
+    ) -> "Index":
+        """Makes an index without images and opens it for writing.
 
         Args:
-            catalog: M images.
-            vectors: (M, D) float32, their embeddings, row by row.
-        """
-        order = np.argsort(catalog.splits == VALIDATION, kind="stable")
-        return cls(
-            vectors=np.ascontiguousarray(vectors[order]),
-            labels=catalog.labels[order],
-            ids=[catalog.ids[row] for row in order],
-            classes=catalog.classes,
-            class_names=catalog.class_names,
-            gallery=int((catalog.splits != VALIDATION).sum()),
-            root=catalog.root,
-        )
-
-    def search(
-        self, vectors: np.ndarray, k: int = 30, *, exclude: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` nearest gallery images of each vector.
-
-        Args:
-            vectors: (Q, D).
-            k: at least 1; more than the gallery holds means all of it.
-            exclude: (Q,) a row to leave out for each query, its own for one; -1 for none.
-
-        Returns:
-            rows (Q, K) int64, nearest first and by row where distances are equal; Euclidean distances (Q, K) float32.
+            folder: where; nothing may be there, or an empty folder.
+            dim: the vectors' length, D.
+            root: the folder that ids are relative to.
+            model: what the vectors depend on, in any words; `dr_keras.Model` compares it with its own.
+            run: the run that makes the vectors, for those who open the index without naming one.
 
         Raises:
-            InputError: the vectors' length is not the index's, or `k` is below 1.
+            RunError: something is there, or nothing can be written there.
         """
-        vectors = np.asarray(vectors, np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != self.vectors.shape[1]:
-            raise InputError(f"vectors are {vectors.shape}; this index takes (Q, {self.vectors.shape[1]})")
-        if k < 1:
-            raise InputError(f"{k} neighbours were asked for; ask for at least 1")
-        gallery = self.vectors[: self.gallery]
-        rows, _ = nearest(vectors, gallery, k + (exclude is not None))
-        exact = distances(vectors, gallery, rows)
-        order = np.lexsort((rows, exact))
-        if exclude is not None:
-            own = np.take_along_axis(rows, order, axis=1) == np.asarray(exclude)[:, None]
-            order = np.take_along_axis(order, np.argsort(own, axis=1, kind="stable"), axis=1)
-            keep = min(k, int(rows.shape[1] - own.any(axis=1).max()))
-            order = order[:, :keep]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(exact, order, axis=1)
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} exists and is not empty; choose another place for the index")
+        meta = {"root": os.path.abspath(root), "model": model, "run": run, "engine": "auto"}
+        with saying(folder), new_folder(folder) as temporary:
+            Store.create(temporary, dim, meta)
+        return cls(Store(folder, write=True))
 
-    def row(self, name: str) -> int | None:
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], *, write: bool = False, repair: bool = False) -> "Index":
+        """Opens an index.
+
+        Args:
+            folder: where it lies. The index of an earlier version's run is brought to this version's form.
+            write: whether it shall be changed; there is one writer at a time.
+            repair: open it although vectors are damaged, for `verify` and `repair`.
+
+        Raises:
+            RunError: there is none, it is damaged or of another format version, or another process writes to it.
+        """
+        from dr_keras.retrieval.upgrade import is_old, upgrade
+
+        folder = Path(folder)
+        if is_old(folder):
+            upgrade(folder)
+        return cls(Store(folder, write=write, repair=repair))
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | os.PathLike[str],
+        catalog: "Catalog",
+        vectors: np.ndarray,
+        *,
+        model: str = "",
+        run: str = "",
+        stamps: Sequence[tuple[bytes | None, int | None, int | None]] | None = None,
+    ) -> None:
+        """Writes the index of a catalog's images in place of what is there; it appears complete or not at all.
+
+        Args:
+            folder: where.
+            catalog: M images; train and monitor are searched, validation images are only known.
+            vectors: (M, D), their embeddings, row by row.
+            model, run: as in `create`.
+            stamps: hash, size and mtime_ns of each image's file, where they are known.
+        """
+        order = np.argsort(catalog.splits == VALIDATION, kind="stable").tolist()
+        known = stamps or [(None, None, None)] * len(catalog)
+        entries = (
+            Entry(catalog.ids[row], catalog.classes[catalog.labels[row]], SPLIT_NAMES[catalog.splits[row]], *known[row])
+            for row in order
+        )
+        with new_folder(Path(folder)) as temporary:
+            meta = {"root": str(catalog.root), "model": model, "run": run, "engine": "auto"}
+            Store.create(temporary, vectors.shape[1], meta)
+            index = cls(Store(temporary, write=True))
+            try:
+                names = dict(zip(catalog.classes, catalog.class_names, strict=True))
+                index._insert(list(entries), vectors[order], names)
+            finally:
+                index.close()
+            (temporary / "lock").unlink()
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files and lets others write."""
+        self._store.close()
+
+    def refresh(self) -> bool:
+        """Moves to the newest state that a writer has finished; returns whether there was a newer one."""
+        with self._guard:
+            changed = self._store.refresh()
+            if changed:
+                self._look()
+            return changed
+
+    def _look(self) -> None:
+        """Reads what searches need to know of the state."""
+        with saying(self.folder):
+            hidden = np.fromiter((row for (row,) in self._db.execute("SELECT row FROM hidden ORDER BY row")), np.int64)
+        # (N,) the rows that a search may return; None for all of them, which is the rule and needs no memory.
+        self._searched = None
+        if len(hidden):
+            allowed = np.ones(self._store.rows, bool)
+            allowed[hidden] = False
+            self._searched = np.flatnonzero(allowed)
+        described = engines.described(self._store.meta)
+        if described is None or self._engine is None or self._engine.file.name != described.file:
+            self._engine = None
+
+    @property
+    def _db(self) -> "sqlite3.Connection":
+        return self._store.db
+
+    @property
+    def folder(self) -> Path:
+        """Where the index lies."""
+        return self._store.folder
+
+    @property
+    def root(self) -> Path:
+        """The folder that ids are relative to."""
+        return Path(self._store.meta["root"])
+
+    @property
+    def run(self) -> str:
+        """The run that makes the vectors, or nothing."""
+        return self._store.meta["run"]
+
+    @property
+    def model(self) -> str:
+        """What the vectors depend on."""
+        return self._store.meta["model"]
+
+    @property
+    def dim(self) -> int:
+        """The vectors' length, D."""
+        return self._store.meta["dim"]
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(R, D) float32, memory-mapped, by row; rows of images that were removed are among them."""
+        return self._store.vectors
+
+    def __len__(self) -> int:
+        """How many images a search may find."""
+        return self._store.rows if self._searched is None else len(self._searched)
+
+    def searched_rows(self) -> np.ndarray:
+        """(N,) int64: the rows that a search may return, ascending."""
+        return np.arange(self._store.rows) if self._searched is None else self._searched
+
+    # Changes
+
+    def add(self, entries: Sequence[Entry], vectors: np.ndarray) -> None:
+        """Adds images.
+
+        Args:
+            entries: n images with new ids.
+            vectors: (n, D) of unit length.
+
+        Raises:
+            InputError: an id is taken or given twice, or the vectors have another shape, are not finite, or are not of
+                unit length. Nothing is added then.
+        """
+        with self._guard:
+            ids = [entry.id for entry in entries]
+            taken = self._rows_of(ids)
+            if taken:
+                raise InputError(f"{next(iter(taken))!r} is in the index already; use update")
+            self._insert(entries, vectors)
+
+    def update(self, entries: Sequence[Entry], vectors: np.ndarray | None = None) -> None:
+        """Replaces what is known of images, and their vectors where some are given.
+
+        Args:
+            entries: n images with ids that are in the index.
+            vectors: (n, D) of unit length.
+
+        Raises:
+            InputError: an id is not in the index or given twice, or as in `add`. Nothing is changed then.
+        """
+        with self._guard:
+            self._known_rows([entry.id for entry in entries])
+            self.put(entries, vectors)
+
+    def put(self, entries: Sequence[Entry], vectors: np.ndarray | None) -> None:
+        """Adds the images that are new and updates the others, in one change; arguments and errors as in `update`."""
+        with self._guard:
+            if vectors is not None:
+                vectors = check_vectors(vectors, len(entries), self.dim)
+                self._insert(entries, vectors, replaced=self._rows_of([entry.id for entry in entries]))
+                return
+            rows = self._known_rows([entry.id for entry in entries])
+            with self._changing() as db:
+                self._name_classes(entries, {})
+                db.executemany(
+                    "UPDATE images SET label = CAST(? AS TEXT), split = ?, hash = ?, size = ?, mtime_ns = ?, "
+                    "attributes = ? WHERE row = ?",
+                    [(*entry._values(), rows[entry.id]) for entry in entries],
+                )
+                db.executemany("DELETE FROM hidden WHERE row = ?", [(row,) for row in rows.values()])
+                held = [(rows[entry.id],) for entry in entries if entry.split == HELD_OUT]
+                db.executemany("INSERT INTO hidden VALUES (?)", held)
+
+    def remove(self, ids: Collection[str]) -> int:
+        """Removes images; returns how many.
+
+        Raises:
+            InputError: an id is not in the index. Nothing is removed then.
+        """
+        with self._guard:
+            rows = self._known_rows(ids)
+            if not rows:
+                return 0
+            with self._changing():
+                self._forget(rows.values())
+            (images,) = self._one("SELECT count(*) FROM images")
+            gaps = self._store.rows - images
+            if gaps > FEW_GAPS and gaps > GAPS * self._store.rows:
+                self.compact()
+            return len(rows)
+
+    def compact(self) -> None:
+        """Writes the vectors anew without those of images that were removed; `remove` does it when it is worth it."""
+        with self._guard:
+            name = self._built
+            self._store.compact()
+            self._engine = None
+            self._look()
+            if name:
+                self.build(name)
+
+    def forget_stamps(self, ids: Collection[str]) -> None:
+        """Makes images look as if their files had changed, so that they are embedded again."""
+        with self._guard:
+            rows = self._known_rows(ids)
+            with self._changing() as db:
+                db.executemany(
+                    "UPDATE images SET hash = NULL, size = NULL, mtime_ns = NULL WHERE row = ?",
+                    [(row,) for row in rows.values()],
+                )
+
+    def skip(self, files: Mapping[str, tuple[int | None, int | None, str]]) -> None:
+        """Remembers files that could not be read, so that they are tried again only when they change.
+
+        Args:
+            files: by id: size, mtime_ns, and the reason.
+        """
+        with self._guard, self._changing() as db:
+            rows = [(_text(name), *what) for name, what in files.items()]
+            db.executemany("INSERT OR REPLACE INTO skipped VALUES (CAST(? AS TEXT), ?, ?, ?)", rows)
+
+    def skipped(self) -> dict[str, tuple[int | None, int | None, str]]:
+        """The files that could not be read, as `skip` was told."""
+        with self._guard, saying(self.folder):
+            return {name: tuple(what) for name, *what in self._db.execute("SELECT * FROM skipped")}
+
+    def _changing(self) -> "_Change":
+        return _Change(self)
+
+    def _insert(
+        self,
+        entries: Sequence[Entry],
+        vectors: np.ndarray,
+        names: Mapping[str, str] | None = None,
+        replaced: Mapping[str, int] | None = None,
+    ) -> None:
+        vectors = check_vectors(vectors, len(entries), self.dim)
+        _no_id_twice([entry.id for entry in entries])
+        if not entries:
+            return
+        crcs = [zlib.crc32(vector.data) for vector in vectors]
+        values = [(_text(entry.id), _text(entry.name), *entry._values()) for entry in entries]
+        with self._changing() as db:
+            if replaced:
+                self._forget(replaced.values())
+            self._name_classes(entries, names or {})
+            first = self._store.append(vectors)
+            db.executemany(
+                "INSERT INTO images (row, id, name, label, split, hash, size, mtime_ns, attributes, crc) "
+                "VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)",
+                ((first + n, *value, crc) for n, (value, crc) in enumerate(zip(values, crcs, strict=True))),
+            )
+            held = [(first + n,) for n, entry in enumerate(entries) if entry.split == HELD_OUT]
+            db.executemany("INSERT INTO hidden VALUES (?)", held)
+            db.executemany("DELETE FROM skipped WHERE id = CAST(? AS TEXT)", [(value[0],) for value in values])
+
+    def _name_classes(self, entries: Iterable[Entry], names: Mapping[str, str]) -> None:
+        labels = dict.fromkeys([*names, *(entry.label for entry in entries)])
+        self._db.executemany(
+            "INSERT OR IGNORE INTO classes VALUES (CAST(? AS TEXT), CAST(? AS TEXT))",
+            [(_text(label), _text(names.get(label, label))) for label in labels],
+        )
+
+    def _forget(self, rows: Iterable[int]) -> None:
+        places = [(row,) for row in rows]
+        self._db.executemany("DELETE FROM images WHERE row = ?", places)
+        self._db.executemany("INSERT OR IGNORE INTO hidden VALUES (?)", places)
+
+    # What is known
+
+    def get(self, id: str) -> tuple[Entry, np.ndarray]:
+        """An image and its vector (D,).
+
+        Raises:
+            InputError: the id is not in the index.
+        """
+        with self._guard:
+            row = self._known_rows([id])[id]
+            return self.entries([row])[0], np.array(self.vectors[row])
+
+    def entries(self, rows: Sequence[int] | np.ndarray) -> list[Entry]:
+        """What is known of the images in these rows, in their order."""
+        wanted = [int(row) for row in rows]
+        with self._guard, saying(self.folder):
+            found: dict[int, Entry] = {}
+            for part in _parts(sorted(set(wanted))):
+                for row, id, label, split, hash, size, mtime_ns, attributes in self._db.execute(
+                    "SELECT row, id, label, split, hash, size, mtime_ns, attributes FROM images "
+                    f"WHERE row IN ({', '.join('?' * len(part))})",
+                    part,
+                ):
+                    found[row] = Entry(id, label, split, hash, size, mtime_ns, json.loads(attributes))
+        return [found[row] for row in wanted]
+
+    def all_entries(self) -> Iterator[tuple[int, str, str, str]]:
+        """Row, id, label and split of every image, held-out ones included, by row."""
+        with self._guard, saying(self.folder):
+            yield from self._db.execute("SELECT row, id, label, split FROM images ORDER BY row").fetchall()
+
+    def stamps(self, below: str = "") -> dict[str, tuple[bytes | None, int | None, int | None]]:
+        """Hash, size and mtime_ns of the images whose ids begin with `below`, by id."""
+        with self._guard, saying(self.folder):
+            rows = self._db.execute("SELECT id, hash, size, mtime_ns FROM images")
+            return {id: (hash, size, time) for id, hash, size, time in rows if id.startswith(below)}
+
+    def class_names(self) -> dict[str, str]:
+        """Each label's name for people; the label itself where it has no other."""
+        with self._guard, saying(self.folder):
+            return dict(self._db.execute("SELECT label, name FROM classes ORDER BY label"))
+
+    def row(self, id: str) -> int | None:
         """The row of an id, or None."""
-        return next((row for row, known in enumerate(self.ids) if known == name), None)
+        with self._guard:
+            return self._rows_of([id]).get(id)
 
     def find(self, name: str) -> int:
         """The row of an image by its id, its path, or its base name where that is unique.
@@ -125,83 +462,305 @@ class Index:
             InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
         """
         wanted = PurePosixPath(name).as_posix()
-        if wanted.startswith("/"):
-            wanted = wanted.removeprefix(self.root.as_posix() + "/")
-        tail = "/" + wanted
-        rows = [row for row, known in enumerate(self.ids) if known.endswith(tail) or known == wanted]
-        exact = [row for row in rows if self.ids[row] == wanted]
-        if exact or len(rows) == 1:
-            return (exact or rows)[0]
-        if rows:
-            some = ", ".join(self.ids[row] for row in rows[:SUGGESTIONS])
-            more = f" and {len(rows) - SUGGESTIONS} more" if len(rows) > SUGGESTIONS else ""
-            raise InputError(f"{name!r} is the name of {len(rows)} images: {some}{more}. Give one of these paths")
-        near = ", ".join(self._similar_names(PurePosixPath(wanted).name))
+        inside = wanted.removeprefix(self.root.as_posix() + "/") if wanted.startswith("/") else wanted
+        with self._guard, saying(self.folder):
+            for id in (wanted, inside):
+                row = self.row(id)
+                if row is not None:
+                    return row
+            base = (_text(PurePosixPath(inside).name),)
+            same = self._db.execute("SELECT row, id FROM images WHERE name = CAST(? AS TEXT) ORDER BY row", base)
+            found = [(row, id) for row, id in same if id.endswith("/" + inside) or id == inside]
+            if len(found) == 1:
+                return found[0][0]
+            if not found:
+                near = ", ".join(self._similar_names(PurePosixPath(inside).name))
+        if found:
+            some = ", ".join(id for _, id in found[:SUGGESTIONS])
+            more = f" and {len(found) - SUGGESTIONS} more" if len(found) > SUGGESTIONS else ""
+            raise InputError(f"{name!r} is the name of {len(found)} images: {some}{more}. Give one of these paths")
         raise InputError(
             f"no image is called {name!r}, and there is no such file" + (f". Near it: {near}" if near else "")
         )
 
+    def matching(self, pattern: str) -> list[str]:
+        """The ids that are `pattern`, or whose base name is, or that it fits with * and ? (GLOB)."""
+        with self._guard, saying(self.folder):
+            if any(sign in pattern for sign in "*?["):
+                found = self._db.execute("SELECT id FROM images WHERE id GLOB CAST(? AS TEXT)", (_text(pattern),))
+                return sorted(id for (id,) in found)
+            if self.row(pattern) is not None:
+                return [pattern]
+            return [self.entries([self.find(pattern)])[0].id]
+
     def _similar_names(self, wanted: str) -> list[str]:
-        names = {known.rpartition("/")[2] for known in self.ids}
         for length in range(len(wanted), -1, -1):  # difflib is slow: let it look only at names that begin alike
-            alike = [name for name in names if name.startswith(wanted[:length])]
-            if len(alike) >= 4 * SUGGESTIONS or not length:
-                alike = sorted(alike)[:5000]
-                return difflib.get_close_matches(wanted, alike, n=SUGGESTIONS, cutoff=0.5)
+            start = wanted[:length]
+            found = self._db.execute(
+                "SELECT DISTINCT name FROM images WHERE name >= CAST(?1 AS TEXT) "
+                "AND substr(name, 1, ?2) = CAST(?1 AS TEXT) ORDER BY name LIMIT 5000",
+                (_text(start), length),
+            ).fetchall()
+            if len(found) >= 4 * SUGGESTIONS or not length:
+                return difflib.get_close_matches(wanted, [name for (name,) in found], n=SUGGESTIONS, cutoff=0.5)
         return []
 
-    def save(self, folder: Path) -> None:
-        """Writes the index; it appears complete or not at all."""
-        with new_folder(folder) as temporary:
-            np.save(temporary / "vectors.npy", self.vectors, allow_pickle=False)
-            np.save(temporary / "labels.npy", self.labels, allow_pickle=False)
-            description = {
-                "format": INDEX_FORMAT,
-                "root": str(self.root),
-                "gallery": self.gallery,
-                "classes": list(self.classes),
-                "class_names": list(self.class_names),
-                "checksums": {name: _checksum(getattr(self, name)) for name in ("vectors", "labels")},
-                "ids": list(self.ids),
-            }
-            (temporary / "index.json").write_text(json.dumps(description), encoding="utf-8")
+    def _rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The rows of those ids that are in the index."""
+        found: dict[str, int] = {}
+        with saying(self.folder):
+            for id in ids:
+                row = self._db.execute("SELECT row FROM images WHERE id = CAST(? AS TEXT)", (_text(id),)).fetchone()
+                if row is not None:
+                    found[id] = row[0]
+        return found
 
-    @classmethod
-    def open(cls, folder: Path) -> "Index":
-        """Opens a saved index; the vectors are memory-mapped and compared with their checksum.
+    def _known_rows(self, ids: Collection[str]) -> dict[str, int]:
+        _no_id_twice(ids)
+        rows = self._rows_of(ids)
+        if len(rows) < len(ids):
+            unknown = next(id for id in ids if id not in rows)
+            raise InputError(f"{unknown!r} is not in the index {self.folder}")
+        return rows
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+        with saying(self.folder):
+            return self._db.execute(sql, values).fetchone()
+
+    # Search
+
+    def search(
+        self, vectors: np.ndarray, k: int = 30, *, where: str | None = None, exclude: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` nearest images of each vector.
+
+        Args:
+            vectors: (Q, D).
+            k: at least 1; more than the index holds means all of it.
+            where: search only the images of which this is true; see `dr_keras.retrieval.where`.
+            exclude: (Q,) or (Q, X) rows to leave out for each query, its own for one; -1 for none.
+
+        Returns:
+            rows (Q, K) int64, nearest first and by row where distances are equal; Euclidean distances (Q, K) float32.
+            K is `k`, or less where there are fewer images. An approximate engine may find fewer for a query than for
+            another: the row is -1 and the distance infinite there.
 
         Raises:
-            RunError: the folder holds no index, one of another format, or a damaged one.
+            InputError: the vectors' length is not the index's, `k` is below 1, or `where` is no condition.
         """
-        try:
-            description = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            if description["format"] != INDEX_FORMAT:
-                raise RunError(
-                    f"{folder} has index format {description['format']}, this version reads {INDEX_FORMAT}; "
-                    "make the index again with train.py --export-only"
-                )
-            arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in ("vectors", "labels")
-            }
-            for name, array in arrays.items():
-                if _checksum(array) != description["checksums"][name]:
-                    raise RunError(f"{folder / name}.npy was altered or damaged: its checksum differs")
-            return cls(
-                ids=description["ids"],
-                classes=description["classes"],
-                class_names=description["class_names"],
-                gallery=description["gallery"],
-                root=Path(description["root"]),
-                **arrays,
+        queries = np.ascontiguousarray(vectors, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(f"vectors are {np.shape(vectors)}; this index takes (Q, {self.dim})")
+        if k < 1:
+            raise InputError(f"{k} neighbours were asked for; ask for at least 1")
+        own = np.empty((len(queries), 0), np.int64) if exclude is None else np.asarray(exclude)
+        own = own.reshape(len(queries), -1)
+        with self._guard:
+            allowed = self._searched if where is None else self._rows_where(where)
+            count = self._store.rows if allowed is None else len(allowed)
+            rows = self._candidates(queries, min(k + own.shape[1], count), allowed)
+            found = np.full(rows.shape, np.inf, np.float32)
+            good = rows >= 0
+            if good.all():
+                found = distances(queries, self.vectors, rows)
+            else:
+                found[good] = distances(queries, self.vectors, np.maximum(rows, 0))[good]
+        found[(rows[:, :, None] == own[:, None, :]).any(axis=2)] = np.inf  # (Q, K, X): few
+        order = np.lexsort((rows, found))
+        rows, found = np.take_along_axis(rows, order, axis=1), np.take_along_axis(found, order, axis=1)
+        rows[np.isinf(found)] = -1
+        keep = min(k, int((rows >= 0).sum(axis=1).max(initial=0)))
+        return rows[:, :keep], found[:, :keep]
+
+    def _rows_where(self, where: str) -> np.ndarray:
+        condition = parse_where(where)
+        with saying(self.folder):
+            rows = self._db.execute(
+                f"SELECT row FROM images WHERE {condition.sql} AND row NOT IN hidden ORDER BY row", condition.values
             )
-        except FileNotFoundError as error:
-            raise RunError(f"{folder} is no index: {error.filename} does not exist") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, RunError):
-                raise
-            raise RunError(f"{folder} cannot be read as an index: {error}") from error
+            return np.fromiter((row for (row,) in rows), np.int64)
+
+    def _candidates(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
+        """Rows (Q, K) among which the k nearest are, all of them exactly or nearly; -1 where there are fewer."""
+        described = engines.described(self._store.meta)
+        if described is None or k == 0:
+            return nearest(queries, self.vectors, k, rows=allowed)[0]
+        head, tail = allowed, np.arange(described.rows, self._store.rows)  # what came after the engine was built
+        if allowed is not None:
+            inside = int(np.searchsorted(allowed, described.rows))
+            head, tail = allowed[:inside], allowed[inside:]
+            if not engines.worth_it(inside, described.rows):
+                return nearest(queries, self.vectors, k, rows=allowed)[0]
+        if self._engine is None:
+            self._engine = engines.load(self.folder, described)
+        rows, squared = self._engine.search(queries, self.vectors, k, head)
+        if len(tail):
+            rows, _ = merge(rows, squared, *nearest(queries, self.vectors, k, rows=tail), k)
+        return rows
+
+    # Engines
+
+    @property
+    def _built(self) -> str | None:
+        described = engines.described(self._store.meta)
+        return described.name if described else None
+
+    def build(self, engine: str = "auto") -> str:
+        """Makes the engine that searches: the exact one, which needs nothing, or an approximate one.
+
+        Args:
+            engine: 'flat', 'hnsw' or 'ivfpq'; 'auto' chooses by the number of images. The choice is kept.
+
+        Returns:
+            The engine's name.
+
+        Raises:
+            InputError: there is no such engine.
+            RunError: it cannot be written.
+        """
+        with self._guard:
+            name = engines.choose(engine, len(self))
+            old = self._store.meta.get("engine_file")
+            made = engines.make(name, self.folder, self.vectors) if name != "flat" else None
+            with self._changing() as db:
+                db.execute("DELETE FROM meta WHERE key LIKE 'engine%'")
+                self._store.set_meta("engine", engine)
+                for key, value in (made.to_meta() if made else {}).items():
+                    self._store.set_meta(key, value)
+            if old:
+                (self.folder / old).unlink(missing_ok=True)
+            return name
+
+    def keep_up(self) -> None:
+        """Builds the engine that the choice made before asks for by now, and adds what came since it was built."""
+        with self._guard:
+            wanted = engines.choose(self._store.meta["engine"], len(self))
+            described = engines.described(self._store.meta)
+            if wanted != (self._built or "flat") or (described and engines.outgrown(described, self._store.rows)):
+                self.build(self._store.meta["engine"])
+
+    def mend_engine(self) -> None:
+        """Builds the engine again where its file is damaged."""
+        with self._guard:
+            described = engines.described(self._store.meta)
+            if described and engines.damage(self.folder, described):
+                self.build(self._store.meta["engine"])
+
+    # Care
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, sizes in bytes and the engine, as plain values."""
+        with self._guard, saying(self.folder):
+            described = engines.described(self._store.meta)
+            (images,) = self._one("SELECT count(*) FROM images")
+            splits = dict(self._db.execute("SELECT split, count(*) FROM images GROUP BY split"))
+            files = [file for file in self.folder.iterdir() if file.is_file()]
+            return {
+                "path": str(self.folder),
+                "root": str(self.root),
+                "run": self.run,
+                "searched": len(self),
+                "images": images,
+                "classes": self._one("SELECT count(DISTINCT label) FROM images")[0],
+                "splits": {name or "added": count for name, count in sorted(splits.items())},
+                "skipped": self._one("SELECT count(*) FROM skipped")[0],
+                "dim": self.dim,
+                "engine": {
+                    "name": described.name if described else "flat",
+                    "chosen": self._store.meta["engine"],
+                    "exact": described is None,
+                    "rows": described.rows if described else self._store.rows,
+                    "recall": described.recall if described else 1.0,
+                },
+                "rows": self._store.rows,
+                "gaps": self._store.rows - images,
+                "bytes": sum(file.stat().st_size for file in files),
+                "version": self._store.meta["version"],
+            }
+
+    def verify(self) -> list[Damage]:
+        """Looks at everything: the database, each vector's checksum, that it is finite and of unit length, the engine.
+
+        Returns:
+            What is wrong; nothing where all is well.
+        """
+        with self._guard, saying(self.folder):
+            damage = [Damage(None, text) for (text,) in self._db.execute("PRAGMA quick_check") if text != "ok"]
+            rows = self._db.execute("SELECT row, id, crc FROM images ORDER BY row").fetchall()
+            seen = np.zeros(self._store.rows, bool)
+            for start in range(0, len(rows), BLOCK):
+                part = rows[start : start + BLOCK]
+                inside = [entry for entry in part if 0 <= entry[0] < self._store.rows]
+                damage += [Damage(id, "its row is not there") for row, id, _ in part if row >= self._store.rows]
+                vectors = np.ascontiguousarray(self.vectors[[row for row, _, _ in inside]])
+                seen[[row for row, _, _ in inside]] = True
+                # Damaged bits can be anything: their lengths may overflow, and are not finite then.
+                with np.errstate(all="ignore"):
+                    length = lengths(vectors)
+                for (_, id, crc), vector, value in zip(inside, vectors, length, strict=True):
+                    if zlib.crc32(vector.data) != crc:
+                        damage.append(Damage(id, "its vector was altered: the checksum differs"))
+                    elif not abs(value - 1) < UNIT:
+                        damage.append(Damage(id, f"its vector has the length {value}"))
+            hidden = {row for (row,) in self._db.execute("SELECT row FROM hidden")}
+            lost = [row for row in np.flatnonzero(~seen).tolist() if row not in hidden]
+            if lost:
+                damage.append(Damage(None, f"{len(lost)} rows belong to no image and would be found, {lost[0]} first"))
+            described = engines.described(self._store.meta)
+            reason = engines.damage(self.folder, described) if described else None
+            return damage + ([Damage(None, reason)] if reason else [])
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Copies the index, as this object sees it, in place of what is there; an engine has to be built again."""
+        with self._guard, saying(Path(folder)), new_folder(Path(folder)) as temporary:
+            self._store.copy(temporary)
+
+    def export(self, file: str | os.PathLike[str]) -> None:
+        """Writes the images with their vectors for other programs.
+
+        Args:
+            file: FILE.npy gets the vectors (M, D) float32, and FILE.json beside it what is known of each; FILE.parquet
+                gets both (needs pyarrow). Held-out images are among them.
+
+        Raises:
+            InputError: the file's ending is another one.
+            RunError: it cannot be written.
+        """
+        from dr_keras.retrieval.tables import write_table
+
+        write_table(self, Path(file))
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+class _Change:
+    """A transaction of an index; afterwards searches see its result."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._inner = index._store.transaction()
+
+    def __enter__(self) -> "sqlite3.Connection":
+        return self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._inner.__exit__(*error)
+        finally:
+            if self._index._store.meta:
+                self._index._look()
+
+
+def _no_id_twice(ids: Collection[str]) -> None:
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+        raise InputError(f"{twice!r} is given twice")
+
+
+def _parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(values), MANY):
+        yield values[start : start + MANY]
+
+
+def _text(value: str) -> bytes:
+    """Text as SQLite shall keep it: names of files need not be UTF-8."""
+    return value.encode("utf-8", "surrogateescape")

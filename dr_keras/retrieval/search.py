@@ -1,40 +1,50 @@
 """Exact nearest neighbours in Euclidean distance: NumPy for a few queries, FAISS for many."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 FEW_QUERIES = 8  # up to here NumPy reads the gallery once a query faster than FAISS is imported
 GALLERY_VALUES = 1 << 28  # values of a gallery that is not float32 to convert at a time: 1 GiB
+LONG = 4096  # so many rows in a row are searched where they lie; shorter stretches are gathered, which copies them
 
 
-def nearest(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, gallery: np.ndarray, k: int, *, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The `k` nearest gallery rows of each query; every gallery vector is looked at.
 
     Args:
         queries: (Q, D), any numeric type.
         gallery: (N, D), any numeric type; may be memory-mapped. What is not float32 is converted a part at a time.
-        k: at least 1; more than N means N.
+        k: at least 1; more than there are rows means all of them.
+        rows: (n,) int64, ascending: only these are searched; all N by default.
 
     Returns:
         rows (Q, K) int64, nearest first, and squared distances (Q, K) float32. The distances come from a matrix
         product and carry its rounding; `distances` computes them exactly.
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    k = min(k, len(gallery))
-    if gallery.dtype == np.float32:
-        return _search(queries, np.ascontiguousarray(gallery), k)
-    part = max(1, GALLERY_VALUES // gallery.shape[1])
-    best_rows = np.empty((len(queries), 0), np.int64)
+    k = min(k, len(gallery) if rows is None else len(rows))
+    found = np.empty((len(queries), 0), np.int64)
     best = np.empty((len(queries), 0), np.float32)
-    for start in range(0, len(gallery), part):
-        vectors = np.ascontiguousarray(gallery[start : start + part], np.float32)
-        rows, squared = _search(queries, vectors, min(k, len(vectors)))
-        best_rows = np.concatenate([best_rows, rows + start], axis=1)
-        best = np.concatenate([best, squared], axis=1)
-        if start:
-            order = np.argsort(best, axis=1, kind="stable")[:, :k]
-            best_rows = np.take_along_axis(best_rows, order, axis=1)
-            best = np.take_along_axis(best, order, axis=1)
-    return best_rows, best
+    for vectors, numbers in _parts(gallery, rows):
+        places, squared = _search(queries, vectors, min(k, len(vectors)))
+        places = places + numbers if isinstance(numbers, int) else numbers[places]
+        found, best = merge(found, best, places, squared, k)
+    return found, best
+
+
+def merge(
+    rows: np.ndarray, squared: np.ndarray, more_rows: np.ndarray, more_squared: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest of two results of `nearest` over different rows: (Q, K) each, nearest first."""
+    if not rows.shape[1]:
+        return more_rows[:, :k], more_squared[:, :k]
+    rows = np.concatenate([rows, more_rows], axis=1)
+    squared = np.concatenate([squared, more_squared], axis=1)
+    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squared, order, axis=1)
 
 
 def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -53,6 +63,41 @@ def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.
         difference = gallery[places].astype(np.float32) - query.astype(np.float32)  # (K, D)
         out[:] = np.sqrt(np.einsum("kd,kd->k", difference, difference))
     return result
+
+
+def stretches(rows: np.ndarray) -> np.ndarray:
+    """Where ascending numbers follow each other without a gap: (S, 2), the first and the one behind the last of each.
+
+    Args:
+        rows: (n,) int64, ascending.
+    """
+    if not len(rows):
+        return np.empty((0, 2), np.int64)
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    firsts = rows[np.concatenate([[0], breaks])]
+    lasts = rows[np.concatenate([breaks - 1, [len(rows) - 1]])]
+    return np.stack([firsts, lasts + 1], axis=1)
+
+
+def _parts(gallery: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[np.ndarray, int | np.ndarray]]:
+    """The gallery's vectors as float32, in parts, each with its first row or with the rows that it was gathered of."""
+    part = len(gallery) if gallery.dtype == np.float32 else max(1, GALLERY_VALUES // max(1, gallery.shape[1]))
+    if rows is None:
+        ranges = np.array([[0, len(gallery)]])
+    else:
+        ranges = stretches(rows)
+        long = ranges[:, 1] - ranges[:, 0] >= LONG
+        inside = np.zeros(len(rows), bool)
+        for first, end in ranges[long]:
+            inside[slice(*np.searchsorted(rows, (first, end)))] = True
+        ranges, short = ranges[long], rows[~inside]
+        size = max(1, GALLERY_VALUES // max(1, gallery.shape[1]))
+        for start in range(0, len(short), size):
+            chosen = short[start : start + size]
+            yield np.ascontiguousarray(gallery[chosen], np.float32), chosen
+    for first, end in ranges.tolist():
+        for start in range(first, end, max(1, part)):
+            yield np.ascontiguousarray(gallery[start : min(start + part, end)], np.float32), start
 
 
 def _search(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from dr_keras.errors import MissingPackage, RunError
 from dr_keras.files import new_file, write_array, write_json
 from dr_keras.model.released import run_network
 from dr_keras.retrieval.embed import embed_with_network
+from dr_keras.retrieval.folder import file_stamps
 from dr_keras.retrieval.index import Index
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
 from dr_keras.training import callbacks
@@ -194,7 +195,14 @@ def _train(
         return
     with new_file(run.network_file) as temporary:
         network.save(temporary)
-    Index.of(catalog, vectors).save(run.index)
+    Index.of(
+        run.index,
+        catalog,
+        vectors,
+        model=run.fingerprint(),
+        run=run.lasting_name(),
+        stamps=file_stamps(catalog.paths()),
+    )
     chosen = np.random.default_rng(config.seed).permutation(len(catalog))[:SAMPLES]
     write_array(run.samples_file, pixels[np.sort(chosen)])
     if figures:

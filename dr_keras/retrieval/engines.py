@@ -1,0 +1,270 @@
+"""How an index of more than a million images is searched: FAISS's approximate indexes over its first rows.
+
+An engine only proposes neighbours: more than were asked for, by vectors that it keeps in a shorter form. The index then
+ranks them by its own exact vectors, so distances are always exact, and only the set of neighbours is approximate. What
+an engine knows is made again from the vectors at any time; its file is never the only place of anything.
+
+- hnsw: a graph (Malkov and Yashunin 2016) over 8-bit vectors. Fast at any recall; the graph takes memory and time.
+- ivfpq: lists of near vectors (Jegou et al. 2011), each kept in 4-bit codes that are compared in registers. Small and
+  quick to build, for tens of millions.
+
+Neither removes anything: rows of removed images are left out while searching, by a bitmap, until `Index.compact`. Rows
+that came after the engine was built are searched exactly beside it.
+
+How far a search goes is set when the engine is built, on vectors of the index itself: as far as it takes to find the
+`RECALL` of the true neighbours. `Index.stats` shows what was measured.
+"""
+
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dr_keras.errors import InputError, RunError
+from dr_keras.files import new_file
+from dr_keras.retrieval.search import nearest
+
+ENGINES = ("flat", "hnsw", "ivfpq")
+FLAT_ROWS = 1_000_000  # exact up to here: one query reads 1 GB of 256-d vectors
+HNSW_ROWS = 5_000_000  # from here on a graph takes hours to build and memory that few have
+MOST_GAPS = 0.5  # of the rows left out: beyond, the rest is searched exactly, which costs less and misses nothing
+TAIL = 0.1  # rows that came later, as a share of those in the engine, before it is built again
+SHORT_TAIL = 50_000  # rows that are searched exactly in a few milliseconds anyway
+
+TUNING_QUERIES = 256
+TUNING_K = 30
+RECALL = {"hnsw": 0.985, "ivfpq": 0.96}  # above the 0.98 and 0.95 that are promised: it is measured on few queries
+BREADTHS = {
+    "hnsw": (48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),  # nodes of the graph kept in view
+    "ivfpq": (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024),  # lists looked at
+}
+NEIGHBOURS = 32  # links of a node, FAISS's M
+CONSTRUCTION = 100  # nodes kept in view while the graph is built
+LIST_FACTOR = 4  # lists a square root of the rows
+TRAINING = 64  # vectors a list that the lists are trained on
+PART = 1 << 18  # vectors added at a time
+
+
+@dataclass(frozen=True)
+class Described:
+    """What an index keeps of its engine.
+
+    Attributes:
+        name: 'hnsw' or 'ivfpq'.
+        file: its name in the index's folder.
+        rows: how many of the index's rows it holds, the first ones.
+        breadth: how far a search goes: efSearch or nprobe.
+        recall: share of the true 30 nearest that was found at this breadth.
+        crc: of the file.
+    """
+
+    name: str
+    file: str
+    rows: int
+    breadth: int
+    recall: float
+    crc: int
+
+    def to_meta(self) -> dict[str, Any]:
+        """As keys and plain values, for the index."""
+        return {f"engine_{key}": value for key, value in asdict(self).items()}
+
+
+def described(meta: dict[str, Any]) -> Described | None:
+    """The engine that `Described.to_meta` told of, or None."""
+    if "engine_file" not in meta:
+        return None
+    return Described(**{key: meta[f"engine_{key}"] for key in Described.__dataclass_fields__})
+
+
+class Engine(Protocol):
+    """Proposes neighbours."""
+
+    file: Path
+
+    def search(
+        self, queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (Q, k) and squared distances (Q, k), nearest first; -1 and infinite where fewer were found.
+
+        Args:
+            queries: (Q, D) float32.
+            vectors: (R, D) float32, the index's own, by which the proposals are ranked.
+            k: how many.
+            allowed: (n,) int64 ascending, the rows that may be found; None for all.
+        """
+        ...
+
+
+def choose(engine: str, count: int) -> str:
+    """The engine for so many images: `engine` itself, or by their number where it is 'auto'."""
+    if engine == "auto":
+        return "flat" if count <= FLAT_ROWS else "hnsw" if count <= HNSW_ROWS else "ivfpq"
+    if engine not in ENGINES:
+        raise InputError(f"engine is {engine!r}; choose one of auto, {', '.join(ENGINES)}")
+    return engine
+
+
+def worth_it(allowed: int, rows: int) -> bool:
+    """Whether an engine over `rows` rows helps where only `allowed` of them may be found."""
+    return allowed > (1 - MOST_GAPS) * rows
+
+
+def outgrown(engine: Described, rows: int) -> bool:
+    """Whether so many rows came since the engine was built that it should be built again."""
+    return rows - engine.rows > max(SHORT_TAIL, TAIL * engine.rows)
+
+
+def damage(folder: Path, engine: Described) -> str | None:
+    """What is wrong with an engine's file, or None."""
+    try:
+        crc = _crc(folder / engine.file)
+    except OSError as error:
+        return f"the engine {engine.file} cannot be read: {error.strerror}"
+    return None if crc == engine.crc else f"the engine {engine.file} was altered: its checksum differs"
+
+
+def make(name: str, folder: Path, vectors: np.ndarray) -> Described:
+    """Builds an engine over all rows and writes its file.
+
+    Args:
+        name: 'hnsw' or 'ivfpq'.
+        folder: the index's.
+        vectors: (R, D) float32 of unit length.
+    """
+    faiss = _faiss()
+
+    if len(vectors) < TUNING_QUERIES:
+        raise InputError(f"{len(vectors)} images are too few for the engine {name}; search them with flat")
+    index = _trained(name, vectors)
+    for start in range(0, len(vectors), PART):
+        index.add(np.ascontiguousarray(vectors[start : start + PART]))
+    number = 1 + max((int(file.stem.rpartition("-")[2]) for file in folder.glob("engine-*-*.faiss")), default=0)
+    file = folder / f"engine-{name}-{number}.faiss"
+    engine = _Approximate(file, name, index, 0)
+    breadth, recall = _tune(engine, name, vectors)
+    try:
+        with new_file(file) as temporary:
+            faiss.write_index(index, str(temporary))
+        crc = _crc(file)
+    except (OSError, RuntimeError) as error:  # FAISS says by the latter that a disk is full
+        file.unlink(missing_ok=True)
+        raise RunError(f"{file} cannot be written: {error}") from error
+    return Described(name, file.name, len(vectors), breadth, recall, crc)
+
+
+def load(folder: Path, engine: Described) -> Engine:
+    """Opens an engine.
+
+    Raises:
+        RunError: its file is absent or damaged.
+    """
+    faiss = _faiss()
+
+    file = folder / engine.file
+    try:
+        index = faiss.read_index(str(file))
+    except RuntimeError as error:
+        raise RunError(f"the engine {file} cannot be read: build it again with index.py verify --repair") from error
+    if index.d != 0 and index.ntotal != engine.rows:
+        raise RunError(f"the engine {file} holds {index.ntotal:,} rows and not {engine.rows:,}; build it again")
+    return _Approximate(file, engine.name, index, engine.breadth)
+
+
+class _Approximate:
+    """An `Engine` by FAISS."""
+
+    def __init__(self, file: Path, name: str, index: Any, breadth: int) -> None:
+        self.file = file
+        self.breadth = breadth
+        self._name, self._index = name, index
+
+    def search(
+        self, queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        faiss = _faiss()
+
+        selector = None
+        if allowed is not None:
+            bits = np.zeros(self._index.ntotal, bool)
+            bits[allowed] = True
+            packed = np.packbits(bits, bitorder="little")
+            selector = faiss.IDSelectorBitmap(self._index.ntotal, faiss.swig_ptr(packed))
+        if self._name == "hnsw":
+            more = 2 * k  # 8 bits a value put few neighbours in the wrong order
+            parameters = faiss.SearchParametersHNSW(efSearch=max(self.breadth, more), sel=selector)
+        else:
+            more = max(10 * k, 300)  # 4 bits for four values put many
+            parameters = faiss.SearchParametersIVF(nprobe=self.breadth, sel=selector)
+        _, rows = self._index.search(queries, min(more, self._index.ntotal), params=parameters)
+        return _ranked(queries, vectors, rows, k)
+
+
+def _ranked(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest of proposed rows (Q, K), some of them -1, by the exact vectors."""
+    rows = np.sort(rows, axis=1)  # in the order of the file: each query reads the vectors from front to back
+    squared = np.full(rows.shape, np.inf, np.float32)
+    for query, places, out in zip(queries, rows, squared, strict=True):
+        some = places >= 0
+        out[some] = np.maximum(2 - 2 * (vectors[places[some]] @ query), 0)  # unit vectors
+    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squared, order, axis=1)
+
+
+def _trained(name: str, vectors: np.ndarray) -> Any:
+    """An empty FAISS index, trained on some of the vectors."""
+    faiss = _faiss()
+
+    count, dim = vectors.shape
+    if name == "hnsw":
+        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, NEIGHBOURS)
+        index.hnsw.efConstruction = CONSTRUCTION
+        sample = 65536
+    else:
+        lists = 2 ** max(4, round(np.log2(LIST_FACTOR * count**0.5)))
+        index = faiss.index_factory(dim, f"IVF{lists},PQ{_codes(dim)}x4fs")
+        sample = TRAINING * lists
+        index.cp.max_points_per_centroid = TRAINING
+        index.cp.min_points_per_centroid = 1
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:sample])
+    index.train(np.ascontiguousarray(vectors[chosen]))
+    return index
+
+
+def _codes(dim: int) -> int:
+    """How many 4-bit codes a vector gets: one for two values, or fewer where D is not even."""
+    return next(codes for codes in range(max(1, dim // 2), 0, -1) if dim % codes == 0)
+
+
+def _tune(engine: _Approximate, name: str, vectors: np.ndarray) -> tuple[int, float]:
+    """The smallest breadth that reaches the wanted recall on some of the vectors themselves, and that recall."""
+    rows = np.sort(np.random.default_rng(1).permutation(len(vectors))[:TUNING_QUERIES])
+    queries = np.ascontiguousarray(vectors[rows])
+    k = min(TUNING_K + 1, len(vectors))  # each finds itself
+    truth, _ = nearest(queries, vectors, k)
+    recall = 0.0
+    for breadth in BREADTHS[name]:
+        engine.breadth = breadth
+        found, _ = engine.search(queries, vectors, k, None)
+        same = [len(np.intersect1d(a, b)) - 1 for a, b in zip(truth, found, strict=True)]
+        recall = float(np.mean(same)) / (k - 1)
+        if recall >= RECALL[name]:
+            break
+    return engine.breadth, recall
+
+
+def _faiss() -> Any:
+    """FAISS, whose type stubs lack much; imported when it is needed, as that takes a tenth of a second."""
+    import faiss
+
+    return faiss
+
+
+def _crc(file: Path) -> int:
+    crc = 0
+    with open(file, "rb") as stream:
+        while part := stream.read(1 << 24):
+            crc = zlib.crc32(part, crc)
+    return crc

@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Keeps an index of images: adds, removes, brings it up to date with a folder, looks after it, finds duplicates.
+
+python index.py add my-pictures --run tiny-imagenet-64 --index my-index
+python index.py sync my-pictures --index my-index
+python index.py remove 'cats/*.png' --index my-index
+python index.py stats --index my-index
+python index.py verify --repair --index my-index
+python index.py export my-index.parquet --index my-index
+python index.py duplicates my-pictures --html duplicates.html
+python retrieve.py --index my-index --query ./my-photo.jpg
+
+Without --index it is the index of the run itself. One process at a time may change an index; searches go on meanwhile.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dr_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from dr_keras.library import Model
+    from dr_keras.retrieval.index import Index
+
+ENGINES = ("auto", "flat", "hnsw", "ivfpq")
+
+
+def main() -> int:
+    options = parse()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
+    try:
+        return options.action(options)
+    except InputError as error:
+        print(f"index.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("index.py: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
+        return 130
+
+
+def parse() -> argparse.Namespace:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--index", metavar="PATH", help="the index's folder (default: the run's own index)")
+    which.add_argument("--run", metavar="NAME", help="the run that embeds (default: the index's, else the latest)")
+    engine = argparse.ArgumentParser(add_help=False)
+    engine.add_argument("--engine", choices=ENGINES, help="what searches it (auto: by the number of images)")
+
+    def action(name: str, function: Any, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=about, description=about, parents=list(parents))
+        made.set_defaults(action=function)
+        return made
+
+    made = action("add", add, "add images; those that are there and have not changed are left alone", which, engine)
+    made.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
+    made.add_argument("--label", help="the class of all of them (default: by their folders)")
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an attribute of all of them, for --where; the value is JSON or else text",
+    )
+    made = action(
+        "sync", sync, "make the index agree with a folder: add, embed again, remove what is gone", which, engine
+    )
+    made.add_argument("folder", metavar="FOLDER")
+    made = action("remove", remove, "remove images by id, by unique base name, or by a pattern with * and ?", which)
+    made.add_argument("names", nargs="+", metavar="ID|NAME|GLOB")
+    made = action("stats", stats, "show what the index holds", which)
+    made.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    made = action("verify", verify, "check every vector and the files; exit status 1 where something is wrong", which)
+    made.add_argument("--repair", action="store_true", help="embed damaged images again; those whose file is gone go")
+    made = action("build", build, "build the engine that searches", which)
+    made.add_argument("engine", choices=ENGINES)
+    made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
+    made.add_argument("file", metavar="FILE")
+    made = action("duplicates", duplicates, "find images that are there twice or nearly, and leaks between splits")
+    made.add_argument("folder", metavar="FOLDER")
+    made.add_argument("--json", metavar="FILE", help="write the groups as JSON")
+    made.add_argument("--html", metavar="FILE", help="write a page to look at")
+    made.add_argument("--run", metavar="NAME", help="also compare by this run's embedding")
+    made.add_argument("--max-distance", type=float, metavar="D", help="with --run: how near by embedding is the same")
+    return parser.parse_args()
+
+
+def add(options: argparse.Namespace) -> int:
+    from dr_keras.console import stderr
+    from dr_keras.retrieval.folder import add_files
+
+    attributes = dict(attribute(text) for text in options.set)
+    folders = [path for path in options.paths if Path(path).is_dir()]
+    root = Path(folders[0] if folders else ".")
+    model, index = writable(options, root)
+    with index:
+        report = add_files(
+            index, options.paths, model.reader, label=options.label, attributes=attributes, console=stderr()
+        )
+        keep_up(index, options.engine)
+        print(f"{report}; {len(index):,} images in {index.folder}")
+    return 0
+
+
+def sync(options: argparse.Namespace) -> int:
+    from dr_keras.console import stderr
+    from dr_keras.retrieval.folder import sync_folder
+
+    model, index = writable(options, Path(options.folder))
+    with index:
+        report = sync_folder(index, options.folder, model.reader, console=stderr())
+        keep_up(index, options.engine)
+        print(f"{report}; {len(index):,} images in {index.folder}")
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    from dr_keras.retrieval.index import Index
+
+    with Index.open(place(options), write=True) as index:
+        chosen = {id for name in options.names for id in index.matching(name)}
+        count = index.remove(chosen)
+        print(f"{count:,} removed; {len(index):,} images in {index.folder}")
+    return 0
+
+
+def stats(options: argparse.Namespace) -> int:
+    from dr_keras.retrieval.index import Index
+
+    with Index.open(place(options)) as index:
+        found = index.stats()
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    engine = found["engine"]
+    how = "exact" if engine["exact"] else f"recall@30 {engine['recall']:.3f}, over the first {engine['rows']:,} rows"
+    shown = {
+        "index": found["path"],
+        "run": found["run"] or "-",
+        "root": found["root"],
+        "images": f"{found['images']:,} ({', '.join(f'{count:,} {name}' for name, count in found['splits'].items())})",
+        "searched": f"{found['searched']:,}",
+        "classes": f"{found['classes']:,}",
+        "unreadable": f"{found['skipped']:,} files",
+        "vectors": f"{found['dim']} values each, {found['gaps']:,} gaps",
+        "engine": f"{engine['name']} ({how}), chosen: {engine['chosen']}",
+        "on disk": f"{found['bytes'] / 2**20:,.1f} MiB",
+    }
+    for name, value in shown.items():
+        print(f"{name:<11} {value}")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    from dr_keras.retrieval.index import Index
+
+    if not options.repair:
+        with Index.open(place(options), repair=True) as index:
+            damage = index.verify()
+            for one in damage:
+                print(f"{one.id}: {one.what}" if one.id else one.what)
+            print(f"{len(damage)} problems" if damage else f"{len(index):,} images, nothing wrong")
+        return 1 if damage else 0
+
+    from dr_keras.console import stderr
+    from dr_keras.retrieval.folder import repair
+
+    with Index.open(place(options), write=True, repair=True) as index:
+        report = repair(index, lambda: matching_model(options, index).reader, console=stderr())
+        print(
+            f"{report}; {len(index):,} images, nothing wrong"
+            if str(report)
+            else f"{len(index):,} images, nothing wrong"
+        )
+    return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    from dr_keras.retrieval.index import Index
+
+    with Index.open(place(options), write=True) as index:
+        index.build(options.engine)
+        engine = index.stats()["engine"]
+        print(f"{engine['name']}" + ("" if engine["exact"] else f", recall@30 {engine['recall']:.4f}"))
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from dr_keras.retrieval.index import Index
+
+    with Index.open(place(options)) as index:
+        index.export(options.file)
+    print(f"saved {options.file}")
+    return 0
+
+
+def duplicates(options: argparse.Namespace) -> int:
+    from dr_keras.console import stderr
+    from dr_keras.files import write_json
+    from dr_keras.library import load
+    from dr_keras.retrieval.duplicates import find_duplicates
+
+    more: dict[str, Any] = {}
+    if options.run:
+        reader = load(options.run).reader
+        more = {"embed": reader.embed, "size": reader.size, "resize": reader.resize}
+    if options.max_distance is not None:
+        more["max_distance"] = options.max_distance
+    found = find_duplicates(options.folder, console=stderr(), **more)
+    if options.json:
+        write_json(Path(options.json), found.to_dict())
+    if options.html:
+        found.save_html(Path(options.html))
+    for name, meaning in (
+        ("exact", "groups of equal files"),
+        ("near", "groups of nearly equal images"),
+        ("cross_class", "groups over several classes"),
+        ("leaks", "groups over several splits"),
+    ):
+        print(f"{len(getattr(found, name)):>7,} {meaning}")
+    for file in (options.json, options.html):
+        if file:
+            print(f"saved {file}")
+    return 0
+
+
+def place(options: argparse.Namespace) -> Path:
+    """The folder of the index that is meant."""
+    from dr_keras.runs import open_run
+
+    return Path(options.index) if options.index else open_run(options.run).index
+
+
+def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
+    """The model that the index's vectors are of."""
+    from dr_keras.library import Model
+    from dr_keras.runs import open_run
+
+    # Not by `load`: the index is open already, for writing.
+    model = Model(open_run(options.run or index.run or None), index=None if options.run else index.folder)
+    if index.model and index.model != model.fingerprint:
+        raise InputError(f"the vectors in {index.folder} are of another model than {model.run.path}; choose its --run")
+    return model
+
+
+def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
+    """The model and the index, made where there is none."""
+    from dr_keras.library import Model
+    from dr_keras.retrieval.index import Index
+    from dr_keras.retrieval.store import DATABASE
+    from dr_keras.runs import open_run
+
+    if options.index and not (Path(options.index) / DATABASE).exists():
+        if not root.is_dir():
+            raise InputError(f"there is no folder {root}")
+        run = open_run(options.run)
+        model = Model(run, index=None)
+        return model, Index.create(
+            options.index,
+            model.config.embedding_dim,
+            root=root,
+            model=model.fingerprint,
+            run=run.lasting_name(),
+        )
+    index = Index.open(place(options), write=True)
+    try:
+        return matching_model(options, index), index
+    except BaseException:
+        index.close()
+        raise
+
+
+def keep_up(index: "Index", engine: str | None) -> None:
+    """Builds the engine that was asked for, or the one that the number of images asks for by now."""
+    if engine:
+        index.build(engine)
+    else:
+        index.keep_up()
+
+
+def attribute(text: str) -> tuple[str, Any]:
+    """NAME=VALUE as a pair."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise InputError(f"--set takes NAME=VALUE; {text!r} was given")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

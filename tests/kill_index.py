@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Kills a process that changes an index at random moments and compares the index with the truth.
+
+    python tests/kill_index.py FOLDER ROUNDS SEED
+
+In odd rounds a child adds, updates, removes and compacts, says each change that has returned, and is killed: the index
+has to hold exactly what was said, or besides that the one change that was under way, whole. In even rounds files come,
+change and go, and a child that syncs is killed: each image is as it was or as it is now, and a second sync makes all
+of them so. Prints how the kills fell.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dr_keras.console import stderr
+from dr_keras.retrieval import folder as folders
+from dr_keras.retrieval import index as indexes
+from dr_keras.retrieval.embed import Reader
+from dr_keras.retrieval.folder import sync_folder
+from dr_keras.retrieval.index import Entry, Index
+
+DIM = 8
+Truth = dict[str, bytes]
+
+
+def vector(chance: random.Random) -> np.ndarray:
+    values = np.array([chance.gauss(0, 1) for _ in range(DIM)], np.float32)
+    return values / np.linalg.norm(values)
+
+
+def embed(pixels: np.ndarray) -> np.ndarray:
+    values = pixels.reshape(len(pixels), -1)[:, :DIM].astype(np.float32) + 1
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+READER = Reader(embed, 2, "stretch")
+
+
+def change(seed: str, truth: Truth) -> tuple[str, list[str], np.ndarray]:
+    """A change that follows from the seed and from what there is: what, the ids, and their vectors."""
+    chance = random.Random(seed)
+    ours = sorted(id for id in truth if id.startswith("own/"))
+    what = chance.choice(["add", "add", "put", "remove", "compact"]) if ours else "add"
+    count = chance.randint(1, 30)
+    ids = [f"own/{seed}/{n}" for n in range(count)] if what in ("add", "put") else []
+    if what in ("put", "remove"):
+        ids += chance.sample(ours, min(len(ours), count))
+    return what, ids, np.array([vector(chance) for _ in ids], np.float32).reshape(-1, DIM)
+
+
+def apply(truth: Truth, what: str, ids: list[str], vectors: np.ndarray) -> Truth:
+    if what == "remove":
+        return {id: value for id, value in truth.items() if id not in set(ids)}
+    return truth | {id: value.tobytes() for id, value in zip(ids, vectors, strict=True)}
+
+
+def change_until_killed(place: Path, seed: str, truth: Truth, said: int) -> None:
+    with Index.open(place, write=True) as index:
+        os.write(said, b".")
+        for step in range(10_000):
+            what, ids, vectors = change(f"{seed}.{step}", truth)
+            if what == "add":
+                index.add([Entry(id) for id in ids], vectors)
+            elif what == "put":
+                index.put([Entry(id) for id in ids], vectors)
+            elif what == "remove":
+                index.remove(ids)
+            else:
+                index.compact()
+            os.write(said, b".")
+            truth = apply(truth, what, ids, vectors)
+
+
+def sync_until_killed(place: Path, files: Path, said: int) -> None:
+    with Index.open(place, write=True) as index:
+        os.write(said, b".")
+        sync_folder(index, files, READER, console=stderr())
+        os.write(said, b"!")
+        time.sleep(60)
+
+
+def killed_after(seconds: float, work: object, *arguments: object) -> bytes:
+    """Runs `work` in a child, kills it so long after it has opened the index, and returns what it has said."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(ours)
+        work(*arguments, theirs)  # type: ignore[operator]
+        os._exit(0)
+    os.close(theirs)
+    said = os.read(ours, 1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(ours, 65536):
+        said += more
+    os.close(ours)
+    return said
+
+
+def found_in(place: Path) -> Truth:
+    with Index.open(place) as index:
+        problems = index.verify()
+        assert not problems, problems
+        rows = list(index.all_entries())
+        # What may be found is what is known: no row without an image, and none twice.
+        assert sorted(row for row, *_ in rows) == index.searched_rows().tolist()
+        return {id: index.vectors[row].tobytes() for row, id, *_ in rows}
+
+
+def draw(files: Path, chance: random.Random) -> None:
+    for _ in range(chance.randint(1, 20)):
+        file = files / f"{chance.randrange(40)}.png"
+        if file.exists() and chance.random() < 0.4:
+            file.unlink()
+        else:
+            pixels = [chance.randrange(256) for _ in range(12)]
+            Image.fromarray(np.array(pixels, np.uint8).reshape(2, 2, 3)).save(file)
+            time_ns = chance.randrange(10**18)
+            os.utime(file, ns=(time_ns, time_ns))
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(files / "always.png")
+
+
+def contents(files: Path) -> Truth:
+    names = sorted(file.name for file in files.iterdir())
+    vectors = embed(np.stack([np.asarray(Image.open(files / name)) for name in names]))
+    return {f"{files.name}/{name}": value.tobytes() for name, value in zip(names, vectors, strict=True)}
+
+
+def main() -> None:
+    place, rounds, seed = Path(sys.argv[1]) / "index", int(sys.argv[2]), sys.argv[3]
+    files = Path(sys.argv[1]) / "files"
+    files.mkdir()
+    folders.CHUNK = 4
+    indexes.FEW_GAPS = 20  # removals compact, too
+    Index.create(place, DIM, root=files.parent).close()
+    truth: Truth = {}
+    chance = random.Random(seed)
+    under_way = finished = between = done = 0
+    for number in range(rounds):
+        if number % 2:
+            said = killed_after(chance.uniform(0, 0.06), change_until_killed, place, f"{seed}.{number}", truth)
+            for step in range(len(said) - 1):
+                truth = apply(truth, *change(f"{seed}.{number}.{step}", truth))
+            found = found_in(place)
+            if found != truth:
+                truth = apply(truth, *change(f"{seed}.{number}.{len(said) - 1}", truth))
+                under_way += 1
+            assert found == truth, f"round {number}: not what was acknowledged"
+            done += len(said) - 1
+        else:
+            before = {id: value for id, value in truth.items() if not id.startswith("own/")}
+            own = {id: value for id, value in truth.items() if id.startswith("own/")}
+            draw(files, chance)
+            after = contents(files)
+            said = killed_after(chance.uniform(0, 0.04), sync_until_killed, place, files)
+            found = found_in(place)
+            assert {id: value for id, value in found.items() if id.startswith("own/")} == own
+            for id in before.keys() | after.keys() | (found.keys() - own.keys()):
+                assert found.get(id) in (before.get(id), after.get(id)), f"round {number}: {id}"
+            if said.endswith(b"!"):
+                finished += 1
+                assert found == own | after
+            elif found != own | before:
+                between += 1
+            with Index.open(place, write=True) as index:
+                sync_folder(index, files, READER, console=stderr())
+            found, wanted = found_in(place), own | after
+            differing = [id for id in found.keys() | wanted.keys() if found.get(id) != wanted.get(id)]
+            assert not differing, f"round {number}: {differing} after a second sync"
+            truth = own | after
+    print(
+        f"{rounds} kills; {done} changes acknowledged, {under_way} kept that were under way; {between} syncs in parts"
+    )
+    print(f"{finished} syncs finished; {len(truth)} images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""An index whose writer is killed at random moments loses nothing that was acknowledged and always opens."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_a_hundred_kills_lose_nothing(tmp_path):
+    script = Path(__file__).parent / "kill_index.py"
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "100", "0"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    kills, acknowledged, _, in_parts = map(int, re.findall(r"\d+", result.stdout)[:4])
+    assert kills == 100
+    assert acknowledged > 50  # the kills fell while changes were made,
+    assert in_parts > 5  # and in the middle of syncs
