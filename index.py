@@ -240,8 +240,7 @@ def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
     from dr_keras.library import Model
     from dr_keras.runs import open_run
 
-    # Not by `load`: the index is open already, for writing.
-    model = Model(open_run(options.run or index.run or None), index=None if options.run else index.folder)
+    model = Model(open_run(options.run or index.run or None))
     if index.model and index.model != model.fingerprint:
         raise InputError(f"the vectors in {index.folder} are of another model than {model.run.path}; choose its --run")
     return model
@@ -258,7 +257,7 @@ def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]
         if not root.is_dir():
             raise InputError(f"there is no folder {root}")
         run = open_run(options.run)
-        model = Model(run, index=None)
+        model = Model(run)
         return model, Index.create(
             options.index,
             model.config.embedding_dim,

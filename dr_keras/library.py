@@ -132,24 +132,25 @@ class Model:
     Args:
         run: the run folder.
         runtime: 'litert', 'saved_model', 'keras', or 'auto': LiteRT, and Keras where the run is not exported.
-        index: the index to search; the run's own by default.
     """
 
-    def __init__(self, run: Run, runtime: str = "auto", *, index: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, run: Run, runtime: str = "auto") -> None:
         if runtime not in RUNTIMES:
             raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
         self.run = run
         self.config = run.config()
-        if index is not None:
-            self.use_index(index)
-        elif not run.weights_file.is_file():  # a damaged index shall be known at once
-            self.index = Index.open(run.index)
         self._runtime = runtime
         self._embedder: Embedder | None = None
 
     @cached_property
     def index(self) -> Index:
-        """The gallery; raises `RunError` for a released model, which has none until it is given one."""
+        """The gallery: the run's own index, opened when it is first wanted, or what `use_index` or `use_gallery` set.
+
+        Raises:
+            RunError: it is damaged, or this is a released model, which has none until it is given one.
+        """
+        if not self.run.weights_file.is_file():
+            return Index.open(self.run.index)
         raise RunError(
             f"{self.run.path.name} is a released model and has no gallery of its own; search your own folder with "
             "--gallery FOLDER or --index PATH, or evaluate on a data set with --data"
@@ -415,7 +416,12 @@ def load(
     if run is None and index is not None:
         with Index.open(index) as opened:
             run = opened.run or None
-    return Model(open_run(None if run is None else os.fspath(run)), runtime, index=index)
+    model = Model(open_run(None if run is None else os.fspath(run)), runtime)
+    if index is not None:
+        return model.use_index(index)
+    if not model.run.weights_file.is_file():
+        _ = model.index  # a damaged index shall be known at once
+    return model
 
 
 def train(

@@ -4,7 +4,7 @@ import pytest
 from dr_keras.errors import InputError
 from dr_keras.evaluation import SearchOptions
 from dr_keras.retrieval import expansion
-from dr_keras.retrieval.expansion import average_gallery, expand_queries, unit_length
+from dr_keras.retrieval.expansion import average_gallery, expand_queries, refined_query, unit_length
 
 
 def unit(seed, *shape):
@@ -43,3 +43,15 @@ def test_more_neighbours_than_there_are():
 def test_options_out_of_range():
     with pytest.raises(InputError, match="--query-expansion"):
         SearchOptions(query_expansion=-1)
+
+
+def test_a_refined_query_is_like_the_positives_and_unlike_the_negatives():
+    random = np.random.default_rng(0)
+    vectors = unit_length(random.standard_normal((6, 8)).astype(np.float32))
+    assert refined_query(vectors[:1], vectors[:0]).tolist() == vectors[0].tolist()
+    found = refined_query(vectors[:3], vectors[3:5])
+    expected = vectors[:3].mean(axis=0) - 0.5 * vectors[3:5].mean(axis=0)
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+    assert found @ vectors[3] < refined_query(vectors[:3], vectors[:0]) @ vectors[3]
+    with pytest.raises(InputError, match="cancel each other out"):
+        refined_query(np.stack([vectors[0], -vectors[0]]), vectors[:0])

@@ -1,0 +1,194 @@
+"""Folders into an index: what is new, changed, touched, broken or gone."""
+
+import hashlib
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import write_folders
+
+from dr_keras.console import stderr
+from dr_keras.errors import InputError, RunError
+from dr_keras.retrieval.embed import Reader
+from dr_keras.retrieval.folder import add_files, repair, sync_folder
+from dr_keras.retrieval.index import Entry, Index
+
+SIZE = 8
+
+
+class Counting:
+    """Vectors that follow from the pixels, and how many images were asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, pixels):
+        self.asked.append(len(pixels))
+        values = pixels.reshape(len(pixels), -1)[:, :: pixels[0].size // 16][:, :16].astype(np.float32) + 1
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def embed():
+    return Counting()
+
+
+@pytest.fixture
+def reader(embed):
+    return Reader(embed, SIZE, "stretch")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return write_folders(tmp_path / "pictures", each=3)
+
+
+@pytest.fixture
+def index(tmp_path, pictures):
+    with Index.create(tmp_path / "index", 16, root=pictures) as index:
+        yield index
+
+
+def counts(report):
+    return report.added, report.updated, report.unchanged, report.removed, report.skipped
+
+
+def ids(index):
+    return {id for _, id, *_ in index.all_entries()}
+
+
+def test_only_what_changes_is_embedded(index, pictures, reader, embed):
+    (pictures / "loose.png").write_bytes((pictures / "disc" / "disc_1.png").read_bytes())
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    report = sync_folder(index, pictures, reader, console=stderr())
+    assert counts(report) == (13, 0, 0, 0, 1)
+    assert report.first_skipped.startswith("broken.jpg (")
+    assert str(report) == f"13 added, 0 updated, 0 unchanged, 1 could not be read, {report.first_skipped} first"
+    entry, vector = index.get("disc/disc_1.png")
+    status = (pictures / "disc" / "disc_1.png").stat()
+    content = hashlib.sha256((pictures / "disc" / "disc_1.png").read_bytes()).digest()
+    assert entry == Entry("disc/disc_1.png", "disc", "", content, status.st_size, status.st_mtime_ns)
+    assert index.get("loose.png")[0].label == "-"
+    assert np.array_equal(index.get("loose.png")[1], vector)
+
+    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 13, 0, 1)
+    assert embed.asked == [13]
+
+    os.utime(pictures / "disc" / "disc_0.png", ns=(1, 1))  # touched: read, and not embedded
+    (pictures / "rings" / "rings_0.png").unlink()
+    shutil.copy(pictures / "bars" / "bars_0.png", pictures / "plain" / "plain_0.png")
+    shutil.copy(pictures / "bars" / "bars_1.png", pictures / "broken.jpg")
+    (pictures / "bars" / "bars_2.png").write_bytes(b"broken now")
+    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (1, 1, 10, 1, 1)
+    assert embed.asked == [13, 2]
+    assert index.get("disc/disc_0.png")[0].mtime_ns == 1
+    assert np.array_equal(index.get("plain/plain_0.png")[1], index.get("bars/bars_0.png")[1])
+    assert ids(index) == {path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*g")} - {
+        "bars/bars_2.png"
+    }
+    assert index.verify() == []
+
+
+def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(index, pictures, reader, embed, tmp_path):
+    add_files(index, [pictures / "disc"], reader, attributes={"year": 2020}, console=stderr())
+    elsewhere = write_folders(tmp_path / "elsewhere", each=1, seed=1)
+    add_files(index, [elsewhere], reader, attributes={"year": 2021}, console=stderr())
+    own = elsewhere / "bars" / "bars_0.png"
+    assert index.get(str(own))[0].label == "bars"
+    assert index.find("elsewhere/bars/bars_0.png") == index.row(str(own))
+    report = add_files(index, [own], reader, label="stripes", attributes={"good": True}, console=stderr())
+    assert counts(report) == (0, 0, 1, 0, 0)
+    assert index.get(str(own))[0].label == "stripes"
+    assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
+    found, _ = index.search(index.get(str(own))[1][None], 99, where="year = 2020")
+    assert {entry.name for entry in index.entries(found[0])} == {"disc_0.png", "disc_1.png", "disc_2.png"}
+    shutil.copy(elsewhere / "disc" / "disc_0.png", own)
+    assert counts(add_files(index, [own], reader, console=stderr())) == (0, 1, 0, 0, 0)
+    assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
+    assert embed.asked == [3, 4, 1]
+    sync_folder(index, pictures, reader, console=stderr())
+    assert len(index) == 12 + 4  # what lies elsewhere stays
+    shutil.rmtree(elsewhere)
+    elsewhere.mkdir()
+    with pytest.raises(InputError, match="holds no images; if that is meant"):
+        sync_folder(index, elsewhere, reader, console=stderr())
+    assert len(index) == 16
+    assert counts(sync_folder(index, elsewhere, reader, empty=True, console=stderr()))[3] == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("new/deep/a.png", "new"),
+        ("deep/bars/b.png", "bars"),
+        ("train/new/images/c.png", "new"),
+        ("val/d.png", "val"),
+        ("e.png", "-"),
+    ],
+)
+def test_the_class_is_the_innermost_known_folder_or_the_first(index, pictures, reader, path, label):
+    sync_folder(index, pictures, reader, console=stderr())
+    (pictures / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(pictures / "bars" / "bars_0.png", pictures / path)
+    sync_folder(index, pictures, reader, console=stderr())
+    assert index.get(path)[0].label == label
+
+
+def test_every_chunk_is_kept(index, pictures, reader, embed, monkeypatch):
+    monkeypatch.setattr("dr_keras.retrieval.folder.CHUNK", 5)
+    plain = embed.__call__
+
+    def interrupted(pixels):
+        if len(embed.asked) == 1:
+            raise KeyboardInterrupt
+        return plain(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        sync_folder(index, pictures, Reader(interrupted, SIZE, "stretch"), console=stderr())
+    assert len(index) == 5
+    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (7, 0, 5, 0, 0)
+    assert embed.asked == [5, 5, 2]
+
+
+def test_what_cannot_be_used(index, tmp_path, reader):
+    for paths, message in (([tmp_path / "absent"], "does not exist"), ([tmp_path / "empty"], "holds no images")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            add_files(index, paths, reader, console=stderr())
+    with pytest.raises(InputError, match="there is no folder"):
+        sync_folder(index, tmp_path / "absent", reader, console=stderr())
+
+
+def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures, reader, embed):
+    sync_folder(index, pictures, reader, console=stderr())
+    index.add([Entry("own.png", "bars", attributes={"n": 1})], index.vectors[:1])
+    before = {id: index.get(id) for id in ids(index)}
+    index.close()
+    file = tmp_path / "index" / "vectors-0.f32"
+    data = bytearray(file.read_bytes()[:-40])  # the last is gone, and the one before it is damaged
+    data[3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(RunError, match="verify --repair"):
+        Index.open(tmp_path / "index")
+    (pictures / "bars" / "bars_0.png").unlink()
+    embed.asked.clear()
+    with Index.open(tmp_path / "index", write=True, repair=True) as index:
+        damaged = {one.id for one in index.verify()}
+        assert damaged == {"bars/bars_0.png", "own.png"} | ({"rings/rings_2.png"} & damaged)
+        report = repair(index, lambda: reader, console=stderr())
+        assert report.removed == 2
+        assert index.verify() == []
+    with Index.open(tmp_path / "index") as index:
+        assert ids(index) == before.keys() - {"bars/bars_0.png", "own.png"}
+        for id in ids(index):
+            assert index.get(id)[0] == before[id][0]
+            assert np.array_equal(index.get(id)[1], before[id][1])
+    assert repair_of_nothing(tmp_path / "index") == 0
+
+
+def repair_of_nothing(folder):
+    """How many problems are left where there are none, without a model."""
+    with Index.open(folder, write=True, repair=True) as index:
+        repair(index, pytest.fail, console=stderr())
+        return len(index.verify())
