@@ -204,6 +204,8 @@ def duplicates(options: argparse.Namespace) -> int:
     from dr_keras.library import load
     from dr_keras.retrieval.duplicates import find_duplicates
 
+    if not Path(options.folder).exists():
+        raise InputError(f"there is no folder {options.folder}")
     more: dict[str, Any] = {}
     if options.run:
         reader = load(options.run).reader

@@ -15,7 +15,7 @@ from rich.console import Console
 from dr_keras import export
 from dr_keras.config import ARCHITECTURE, Config, flags
 from dr_keras.console import bar, stderr
-from dr_keras.data import TRAIN
+from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.pipeline import ImageSource, Share, TripletSource
@@ -24,6 +24,7 @@ from dr_keras.data.triplets import ImageSampler, TripletSampler
 from dr_keras.errors import MissingPackage, RunError
 from dr_keras.files import new_file, write_array, write_json
 from dr_keras.model.released import run_network
+from dr_keras.retrieval.duplicates import leaks_between
 from dr_keras.retrieval.embed import embed_with_network
 from dr_keras.retrieval.folder import file_stamps
 from dr_keras.retrieval.index import Index
@@ -84,6 +85,7 @@ def run_training(
     sources = training_sources(config, pixels, rows, catalog.labels[rows], share)
     with _folder(run, config, main=main, fresh=not resume, overwrite=overwrite) as place, _writing(place):
         if not resume:
+            report["leaks"] = _leaks(catalog, pixels)
             write_json(place.report_file, report)
         _say_data(console, catalog, report, place)
         _train(
@@ -238,6 +240,18 @@ def _say_data(console: Console, catalog: Catalog, report: dict[str, Any], run: R
         )
     for note in report["notes"]:
         console.print(f"note: {note}")
+    if leaks := report.get("leaks"):
+        console.print(
+            f"{len(leaks)} pictures are training and validation images at once, {' and '.join(leaks[0][:2])} first, so "
+            f"figures on the validation images are a little too good; see index.py duplicates {catalog.root}"
+        )
+
+
+def _leaks(catalog: Catalog, pixels: Images) -> list[list[str]]:
+    """The ids of pictures that lie in training or monitor and in validation, pixel by pixel the same."""
+    if isinstance(pixels, StreamedImages):
+        return []  # all would have to be decoded once more
+    return [[catalog.ids[row] for row in rows] for rows in leaks_between(pixels, catalog.splits == VALIDATION)]
 
 
 def _say_lost(console: Console, pixels: Images) -> None:

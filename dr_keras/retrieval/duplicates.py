@@ -1,0 +1,528 @@
+"""Pictures that a folder holds more than once: exact copies, near copies, and what they spoil.
+
+- exact: files of equal content, by the SHA-256 of their bytes.
+- near: files that show one picture: saved again, resized, brightened a little, cropped by a pixel. Candidates are found
+  by a hash of 64 bits of the lowest frequencies (Zauner 2010, "Implementation and benchmarking of perceptual image hash
+  functions") and confirmed by comparing the edges of small versions; a network's embeddings can find more.
+- cross_class: groups of either kind whose pictures have different classes, so that one label is wrong.
+- leaks: groups of either kind whose pictures lie in different splits, so that figures on held-out images are too good.
+"""
+
+import hashlib
+import os
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dr_keras.console import bar, stderr
+from dr_keras.data import MONITOR, TRAIN, VALIDATION
+from dr_keras.data.catalog import Catalog, images_below, load_catalog
+from dr_keras.data.images import EXTENSIONS
+from dr_keras.data.pixels import decode_files
+from dr_keras.errors import InputError
+from dr_keras.files import new_file
+
+# Top-level folders that stand for a split wherever the folders of a data set are splits.
+FOLDER_SPLITS = {
+    "train": "train",
+    **dict.fromkeys(("val", "validation", "valid", "dev"), "validation"),
+    "test": "test",
+}
+
+HASHED_SIDE = 32  # pixels a side that the hash is made of, and
+FREQUENCIES = 8  # its lowest frequencies in each direction: both as in Zauner 2010
+# Bits of 64 by which two hashes may differ. Of 2,000 training images of Tiny ImageNet, this finds all that are saved
+# again as JPEG at quality 60 or brightened by a tenth, 97 % brightened by 0.3 and 94 % cropped by a pixel of 64 all
+# round; besides exact copies it leaves 20 candidates among 5 billion pairs. With 8 bits no more of these show one
+# picture, and the largest group of tiny pictures that are all alike, scikit-learn's digits, grows from 41 to 106.
+HASH_RADIUS = 6
+THUMBNAIL_SIDE = 16  # cells a side whose edges are compared: finer ones miss a crop by a pixel, coarser ones are alike
+# The least correlation of the edges of one picture. Among 1,965 pairs of different files of Tiny ImageNet's training
+# images, those with the nearest hashes, that of different pictures is 0.77 at most. Copies at JPEG quality 60 have 0.95
+# and more; of those cropped by a pixel all round, or made half as large and saved at quality 75, 99 of 100 have 0.9.
+LEAST_CORRELATION = 0.9
+FLAT = 2.0  # grey levels of standard deviation below which a picture is flat: half the least in Tiny ImageNet
+GREY = 8.0  # levels between the channels below which a picture has no colour; JPEG itself makes a few
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow makes grey of RGB
+
+# Euclidean distance of unit vectors, 0 to 2. In 15,000 training images the released network of Tiny ImageNet puts the
+# nearest two different pictures 0.197 apart, and more images come nearer; copies brightened by a tenth are 0.12 apart.
+MAX_DISTANCE = 0.15
+
+DECODED_BYTES = 256 * 2**20  # pixels held at a time; fewer would start child processes too often
+HASHED = 4096  # pictures hashed at a time: 16 MB of grey
+EMBEDDED = 512  # pictures given to the network between two steps of the progress bar
+SEARCHED = 1024  # queries of a search at a time: at most 1024 N pairs come back
+INDEXED = 16384  # queries that share an index; the next one leaves these out, since each pair is wanted once
+CONFIRMED = 4096  # candidate pairs compared at a time: 2 x 1440 differences each, 47 MB
+
+Embed = Callable[[np.ndarray], np.ndarray]
+Groups = list[list[str]]
+Pairs = tuple[np.ndarray, np.ndarray]  # two (n,) int64 of row numbers
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of pictures that are copies of each other. A group is a sorted list of ids; groups are sorted.
+
+    Attributes:
+        exact: files of equal content.
+        near: pictures that look the same, of at least two contents. Exact copies of a member are members as well, so
+            that a group is all there is of one picture.
+        cross_class: the groups of `exact` and `near` with members of different classes. Where exact copies have a near
+            one as well, both groups are here; so too in `leaks`.
+        leaks: the groups of `exact` and `near` with members in different splits.
+        root: the folder that ids are relative to.
+        images: how many pictures were compared.
+        labels: the class of each id that has one.
+        class_names: the name for people of each class that has another.
+        splits: the split of each id that has one: train, validation or test.
+        skipped: the reason for each id that could not be read.
+    """
+
+    exact: Groups
+    near: Groups
+    cross_class: Groups
+    leaks: Groups
+    root: Path
+    images: int
+    labels: dict[str, str]
+    class_names: dict[str, str]
+    splits: dict[str, str]
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: exact, near, cross_class and leaks, each a list of lists of ids, and what was skipped."""
+        return {
+            "exact": self.exact,
+            "near": self.near,
+            "cross_class": self.cross_class,
+            "leaks": self.leaks,
+            "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped.items()],
+        }
+
+    def save_html(self, file: Path) -> None:
+        """Writes a page to look at: one file that holds the pictures and loads nothing."""
+        from dr_keras.retrieval.duplicates_page import page
+
+        with new_file(Path(file)) as temporary:
+            temporary.write_text(page(self), encoding="utf-8")
+
+
+def find_duplicates(
+    folder: str | os.PathLike[str],
+    *,
+    embed: Embed | None = None,
+    size: int | None = None,
+    resize: str = "stretch",
+    max_distance: float = MAX_DISTANCE,
+    console: Console | None = None,
+) -> Duplicates:
+    """Finds the exact and near copies among all pictures of a folder.
+
+    Classes and splits are those of `load_catalog`, with the monitor images as training images. Images that the data set
+    does not list (those in its test/ folder, for one) are compared as well; their split is that of the top-level
+    folder, their class that of the folder below it, as far as either is known. A folder without class folders is a heap
+    of pictures. A flat picture has exact copies only: nothing else tells it from another one.
+
+    Args:
+        folder: a folder with images at any depth, or whatever else `load_catalog` takes; of a manifest, only the images
+            that it lists are compared.
+        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length. Its pairs join those of the hash in `near`.
+        size, resize: how images are decoded for `embed`, see `dr_keras.data.images.decode`.
+        max_distance: the largest Euclidean distance of two vectors of `embed` that makes a pair. What it should be
+            depends on the network: one that was trained with these images draws different ones of a class together.
+        console: shows the progress; standard error by default.
+
+    Raises:
+        InputError: there is no such folder, or it holds no images.
+    """
+    if embed and not size:
+        raise ValueError("embed is given without size; give the pixels a side of the images that it takes")
+    console = console or stderr()
+    pictures = _list_pictures(folder, console)
+    files = [os.path.join(pictures.root, name) for name in pictures.ids]
+
+    content, reasons = _contents(files, console)  # one file stands for all of its content from here on
+    rows = np.flatnonzero(content == np.arange(len(files)))
+    looks, failures = _look([files[row] for row in rows], console)
+    reasons |= {int(rows[place]): reason for place, reason in failures.items()}
+    usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(failures, np.int64))
+    group = np.arange(len(rows))  # the first row of each row's group
+    clear = usable[~looks.flat[usable]]
+    _join_by_hash(group, looks, clear, console)
+    if embed and size:
+        _join_by_embedding(group, [files[row] for row in rows], clear, embed, size, resize, max_distance, console)
+
+    copies: dict[int, list[str]] = defaultdict(list)
+    skipped = {}
+    for row, first in enumerate(content.tolist()):
+        if row in reasons or first in reasons:
+            skipped[pictures.ids[row]] = reasons.get(row) or reasons[first]
+        else:
+            copies[first].append(pictures.ids[row])
+    alike: dict[int, list[int]] = defaultdict(list)
+    for place in usable.tolist():
+        alike[int(group[place])].append(int(rows[place]))
+    exact = _sorted(copies.values())
+    near = _sorted([name for row in members for name in copies[row]] for members in alike.values() if len(members) > 1)
+    return Duplicates(
+        exact=exact,
+        near=near,
+        cross_class=_mixed(exact + near, pictures.labels),
+        leaks=_mixed(exact + near, pictures.splits),
+        root=pictures.root,
+        images=len(files) - len(skipped),
+        labels=pictures.labels,
+        class_names=pictures.class_names,
+        splits=pictures.splits,
+        skipped=skipped,
+    )
+
+
+def leaks_between(pixels: np.ndarray, splits: np.ndarray) -> list[list[int]]:
+    """The groups of images with identical pixels that lie in more than one split: cheap enough for every training.
+
+    Args:
+        pixels: (N, H, W, 3) uint8; may be memory-mapped.
+        splits: (N,) numbers. Different ones are different splits, `TRAIN` and `MONITOR` too.
+
+    Returns:
+        Sorted row numbers of each group; groups by their first row.
+    """
+    middle = np.ascontiguousarray(pixels[:, pixels.shape[1] // 2])  # the line that a frame or a sky fills least
+    sums = np.fromiter((zlib.crc32(line) for line in middle), np.uint32, len(middle))
+    order = np.argsort(sums, kind="stable")
+    groups = []
+    for rows in np.split(order, np.flatnonzero(np.diff(sums[order])) + 1):
+        if len(rows) < 2 or (splits[rows] == splits[rows[0]]).all():
+            continue
+        same: dict[bytes, list[int]] = defaultdict(list)
+        for row in rows.tolist():
+            same[hashlib.sha256(pixels[row].tobytes()).digest()].append(row)
+        groups += [found for found in same.values() if len({int(split) for split in splits[found]}) > 1]
+    return sorted(groups)
+
+
+def dct_hashes(pixels: np.ndarray) -> np.ndarray:
+    """A hash of each picture's lowest frequencies: which of them are above their median.
+
+    Args:
+        pixels: (N, 32, 32, 3) uint8.
+
+    Returns:
+        (N, 8) uint8, 63 bits and a 0: the 8 x 8 lowest frequencies of the grey picture by rows, without the constant.
+    """
+    basis = _dct_basis()
+    hashes = np.empty((len(pixels), FREQUENCIES**2 // 8), np.uint8)
+    for start in range(0, len(pixels), HASHED):
+        grey = pixels[start : start + HASHED].astype(np.float32) @ LUMA
+        values = (basis @ grey @ basis.T).reshape(len(grey), -1)[:, 1:]
+        hashes[start : start + HASHED] = np.packbits(values > np.median(values, axis=1, keepdims=True), axis=1)
+    return hashes
+
+
+def close_hashes(hashes: np.ndarray, radius: int) -> Iterator[Pairs]:
+    """The pairs of rows whose hashes differ by at most `radius` bits, a part at a time, each pair once.
+
+    Args:
+        hashes: (N, 8) uint8.
+        radius: bits.
+
+    Yields:
+        Rows and others, (n,) int64 each, others > rows; one for each `SEARCHED` rows.
+    """
+    import faiss
+
+    # The search is for what is nearer than, not as near as.
+    yield from _close(hashes, radius + 1, lambda: faiss.IndexBinaryFlat(8 * hashes.shape[1]))
+
+
+def close_vectors(vectors: np.ndarray, radius: float) -> Iterator[Pairs]:
+    """As `close_hashes`, for (N, D) float32 vectors nearer to each other than the Euclidean distance `radius`."""
+    import faiss
+
+    yield from _close(vectors, radius**2, lambda: faiss.IndexFlatL2(vectors.shape[1]))
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """All pictures of a folder; the attributes as in `Duplicates`."""
+
+    root: Path
+    ids: list[str]
+    labels: dict[str, str]
+    class_names: dict[str, str]
+    splits: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """What pictures are compared by.
+
+    Attributes:
+        hashes: (N, 8) uint8, see `dct_hashes`.
+        thumbnails: (N, 16, 16, 3) uint16, sums of four pixels.
+        flat: (N,) bool, pictures without contrast.
+    """
+
+    hashes: np.ndarray
+    thumbnails: np.ndarray
+    flat: np.ndarray
+
+
+def _list_pictures(folder: str | os.PathLike[str], console: Console) -> _Pictures:
+    catalog = None
+    try:
+        catalog = load_catalog(folder, monitor=0, validation=0, seed=0, console=console)
+        root = catalog.root
+    except InputError:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise
+        root = root.resolve()
+    if catalog and catalog.source != root:  # a manifest
+        splits = {TRAIN: "train", MONITOR: "train", VALIDATION: "validation"}
+        return _Pictures(
+            root,
+            list(catalog.ids),
+            _labels(catalog),
+            dict(zip(catalog.classes, catalog.class_names, strict=True)),
+            {name: splits[split] for name, split in zip(catalog.ids, catalog.splits.tolist(), strict=True)},
+        )
+    if catalog and FOLDER_SPLITS.keys() >= set(catalog.classes):
+        catalog = None  # val/ and test/ and no train/ are no classes
+    labels = _labels(catalog) if catalog else {}
+    ids = list(catalog.ids) if catalog else []
+    ids += _unlisted(root, ids)
+    if not ids:
+        raise InputError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}); give a folder that does")
+    in_splits = not catalog or _has_split_folders(catalog)
+    if catalog and in_splits:
+        labels = _labels_by_folder(ids, set(catalog.classes)) | labels
+    splits_by_name = {name: FOLDER_SPLITS.get(name.partition("/")[0]) for name in ids if in_splits and "/" in name}
+    return _Pictures(
+        root,
+        ids,
+        labels,
+        dict(zip(catalog.classes, catalog.class_names, strict=True)) if catalog else {},
+        {name: split for name, split in splits_by_name.items() if split},
+    )
+
+
+def _labels(catalog: Catalog) -> dict[str, str]:
+    return {name: catalog.classes[label] for name, label in zip(catalog.ids, catalog.labels.tolist(), strict=True)}
+
+
+def _unlisted(root: Path, ids: Iterable[str]) -> list[str]:
+    """The images below `root` that are not in `ids`, not by another way through symbolic links either; sorted."""
+    real: dict[str, str] = {}
+
+    def place(name: str) -> tuple[str, str]:
+        above, _, own = name.rpartition("/")
+        if above not in real:
+            real[above] = os.path.realpath(os.path.join(root, above))
+        return real[above], own
+
+    known = {place(name) for name in ids}
+    prefix = str(root).rstrip(os.sep) + os.sep
+    names = sorted(file.removeprefix(prefix).replace(os.sep, "/") for file in images_below(root))
+    return [name for name in names if place(name) not in known]
+
+
+def _has_split_folders(catalog: Catalog) -> bool:
+    """Whether the classes lie in a folder train/, and beside it are splits."""
+    prefixes = [f"train/{name}/" for name in catalog.classes]
+    return all(catalog.ids[row].startswith(prefixes[catalog.labels[row]]) for row in catalog.rows(TRAIN).tolist())
+
+
+def _labels_by_folder(ids: Iterable[str], classes: set[str]) -> dict[str, str]:
+    """Classes by SPLIT/CLASS/..., of the splits in which one of `classes` is such a folder; test/images is no class."""
+    parts = {name: name.split("/") for name in ids}
+    folders = {name: (part[0], part[1]) for name, part in parts.items() if len(part) > 2}
+    with_classes = {split for split, label in folders.values() if label in classes}
+    return {name: label for name, (split, label) in folders.items() if split in with_classes}
+
+
+def _contents(files: Sequence[str], console: Console) -> tuple[np.ndarray, dict[int, str]]:
+    """The first row with each row's content, (N,) int64, -1 where there is none; the reason for each row without."""
+    sizes: list[int] = []
+    reasons: dict[int, str] = {}
+    for row, file in enumerate(files):
+        try:
+            sizes.append(os.stat(file).st_size)
+        except OSError as error:
+            sizes.append(-1)
+            reasons[row] = f"cannot be read: {error.strerror or error}"
+    counts = Counter(sizes)
+    content = np.arange(len(files))
+    content[list(reasons)] = -1
+    shared = [row for row, size in enumerate(sizes) if size >= 0 and counts[size] > 1]
+    first: dict[bytes, int] = {}
+    with bar("comparing files", len(shared), console) as advance:
+        for row in shared:
+            try:
+                with open(files[row], "rb", buffering=0) as stream:
+                    digest = hashlib.file_digest(stream, "sha256").digest()
+                content[row] = first.setdefault(digest, row)
+            except OSError as error:
+                content[row] = -1
+                reasons[row] = f"cannot be read: {error.strerror or error}"
+            advance(1)
+    return content, reasons
+
+
+def _look(files: Sequence[str], console: Console) -> tuple[_Looks, dict[int, str]]:
+    """What `files` are compared by, unspecified where one failed, and the reason for each row that failed."""
+    looks = _Looks(
+        np.empty((len(files), FREQUENCIES**2 // 8), np.uint8),
+        np.empty((len(files), THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint16),
+        np.empty(len(files), bool),
+    )
+    failures: dict[int, str] = {}
+    with bar("reading images", len(files), console) as advance:
+        for start, pixels, failed in _decoded(files, HASHED_SIDE, "stretch", advance):
+            failures |= failed
+            for part in range(0, len(pixels), HASHED):
+                images = pixels[part : part + HASHED]
+                rows = slice(start + part, start + part + len(images))
+                looks.hashes[rows] = dct_hashes(images)
+                looks.thumbnails[rows] = _thumbnails(images)
+                looks.flat[rows] = (images.astype(np.float32) @ LUMA).std(axis=(1, 2)) < FLAT
+    return looks, failures
+
+
+def _decoded(
+    files: Sequence[str], size: int, resize: str, advance: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
+    """Decodes files a part at a time: its first row, its (n, size, size, 3) uint8 pixels, the reasons by row."""
+    part = max(1, DECODED_BYTES // (3 * size * size))
+    for start in range(0, len(files), part):
+        pixels, failures = decode_files(files[start : start + part], size, resize, advance=advance)
+        yield start, pixels, {start + row: reason for row, reason in failures.items()}
+
+
+def _dct_basis() -> np.ndarray:
+    """The lowest frequencies of the orthonormal DCT-II: (8, 32) float32."""
+    place, frequency = np.arange(HASHED_SIDE), np.arange(FREQUENCIES)[:, None]
+    basis = np.cos(np.pi * (2 * place + 1) * frequency / (2 * HASHED_SIDE)) * np.sqrt(2 / HASHED_SIDE)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def _thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """(N, 32, 32, 3) uint8 -> (N, 16, 16, 3) uint16, the sums of 2 x 2 pixels."""
+    wide = pixels.astype(np.uint16)
+    lines = wide[:, 0::2] + wide[:, 1::2]
+    return lines[:, :, 0::2] + lines[:, :, 1::2]
+
+
+def _close(values: np.ndarray, radius: float, make: Callable[[], Any]) -> Iterator[Pairs]:
+    for first in range(0, len(values), INDEXED):
+        index = make()
+        index.add(np.ascontiguousarray(values[first:]))
+        for start in range(first, min(first + INDEXED, len(values)), SEARCHED):
+            queries = np.ascontiguousarray(values[start : min(start + SEARCHED, first + INDEXED)])
+            limits, _, found = index.range_search(queries, radius)
+            rows = start + np.repeat(np.arange(len(queries)), np.diff(limits.astype(np.int64)))
+            others = first + found
+            later = others > rows
+            yield rows[later], others[later]
+
+
+def _join(group: np.ndarray, rows: np.ndarray, others: np.ndarray) -> None:
+    """Makes one group of each pair's two groups, in place.
+
+    Args:
+        group: (N,) int64, the first row of each row's group.
+        rows, others: (n,) int64.
+    """
+    while True:
+        left, right = group[rows], group[others]
+        apart = left != right
+        if not apart.any():
+            return
+        rows, others = rows[apart], others[apart]
+        low, high = np.minimum(left, right)[apart], np.maximum(left, right)[apart]
+        np.minimum.at(group, high, low)
+        while (further := group[group]).tobytes() != group.tobytes():
+            group[:] = further
+
+
+def _join_by_hash(group: np.ndarray, looks: _Looks, rows: np.ndarray, console: Console) -> None:
+    with bar("looking for near copies", len(rows), console) as advance:
+        for one, other in close_hashes(looks.hashes[rows], HASH_RADIUS):
+            left, right = rows[one], rows[other]
+            apart = group[left] != group[right]  # of a thousand copies, few of their million pairs are compared
+            left, right = left[apart], right[apart]
+            for start in range(0, len(left), CONFIRMED):
+                part = slice(start, start + CONFIRMED)
+                same = _correlation(looks.thumbnails, left[part], right[part]) >= LEAST_CORRELATION
+                _join(group, left[part][same], right[part][same])
+            advance(SEARCHED)
+
+
+def _correlation(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How alike the edges of two pictures are, (n,) float32 in -1..1: 1 at any brightness and contrast.
+
+    Edges are the differences between neighbouring cells in all three channels; of two pictures one of which has no
+    colour, in grey.
+    """
+    left, right = (thumbnails[which].astype(np.float32) / 4 for which in (rows, others))
+    grey = np.minimum(*(np.ptp(which, axis=3).max(axis=(1, 2)) for which in (left, right))) < GREY
+    for which in (left, right):
+        which[grey] = (which[grey] @ LUMA)[..., None]
+    left, right = _edges(left), _edges(right)
+    length = np.sqrt(np.einsum("nd,nd->n", left, left) * np.einsum("nd,nd->n", right, right))
+    return np.einsum("nd,nd->n", left, right) / np.maximum(length, np.finfo(np.float32).tiny)
+
+
+def _edges(images: np.ndarray) -> np.ndarray:
+    """(N, 16, 16, 3) -> (N, 1440)."""
+    parts = (np.diff(images, axis=1), np.diff(images, axis=2))
+    return np.concatenate([part.reshape(len(images), -1) for part in parts], axis=1)
+
+
+def _join_by_embedding(
+    group: np.ndarray,
+    files: Sequence[str],
+    rows: np.ndarray,
+    embed: Embed,
+    size: int,
+    resize: str,
+    max_distance: float,
+    console: Console,
+) -> None:
+    parts, kept = [], []
+    with bar("embedding images", len(rows), console) as advance:
+        for start, pixels, failures in _decoded([files[row] for row in rows], size, resize):
+            for place in range(0, len(pixels), EMBEDDED):
+                images = pixels[place : place + EMBEDDED]
+                vectors = np.asarray(embed(images), np.float32)
+                if vectors.ndim != 2 or len(vectors) != len(images):
+                    raise ValueError(f"embed made {vectors.shape} of {len(images)} images; expected one vector each")
+                parts.append(vectors)
+                advance(len(images))
+            kept += [row for row in range(start, start + len(pixels)) if row not in failures]  # files can go meanwhile
+    if not kept:
+        return
+    rows, vectors = rows[kept], np.concatenate(parts)[kept]
+    with bar("comparing embeddings", len(rows), console) as advance:
+        for one, other in close_vectors(vectors, max_distance):
+            _join(group, rows[one], rows[other])
+            advance(SEARCHED)
+
+
+def _sorted(groups: Iterable[list[str]]) -> Groups:
+    return sorted(sorted(members) for members in groups if len(members) > 1)
+
+
+def _mixed(groups: Groups, kinds: dict[str, str]) -> Groups:
+    """The groups with members of two kinds, as far as they are known."""
+    return sorted(members for members in groups if len({kinds[name] for name in members if name in kinds}) > 1)
