@@ -1,0 +1,365 @@
+#!/usr/bin/env python3
+"""The index against what a user would pick instead: raw FAISS, hnswlib, usearch and NumPy, on the same vectors.
+
+    pip install -e .[bench]
+    python benchmarks/bench_index.py exact --rows 100000 1000000
+    python benchmarks/bench_index.py approximate --rows 1000000 --save docs/images/recall.png
+    python benchmarks/bench_index.py ours --rows 10000000 --engine ivfpq      # inside 16 GiB
+    python benchmarks/bench_index.py changes --rows 1000000
+
+All threads of the machine for each. Vectors are of unit length and have classes, as a trained network's have: 1,000
+centres, around each a cloud in 24 directions of its own, and a little noise in all. Queries are further vectors of the
+same kind. Contenders take turns in one process; recall is the share of the true 30 nearest that was found.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import machine, spread
+
+from dr_keras.retrieval.index import Entry, Index
+from dr_keras.retrieval.search import nearest
+
+K = 30
+QUERIES = 1000
+CLASSES = 1000
+DIRECTIONS = 24
+PART = 100_000  # vectors made, and added, at a time
+THREADS = os.cpu_count() or 1
+BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LINKS, CONSTRUCTION = 32, 100  # of every graph
+
+Search = Callable[[np.ndarray], np.ndarray]  # (Q, D) -> rows (Q, K)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("exact", "approximate", "ours", "changes"))
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engine", choices=("hnsw", "ivfpq"), default="hnsw")
+    parser.add_argument("--folder", type=Path, help="where the index is made (default: a temporary folder)")
+    parser.add_argument("--save", type=Path, help="picture of recall against queries a second")
+    parser.add_argument("--peers", nargs="*", default=["faiss", "hnswlib", "usearch"])
+    options = parser.parse_args()
+    print(f"{machine()}; {THREADS} threads, {options.dim} values a vector, the {K} nearest", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        for rows in options.rows:
+            folder = Path(place) / f"index-{rows}"
+            print(f"\n{rows:,} vectors", flush=True)
+            {"exact": exact, "approximate": approximate, "ours": ours, "changes": changes}[options.what](
+                options, rows, folder
+            )
+
+
+# Vectors
+
+
+class Kind:
+    """Makes vectors of one kind: the same for the same seed."""
+
+    def __init__(self, dim: int) -> None:
+        random = np.random.default_rng(0)
+        self.dim = dim
+        self.centres = unit(random.standard_normal((CLASSES, dim), np.float32))
+        self.directions = random.standard_normal((CLASSES, DIRECTIONS, dim), np.float32) / np.sqrt(dim)
+
+    def make(self, count: int, seed: int) -> np.ndarray:
+        """(count, D) float32 of unit length."""
+        random = np.random.default_rng(seed)
+        out = np.empty((count, self.dim), np.float32)
+        label = np.sort(random.integers(0, CLASSES, count))
+        for number in range(CLASSES):
+            rows = slice(*np.searchsorted(label, (number, number + 1)))
+            among = random.standard_normal((rows.stop - rows.start, DIRECTIONS), np.float32) * np.float32(0.17)
+            out[rows] = self.centres[number] + among @ self.directions[number]
+        out += 0.015 * random.standard_normal(out.shape, np.float32)
+        return unit(out[random.permutation(count)])
+
+    def parts(self, count: int) -> Iterator[np.ndarray]:
+        for start in range(0, count, PART):
+            yield self.make(min(PART, count - start), 1 + start)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_index(kind: Kind, rows: int, folder: Path) -> Index:
+    """Our index of so many vectors, on the disk; says how long it took."""
+    started = time.perf_counter()
+    seconds = 0.0
+    index = Index.create(folder, kind.dim, root="/")
+    for number, part in enumerate(kind.parts(rows)):
+        entries = [Entry(f"{number}/{n}.jpg", f"class_{n % CLASSES}") for n in range(len(part))]
+        begun = time.perf_counter()
+        index.add(entries, part)
+        seconds += time.perf_counter() - begun
+    print(
+        f"  our index was made in {seconds:.1f} s (and its vectors in {time.perf_counter() - started - seconds:.1f} s)"
+    )
+    return index
+
+
+def recall(found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, true, strict=True)])) / true.shape[1]
+
+
+# Exact
+
+
+def exact(options: argparse.Namespace, rows: int, folder: Path) -> None:
+    kind = Kind(options.dim)
+    with make_index(kind, rows, folder) as index:
+        vectors = np.array(index.vectors)
+        queries = kind.make(QUERIES, 0)
+        contenders = exact_contenders(vectors, options.peers) | {"dr_keras": lambda q: index.search(q, K)[0]}
+        true = contenders["FAISS"](queries)
+        for count, repeats in ((1, max(options.rounds, 20)), (QUERIES, options.rounds)):
+            seconds: dict[str, list[float]] = {name: [] for name in contenders}
+            for turn in range(repeats + 1):
+                asked = queries if count == QUERIES else queries[turn : turn + 1]
+                for name, search in contenders.items():
+                    if name == "NumPy" and count > 1 and turn > 1:
+                        continue  # slow, and by so much that two are enough
+                    started = time.perf_counter()
+                    found = search(asked)
+                    if turn:  # the first brings memory and threads up
+                        seconds[name].append(1e3 * (time.perf_counter() - started))
+                    if count == 1:
+                        assert recall(found, true[turn : turn + 1]) > 0.9  # equal distances may be cut off differently
+            base = statistics.median(seconds["FAISS"])
+            for name, values in seconds.items():
+                ratio = statistics.median(values) / base
+                print(f"  {count:,} at a time, {name}: {spread(values, 'ms', 1)}, {ratio:.3f} x FAISS", flush=True)
+
+
+def exact_contenders(vectors: np.ndarray, peers: list[str]) -> dict[str, Search]:
+    import faiss
+
+    flat = faiss.IndexFlatL2(vectors.shape[1])
+    flat.add(vectors)
+    found: dict[str, Search] = {"FAISS": lambda q: flat.search(q, K)[1], "NumPy": lambda q: by_numpy(q, vectors)}
+    if "usearch" in peers:
+        from usearch.index import MetricKind
+        from usearch.index import search as usearch_search
+
+        found["usearch"] = lambda q: np.asarray(
+            usearch_search(vectors, q, K, MetricKind.L2sq, exact=True, threads=THREADS).keys
+        ).reshape(len(q), K)
+    return found
+
+
+def by_numpy(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Brute force as one writes it, a query at a time where the whole matrix is large."""
+    out = np.empty((len(queries), K), np.int64)
+    for query, row in zip(queries, out, strict=True):
+        similarity = vectors @ query
+        near = np.argpartition(-similarity, K)[:K]
+        row[:] = near[np.argsort(-similarity[near])]
+    return out
+
+
+# Approximate
+
+
+def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
+    kind = Kind(options.dim)
+    queries = kind.make(QUERIES, 0)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with make_index(kind, rows, folder) as index:
+        vectors = index.vectors
+        true, _ = nearest(queries, vectors, K)
+        for engine in ("hnsw", "ivfpq"):
+            started = time.perf_counter()
+            index.build(engine)
+            about = index.stats()["engine"]
+            size = next(folder.glob("engine-*")).stat().st_size
+            print(
+                f"  dr_keras {engine}: built in {time.perf_counter() - started:.1f} s, {size / 2**20:,.0f} MiB, "
+                f"measured itself at recall {about['recall']:.4f}",
+                flush=True,
+            )
+
+            def ours_at(breadth: int) -> Search:
+                assert index._engine
+                index._engine.breadth = breadth  # type: ignore[attr-defined]
+                return lambda q: index.search(q, K)[0]
+
+            index.search(queries[:1], K)  # loads the engine
+            assert index._engine
+            own = index._engine.breadth  # type: ignore[attr-defined]
+            breadths = sorted({*BREADTHS, own})
+            curves[f"dr_keras {engine}"] = sweep(f"dr_keras {engine}", ours_at, queries, true, options.rounds, breadths)
+        index.build("flat")
+        for peer in options.peers:
+            started, before = time.perf_counter(), memory()
+            at = {"faiss": faiss_graph, "hnswlib": hnswlib_graph, "usearch": usearch_graph}[peer](vectors)
+            print(
+                f"  {peer}: built in {time.perf_counter() - started:.1f} s, {memory() - before:,.0f} MiB more memory",
+                flush=True,
+            )
+            curves[peer] = sweep(peer, at, queries, true, options.rounds, list(BREADTHS))
+            del at
+    if options.save:
+        picture(curves, rows, options.dim, options.save)
+
+
+def sweep(
+    name: str, at: Callable[[int], Search], queries: np.ndarray, true: np.ndarray, rounds: int, breadths: list[int]
+) -> list[tuple[float, float]]:
+    """Recall and queries a second for each breadth, up to a recall of 0.999."""
+    points = []
+    for breadth in breadths:
+        search = at(breadth)
+        found = search(queries)
+        rates = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            search(queries)
+            rates.append(len(queries) / (time.perf_counter() - started))
+        points.append((recall(found, true), statistics.median(rates)))
+        print(f"    {name} {breadth}: recall {points[-1][0]:.4f}, {spread(rates, 'queries/s', 0)}", flush=True)
+        if points[-1][0] > 0.999:
+            break
+    return points
+
+
+def faiss_graph(vectors: np.ndarray) -> Callable[[int], Search]:
+    import faiss
+
+    index: Any = faiss.IndexHNSWFlat(vectors.shape[1], LINKS)
+    index.hnsw.efConstruction = CONSTRUCTION
+    index.add(np.asarray(vectors))
+
+    def at(breadth: int) -> Search:
+        index.hnsw.efSearch = breadth
+        return lambda q: index.search(q, K)[1]
+
+    return at
+
+
+def hnswlib_graph(vectors: np.ndarray) -> Callable[[int], Search]:
+    import hnswlib
+
+    index = hnswlib.Index("l2", vectors.shape[1])
+    index.init_index(len(vectors), M=LINKS, ef_construction=CONSTRUCTION)
+    index.add_items(np.asarray(vectors), num_threads=THREADS)
+
+    def at(breadth: int) -> Search:
+        index.set_ef(max(breadth, K))
+        return lambda q: index.knn_query(q, K, num_threads=THREADS)[0]
+
+    return at
+
+
+def usearch_graph(vectors: np.ndarray) -> Callable[[int], Search]:
+    from usearch.index import Index as Usearch
+
+    index = Usearch(ndim=vectors.shape[1], metric="l2sq", dtype="f32", connectivity=LINKS, expansion_add=CONSTRUCTION)
+    index.add(np.arange(len(vectors)), np.asarray(vectors), threads=THREADS)
+
+    def at(breadth: int) -> Search:
+        index.expansion_search = breadth
+        return lambda q: np.asarray(index.search(q, K, threads=THREADS).keys)
+
+    return at
+
+
+def picture(curves: dict[str, list[tuple[float, float]]], rows: int, dim: int, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if "dr_keras" in name else 1)
+    axes.set(xlabel=f"recall@{K}", ylabel="queries a second", yscale="log", xlim=(0.8, 1.002))
+    axes.set_title(f"{rows:,} x {dim}, {THREADS} threads, {QUERIES:,} queries at a time")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+    print(f"saved {file}")
+
+
+# Ours alone
+
+
+def ours(options: argparse.Namespace, rows: int, folder: Path) -> None:
+    """One engine at its own settings: recall, time a query, memory; what is too large to set beside others here."""
+    kind = Kind(options.dim)
+    queries = kind.make(QUERIES, 0)
+    with make_index(kind, rows, folder) as index:
+        true, _ = nearest(queries, index.vectors, K)
+        started = time.perf_counter()
+        index.build(options.engine)
+        seconds = time.perf_counter() - started
+        about = index.stats()["engine"]
+        size = next(folder.glob("engine-*")).stat().st_size / 2**20
+        print(f"  {options.engine}: built in {seconds:.0f} s, {size:,.0f} MiB, own recall {about['recall']:.4f}")
+        print(f"  recall {recall(index.search(queries, K)[0], true):.4f}")
+        for count in (1, QUERIES):
+            times = []
+            for turn in range(max(options.rounds, 50) if count == 1 else options.rounds):
+                asked = queries if count == QUERIES else queries[turn : turn + 1]
+                started = time.perf_counter()
+                index.search(asked, K)
+                times.append(1e3 * (time.perf_counter() - started) / count)
+            print(f"  {count:,} at a time: {spread(times, 'ms a query', 2)}", flush=True)
+    print(f"  most memory of this process, its pages of the mapped file included: {memory():,.0f} MiB")
+
+
+def memory() -> float:
+    """MiB that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
+    """Adding to and removing from a large index, and opening it, each in a process of its own for the last."""
+    kind = Kind(options.dim)
+    with make_index(kind, rows, folder) as index:
+        for what in ("add", "remove"):
+            times = []
+            for turn in range(options.rounds):
+                ids = [f"new/{turn}/{n}.jpg" for n in range(1000)]
+                vectors = kind.make(1000, 10_000_000 + turn)
+                started = time.perf_counter()
+                if what == "add":
+                    index.add([Entry(id, "new") for id in ids], vectors)
+                else:
+                    index.remove(ids)
+                times.append(time.perf_counter() - started)
+            print(f"  {what} 1,000: {spread(times, 's')}", flush=True)
+    query = folder.parent / "query.npy"
+    np.save(query, kind.make(1, 0))
+    code = (
+        "import json, sys, time; import numpy as np; from dr_keras.retrieval.index import Index\n"
+        "query = np.load(sys.argv[2]); started = time.perf_counter(); index = Index.open(sys.argv[1])\n"
+        "opened = time.perf_counter(); rows, _ = index.search(query, 30); index.entries(rows[0])\n"
+        "print(json.dumps([opened - started, time.perf_counter() - started]))\n"
+    )
+    found = []
+    for _ in range(options.rounds + 1):
+        result = subprocess.run([sys.executable, "-c", code, str(folder), str(query)], capture_output=True, check=True)
+        found.append(json.loads(result.stdout))
+    for name, values in zip(("open", "open and answer one query"), zip(*found[1:], strict=True), strict=True):
+        print(f"  {name}: {spread(values, 's')}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
