@@ -12,13 +12,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Model", "load", "train"]
+__all__ = ["Config", "Entry", "Index", "Model", "load", "train"]
 
 if TYPE_CHECKING:
     from dr_keras.config import Config
     from dr_keras.library import Model, load, train
+    from dr_keras.retrieval.index import Entry, Index
 
-_HOME = {"Config": "config", "Model": "library", "load": "library", "train": "library"}
+_HOME = {
+    "Config": "config",
+    "Entry": "retrieval.index",
+    "Index": "retrieval.index",
+    "Model": "library",
+    "load": "library",
+    "train": "library",
+}
 
 
 def __getattr__(name: str) -> Any:
