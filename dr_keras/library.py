@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ from dr_keras.console import stderr
 from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_file, read_json
-from dr_keras.retrieval.embed import Embedder, LiteRTEmbedder, NetworkEmbedder, Reader, SavedModelEmbedder
+from dr_keras.retrieval.embed import (
+    Embedder,
+    LiteRTEmbedder,
+    NetworkEmbedder,
+    OpenVINOEmbedder,
+    Reader,
+    SavedModelEmbedder,
+)
 from dr_keras.retrieval.expansion import refined_query
 from dr_keras.retrieval.index import Entry, Index
 from dr_keras.runs import RUNS, Run, open_run
 
-RUNTIMES = ("auto", "litert", "saved_model", "keras")
+RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
+MANY = 1000  # images from which on OpenVINO's faster computing makes up for its slower start (docs/decisions/009)
 
 Images = np.ndarray | Iterable[Source]
 
@@ -131,7 +140,8 @@ class Model:
 
     Args:
         run: the run folder.
-        runtime: 'litert', 'saved_model', 'keras', or 'auto': LiteRT, and Keras where the run is not exported.
+        runtime: 'litert', 'openvino', 'saved_model', 'keras', or 'auto': LiteRT, for many images OpenVINO where it is
+            installed, and Keras where the run is not exported.
     """
 
     def __init__(self, run: Run, runtime: str = "auto") -> None:
@@ -140,7 +150,7 @@ class Model:
         self.run = run
         self.config = run.config()
         self._runtime = runtime
-        self._embedder: Embedder | None = None
+        self._embedders: dict[str, Embedder] = {}
 
     @cached_property
     def index(self) -> Index:
@@ -201,7 +211,9 @@ class Model:
         from dr_keras.retrieval.gallery import gallery_index
 
         # Vectors of another runtime are a little different, and are kept apart.
-        runtime = "litert" if self._runtime == "auto" and self.run.litert_file.is_file() else self._runtime
+        runtime = self._runtime
+        if runtime == "openvino" or (runtime == "auto" and self.run.litert_file.is_file()):
+            runtime = "litert"  # the same file, and a few units of the last digit apart
         self.index = gallery_index(
             Path(folder),
             f"{self.fingerprint} {runtime}",
@@ -212,9 +224,16 @@ class Model:
         return self
 
     def _vectors(self, pixels: np.ndarray) -> np.ndarray:
-        if self._embedder is None:
-            self._embedder = self._make_embedder()
-        return self._embedder(pixels)
+        runtime = self._runtime
+        if runtime == "auto":
+            runtime = "litert" if self.run.litert_file.is_file() else "keras"
+            # Once it is there it is used for the last few images too.
+            fast = "openvino" in self._embedders or (len(pixels) >= MANY and find_spec("openvino") is not None)
+            if runtime == "litert" and fast:
+                runtime = "openvino"
+        if runtime not in self._embedders:
+            self._embedders[runtime] = self._make_embedder(runtime)
+        return self._embedders[runtime](pixels)
 
     def embed(self, images: Images) -> np.ndarray:
         """Embeds images.
@@ -367,14 +386,13 @@ class Model:
             entry.attributes,
         )
 
-    def _make_embedder(self) -> Embedder:
-        runtime = self._runtime
-        if runtime == "auto":
-            runtime = "litert" if self.run.litert_file.is_file() else "keras"
+    def _make_embedder(self, runtime: str) -> Embedder:
         if runtime == "saved_model":
             return SavedModelEmbedder(self.run.saved_model)
         if runtime == "keras":
             return NetworkEmbedder(self.run)
+        if runtime == "openvino":
+            return OpenVINOEmbedder(self.run.litert_file)
         return LiteRTEmbedder(self.run.litert_file)
 
     def _pixels(self, images: Images) -> np.ndarray:

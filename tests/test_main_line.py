@@ -313,6 +313,25 @@ def test_the_library(model):
     assert model.embed([]).shape == (0, 32)
 
 
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
+    pytest.importorskip("openvino")
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    expected = load(model.run.path, runtime="litert").embed(pixels)
+    for runtime in ("keras", "openvino"):
+        assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
+    monkeypatch.setattr("dr_keras.library.MANY", 16)
+    both = load(model.run.path)
+    assert np.abs(both.embed(pixels) - expected).max() < 1e-4
+    assert list(both._embedders) == (["litert"] if count < 16 else ["openvino"])
+
+
+def test_openvino_that_is_not_there_is_named(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match="pip install openvino"):
+        load(model.run.path, runtime="openvino").embed(np.zeros((1, 32, 32, 3), np.uint8))
+
+
 def test_the_library_says_what_it_cannot_embed(model, tmp_path):
     with pytest.raises(InputError, match=r"uint8 \(N, H, W, 3\)"):
         model.embed(np.zeros((1, 32, 32, 3)))
