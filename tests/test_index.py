@@ -81,14 +81,15 @@ def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
     assert all(len(set(found)) == len(found) for found in rows.tolist())
 
 
+@pytest.mark.parametrize("unit_length", [False, True])
 @pytest.mark.parametrize("queries", [2, 9])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97, 1.0])
-def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, monkeypatch):
+def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, unit_length, monkeypatch):
     monkeypatch.setattr(search, "LONG", 8)
     monkeypatch.setattr(search, "GALLERY_VALUES", 350)  # gathered rows go in parts of 50
-    gallery, asked = unit(400, 7), unit(queries, 7)
+    gallery, asked = unit(400, 7), 1.5 * unit(queries, 7)
     rows = np.flatnonzero(RANDOM.random(400) < share)
-    found, squared = nearest(asked, gallery, 10, rows=rows)
+    found, squared = nearest(asked, gallery, 10, rows=rows, unit=unit_length)
     places, expected = slow(asked, gallery[rows], 10)
     assert np.array_equal(found, rows[places])
     np.testing.assert_allclose(np.sqrt(squared), expected, atol=1e-3)

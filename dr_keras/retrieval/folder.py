@@ -167,9 +167,9 @@ def _take(
     attributes: Mapping[str, Any] | None,
     console: Console,
 ) -> Report:
-    known, bad = index.stamps(), index.skipped()
-    classes = set(index.class_names())
     ids = {file: _id(index.root, file) for file in files}
+    known, bad = index.stamps(ids.values()), index.skipped()
+    classes = set(index.class_names())
     fresh, touched = [], []
     skipped: dict[str, str] = {}
     for file, id in ids.items():

@@ -439,11 +439,15 @@ class Index:
         with self._guard, saying(self.folder):
             yield from self._db.execute("SELECT row, id, label, split FROM images ORDER BY row").fetchall()
 
-    def stamps(self, below: str = "") -> dict[str, tuple[bytes | None, int | None, int | None]]:
-        """Hash, size and mtime_ns of the images whose ids begin with `below`, by id."""
+    def stamps(self, ids: Collection[str] | None = None) -> dict[str, tuple[bytes | None, int | None, int | None]]:
+        """Hash, size and mtime_ns of those of `ids` that are in the index, by id; of all images by default."""
+        columns = "SELECT id, hash, size, mtime_ns FROM images"
         with self._guard, saying(self.folder):
-            rows = self._db.execute("SELECT id, hash, size, mtime_ns FROM images")
-            return {id: (hash, size, time) for id, hash, size, time in rows if id.startswith(below)}
+            if ids is None:
+                return {id: (hash, size, time) for id, hash, size, time in self._db.execute(columns)}
+            one = f"{columns} WHERE id = CAST(? AS TEXT)"
+            found = (self._db.execute(one, (_text(id),)).fetchone() for id in ids)
+            return {row[0]: row[1:] for row in found if row}
 
     def class_names(self) -> dict[str, str]:
         """Each label's name for people; the label itself where it has no other."""
@@ -584,18 +588,18 @@ class Index:
         """Rows (Q, K) among which the k nearest are, all of them exactly or nearly; -1 where there are fewer."""
         described = engines.described(self._store.meta)
         if described is None or k == 0:
-            return nearest(queries, self.vectors, k, rows=allowed)[0]
+            return nearest(queries, self.vectors, k, rows=allowed, unit=True)[0]
         head, tail = allowed, np.arange(described.rows, self._store.rows)  # what came after the engine was built
         if allowed is not None:
             inside = int(np.searchsorted(allowed, described.rows))
             head, tail = allowed[:inside], allowed[inside:]
             if not engines.worth_it(inside, described.rows):
-                return nearest(queries, self.vectors, k, rows=allowed)[0]
+                return nearest(queries, self.vectors, k, rows=allowed, unit=True)[0]
         if self._engine is None:
             self._engine = engines.load(self.folder, described)
         rows, squared = self._engine.search(queries, self.vectors, k, head)
         if len(tail):
-            rows, _ = merge(rows, squared, *nearest(queries, self.vectors, k, rows=tail), k)
+            rows, _ = merge(rows, squared, *nearest(queries, self.vectors, k, rows=tail, unit=True), k)
         return rows
 
     # Engines

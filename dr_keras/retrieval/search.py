@@ -10,7 +10,7 @@ LONG = 4096  # so many rows in a row are searched where they lie; shorter stretc
 
 
 def nearest(
-    queries: np.ndarray, gallery: np.ndarray, k: int, *, rows: np.ndarray | None = None
+    queries: np.ndarray, gallery: np.ndarray, k: int, *, rows: np.ndarray | None = None, unit: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `k` nearest gallery rows of each query; every gallery vector is looked at.
 
@@ -19,6 +19,7 @@ def nearest(
         gallery: (N, D), any numeric type; may be memory-mapped. What is not float32 is converted a part at a time.
         k: at least 1; more than there are rows means all of them.
         rows: (n,) int64, ascending: only these are searched; all N by default.
+        unit: whether all gallery vectors are of unit length, so that a product alone ranks them.
 
     Returns:
         rows (Q, K) int64, nearest first, and squared distances (Q, K) float32. The distances come from a matrix
@@ -29,7 +30,7 @@ def nearest(
     found = np.empty((len(queries), 0), np.int64)
     best = np.empty((len(queries), 0), np.float32)
     for vectors, numbers in _parts(gallery, rows):
-        places, squared = _search(queries, vectors, min(k, len(vectors)))
+        places, squared = _search(queries, vectors, min(k, len(vectors)), unit)
         places = places + numbers if isinstance(numbers, int) else numbers[places]
         found, best = merge(found, best, places, squared, k)
     return found, best
@@ -100,18 +101,24 @@ def _parts(gallery: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[np.nd
             yield np.ascontiguousarray(gallery[start : min(start + part, end)], np.float32), start
 
 
-def _search(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(queries) > FEW_QUERIES:
-        import faiss
+def _search(queries: np.ndarray, vectors: np.ndarray, k: int, unit: bool) -> tuple[np.ndarray, np.ndarray]:
+    if len(queries) <= FEW_QUERIES:
+        return numpy_search(queries, vectors, k, unit=unit)
+    import faiss
 
+    if not unit:
         squared, rows = faiss.knn(queries, vectors, k)
         return rows, squared
-    return numpy_search(queries, vectors, k)
+    products, rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    own = np.einsum("qd,qd->q", queries, queries)  # (Q,)
+    return rows, np.maximum(own[:, None] + 1 - 2 * products, 0)
 
 
-def numpy_search(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def numpy_search(
+    queries: np.ndarray, vectors: np.ndarray, k: int, *, unit: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """`nearest` for float32 arrays and k <= N, a query at a time."""
-    lengths = np.einsum("nd,nd->n", vectors, vectors)  # (N,)
+    lengths = 1 if unit else np.einsum("nd,nd->n", vectors, vectors)  # (N,)
     rows = np.empty((len(queries), k), np.int64)
     squared = np.empty((len(queries), k), np.float32)
     for query, out_rows, out in zip(queries, rows, squared, strict=True):
