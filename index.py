@@ -93,7 +93,9 @@ def add(options: argparse.Namespace) -> int:
     from dr_keras.console import stderr
     from dr_keras.retrieval.folder import add_files
 
-    attributes = dict(attribute(text) for text in options.set)
+    attributes: dict[str, Any] = {}
+    for text in options.set:
+        set_attribute(attributes, text)
     folders = [path for path in options.paths if Path(path).is_dir()]
     root = Path(folders[0] if folders else ".")
     model, index = writable(options, root)
@@ -101,7 +103,7 @@ def add(options: argparse.Namespace) -> int:
         report = add_files(
             index, options.paths, model.reader, label=options.label, attributes=attributes, console=stderr()
         )
-        keep_up(index, options.engine)
+        index.keep_up(options.engine)
         print(f"{report}; {len(index):,} images in {index.folder}")
     return 0
 
@@ -113,7 +115,7 @@ def sync(options: argparse.Namespace) -> int:
     model, index = writable(options, Path(options.folder))
     with index:
         report = sync_folder(index, options.folder, model.reader, console=stderr())
-        keep_up(index, options.engine)
+        index.keep_up(options.engine)
         print(f"{report}; {len(index):,} images in {index.folder}")
     return 0
 
@@ -275,23 +277,18 @@ def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]
         raise
 
 
-def keep_up(index: "Index", engine: str | None) -> None:
-    """Builds the engine that was asked for, or the one that the number of images asks for by now."""
-    if engine:
-        index.build(engine)
-    else:
-        index.keep_up()
-
-
-def attribute(text: str) -> tuple[str, Any]:
-    """NAME=VALUE as a pair."""
+def set_attribute(attributes: dict[str, Any], text: str) -> None:
+    """Adds NAME=VALUE; a name with dots is an attribute inside attributes, as for --where."""
     name, sign, value = text.partition("=")
-    if not sign or not name:
+    *outer, last = name.split(".")
+    if not sign or not last:
         raise InputError(f"--set takes NAME=VALUE; {text!r} was given")
+    for part in outer:
+        attributes = attributes.setdefault(part, {})
     try:
-        return name, json.loads(value)
+        attributes[last] = json.loads(value)
     except ValueError:
-        return name, value
+        attributes[last] = value
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(answer.to_dict()))
     else:
-        show(answer)
+        show(answer, options.where)
         if options.save:
             print(f"saved {options.save}")
     return 0 if answer.results else NO_MATCH
@@ -106,7 +106,7 @@ def distance(text: str) -> float | str:
     return value
 
 
-def show(answer: "Answer") -> None:
+def show(answer: "Answer", where: str | None) -> None:
     """Prints the neighbours as a table."""
     from rich.console import Console
     from rich.table import Table
@@ -117,7 +117,7 @@ def show(answer: "Answer") -> None:
     title = f"{', '.join(answer.queries)}{known}{unlike}"
     if not answer.results:
         near = "" if answer.max_distance is None else f" within a distance of {answer.max_distance:.4f}"
-        console.print(f"{title}: no match{near}")
+        console.print(f"{title}: no match{near}" + (f" among the images that meet {where!r}" if where else ""))
         return
     table = Table(title=title, title_justify="left")
     for name, justify in (("rank", "right"), ("name", "left"), ("class", "left"), ("distance", "right")):

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,12 @@ def evaluate_run(
             for name, vectors in _with_options(model, images, pixels, options, console)
         }
     if calibrate_to is not None:
-        result["calibration"] = _calibrate(model.run, images, calibrate_to)
+        result["calibration"] = _calibrate(images, calibrate_to)
+        if data is None or model.run.weights_file.is_file():  # a released model has no data of its own
+            kept = {key: value for key, value in result["calibration"].items() if key != "held_out"}
+            _write(model.run.calibration_file, kept, "the distance is", console)
+        else:
+            console.print("the distance is not kept: it is another data set's")
     if baselines:
         assert pixels is not None
         result["baselines"] = {
@@ -167,10 +173,14 @@ def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
     if not run.finished:
         console.print(f"{run.path} is not finished: its figures are shown and not kept")
         return
+    _write(run.metrics_file, read_json(run.metrics_file) | {"validation": figures}, "the figures are", console)
+
+
+def _write(file: Path, values: dict[str, Any], what: str, console: Console) -> None:
     try:
-        write_json(run.metrics_file, read_json(run.metrics_file) | {"validation": figures})
+        write_json(file, values)
     except OSError as error:
-        console.print(f"the figures are not kept: {run.metrics_file}: {error.strerror}")
+        console.print(f"{what} not kept: {file}: {error.strerror}")
 
 
 def _rank(images: _Images, vectors: np.ndarray, seed: int) -> Ranking:
@@ -192,8 +202,8 @@ def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return vectors[rows]
 
 
-def _calibrate(run: Run, images: _Images, wanted: float) -> dict[str, Any]:
-    """Calibrates on the monitor images, keeps it in the run, and looks what it is worth on the held-out images."""
+def _calibrate(images: _Images, wanted: float) -> dict[str, Any]:
+    """Calibrates on the monitor images, and looks what it is worth on the held-out images."""
     if not images.monitor.any():
         raise InputError(
             "no image is a monitor image, on which a distance could be calibrated; train with --monitor 0.01"
@@ -214,7 +224,6 @@ def _calibrate(run: Run, images: _Images, wanted: float) -> dict[str, Any]:
         return far, same, counts[images.labels[queries]] - own
 
     found = calibrate(*neighbours(np.flatnonzero(images.monitor), 1), wanted)
-    write_json(run.calibration_file, found.to_dict())
     figures = at(*neighbours(np.flatnonzero(images.held), 0), found.max_distance)
     return found.to_dict() | {"held_out": dict(zip(("precision", "recall", "coverage"), figures, strict=True))}
 

@@ -33,6 +33,7 @@ def new_file(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the content
         os.replace(temporary, path)
+        sync_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,13 +52,18 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
+        old = Path(f"{temporary}.old")
         if replace and path.exists():  # a folder cannot be renamed onto one that holds files
-            shutil.rmtree(path)
+            path.rename(old)
         try:
             os.replace(temporary, path)
         except OSError:
+            if old.exists():
+                old.rename(path)
             if replace or not path.is_dir():
                 raise
+        sync_names(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -77,6 +83,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Writes `array` as .npy, atomically and without pickle."""
     with new_file(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def sync_names(folder: Path) -> None:
+    """Brings the names in a folder to the disk, or a machine that loses power may not know a new one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -174,10 +174,10 @@ class Model:
         """
         index = Index.open(folder)
         if index.model and index.model != self.fingerprint:
+            maker = f": of {index.run}" if index.run else ""
             index.close()
             raise RunError(
-                f"the vectors in {folder} are of another model than {self.run.path}"
-                + (f": of {index.run}" if index.run else "")
+                f"the vectors in {folder} are of another model than {self.run.path}{maker}"
                 + "; name that with --run, or make another index"
             )
         self.index = index
@@ -286,28 +286,26 @@ class Model:
         limit = self.calibrated_distance() if max_distance == "auto" else max_distance
         if isinstance(limit, str):
             raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
-        named = [self._named(name) for name in (*names, *negatives)]
-        vectors = self._named_vectors(named)
-        vector = refined_query(vectors[: len(names)], vectors[len(names) :])
-        never = named[len(names) :] if include_self else named  # what results should be unlike is never a result
-        own = [row for row, _ in never if row is not None]
-        found = self.neighbours(vector[None], k, exclude=own, where=where)[0]
+        asked = (*names, *negatives)
+        # Other files are embedded first: meanwhile other threads may search, and the index may be refreshed.
+        files = {name: Path(os.path.expanduser(name)) for name in asked if self._row(name) is None}
+        fresh = dict(zip(files, self.embed(list(files.values())), strict=True)) if files else {}
+        with self.index.held():
+            rows = [None if name in files else self._row(name) for name in asked]
+            vectors = np.stack(
+                [fresh[name] if row is None else self.index.vectors[row] for name, row in zip(asked, rows, strict=True)]
+            )
+            vector = refined_query(vectors[: len(names)], vectors[len(names) :])
+            never = rows[len(names) :] if include_self else rows  # what results should be unlike is never a result
+            own = [row for row in never if row is not None]
+            found = self.neighbours(vector[None], k, exclude=own, where=where)[0]
+            known = [self.result(row) if row is not None else None for row in rows[: len(names)]]
         if limit is not None:
             found = [result for result in found if result.distance <= limit]
-        first_row, first_file = named[0]
-        known = [self.result(row) if row is not None else None for row, _ in named[: len(names)]]
         labels = {(result.label, result.class_name) if result else None for result in known}
         label, class_name = (labels.pop() or (None, None)) if len(labels) == 1 else (None, None)
-        return Answer(
-            names[0],
-            first_file if first_row is None else self.result(first_row).path,
-            label,
-            class_name,
-            found,
-            names,
-            list(negatives),
-            limit,
-        )
+        path = known[0].path if known[0] else files[names[0]]
+        return Answer(names[0], path, label, class_name, found, names, list(negatives), limit)
 
     def calibrated_distance(self) -> float:
         """The distance that `evaluate.py --calibrate` found.
@@ -324,23 +322,14 @@ class Model:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.run.calibration_file} cannot be read: {error}") from error
 
-    def _named(self, query: str) -> tuple[int | None, Path]:
-        """The row of an image that the index knows, or None, and its file where it is another."""
+    def _row(self, query: str) -> int | None:
+        """The row of an image that is named as a person would, or None where it is a file that the index lacks."""
         file = Path(os.path.expanduser(query))
-        return self._row(query, file), file
-
-    def _named_vectors(self, named: Sequence[tuple[int | None, Path]]) -> np.ndarray:
-        files = [file for row, file in named if row is None]
-        fresh = iter(self.embed(files)) if files else iter(())
-        return np.stack([next(fresh) if row is None else self.index.vectors[row] for row, _ in named])
-
-    def _row(self, query: str, file: Path) -> int | None:
-        """The row of an indexed query, or None where the query is another file."""
         exists = os.path.isfile(file)  # pathlib's raises where a name is too long
         if exists and query.startswith((".", "/", "~")):
-            root = self.index.root.as_posix() + "/"
+            root = os.path.join(self.index.root, "")
             paths = (os.path.abspath(file), str(file.resolve()))  # class folders may be symbolic links
-            ids = (path.replace(os.sep, "/").removeprefix(root) for path in paths)
+            ids = (path.removeprefix(root).replace(os.sep, "/") for path in paths)
             return next((row for id in ids if (row := self.index.row(id)) is not None), None)
         try:
             return self.index.find(query)
@@ -353,15 +342,12 @@ class Model:
         self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] = (), where: str | None = None
     ) -> list[list[Result]]:
         """The `k` nearest images of each vector (Q, D), without the rows `exclude`; `where` as in `retrieve`."""
-        rows, distances = self.index.search(
-            vectors,
-            k,
-            where=where,
-            exclude=np.tile(np.array(exclude, np.int64), (len(vectors), 1)) if exclude else None,
-        )
-        good = rows >= 0
-        entries = dict(zip(rows[good].tolist(), self.index.entries(rows[good]), strict=True))
-        names = self.index.class_names()
+        others = np.tile(np.array(exclude, np.int64), (len(vectors), 1)) if exclude else None
+        with self.index.held():
+            rows, distances = self.index.search(vectors, k, where=where, exclude=others)
+            good = rows >= 0
+            entries = dict(zip(rows[good].tolist(), self.index.entries(rows[good]), strict=True))
+            names = self.index.class_names()
         return [
             [
                 self._result(entries[row], names, rank, distance)
@@ -373,7 +359,8 @@ class Model:
 
     def result(self, row: int) -> Result:
         """What the index knows of one of its rows."""
-        return self._result(self.index.entries([row])[0], self.index.class_names())
+        with self.index.held():
+            return self._result(self.index.entries([row])[0], self.index.class_names())
 
     def _result(self, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
         return Result(

@@ -10,6 +10,7 @@ from conftest import write_folders
 
 from dr_keras.console import stderr
 from dr_keras.errors import InputError, RunError
+from dr_keras.retrieval import folder
 from dr_keras.retrieval.embed import Reader
 from dr_keras.retrieval.folder import add_files, repair, sync_folder
 from dr_keras.retrieval.index import Entry, Index
@@ -122,13 +123,15 @@ def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(inde
     [
         ("new/deep/a.png", "new"),
         ("deep/bars/b.png", "bars"),
+        ("deep/disc/b.png", "deep"),
         ("train/new/images/c.png", "new"),
         ("val/d.png", "val"),
         ("e.png", "-"),
     ],
 )
-def test_the_class_is_the_innermost_known_folder_or_the_first(index, pictures, reader, path, label):
+def test_the_class_is_the_innermost_that_the_run_knows_or_the_first(index, pictures, reader, path, label):
     sync_folder(index, pictures, reader, console=stderr())
+    index.update([Entry("bars/bars_0.png", "bars", split="train")])  # of the run's own data
     (pictures / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(pictures / "bars" / "bars_0.png", pictures / path)
     sync_folder(index, pictures, reader, console=stderr())
@@ -149,6 +152,84 @@ def test_every_chunk_is_kept(index, pictures, reader, embed, monkeypatch):
     assert len(index) == 5
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (7, 0, 5, 0, 0)
     assert embed.asked == [5, 5, 2]
+
+
+def test_what_cannot_be_read_for_a_while_is_not_forgotten(index, pictures, reader, monkeypatch):
+    add_files(index, [pictures], reader, attributes={"note": "mine"}, label="keep", console=stderr())
+    file = pictures / "bars" / "bars_0.png"
+    os.utime(file, ns=(1, 1))
+    plain = open
+
+    def refused(path, *arguments, **options):
+        if str(path) == str(file):
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refused)
+        report = sync_folder(index, pictures, reader, console=stderr())
+    assert (report.skipped, report.removed, index.skipped()) == (1, 0, {})
+    assert dict(index.get("bars/bars_0.png")[0].attributes) == {"note": "mine"}
+    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 12, 0, 0)
+
+    def unlisted(folder, onerror, **_):
+        onerror(PermissionError(13, "Permission denied", str(folder)))
+        yield from ()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dr_keras.data.catalog.os.walk", unlisted)
+        with pytest.raises(InputError, match="cannot be listed: Permission denied"):
+            sync_folder(index, pictures, reader, console=stderr())
+    assert len(index) == 12
+
+
+def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reader, monkeypatch):
+    whole = (pictures / "bars" / "bars_0.png").read_bytes()
+    file = pictures / "half.png"
+    file.write_bytes(whole[: len(whole) // 2])
+    decode = folder.decode_files
+
+    def complete_after(*arguments, **options):
+        try:
+            return decode(*arguments, **options)
+        finally:
+            file.write_bytes(whole)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "decode_files", complete_after)
+        assert sync_folder(index, pictures, reader, console=stderr()).skipped == 1
+    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (1, 0, 12, 0, 0)
+
+
+def test_a_named_file_may_have_any_ending_and_stays_while_it_is_there(index, pictures, reader):
+    shutil.copy(pictures / "bars" / "bars_0.png", pictures / "picture")
+    add_files(index, [pictures / "picture"], reader, console=stderr())
+    sync_folder(index, pictures, reader, console=stderr())
+    assert len(index) == 13
+    (pictures / "broken.png").write_bytes(b"broken")
+    sync_folder(index, pictures, reader, console=stderr())
+    assert set(index.skipped()) == {"broken.png"}
+    add_files(index, [pictures / "broken.png"], reader, console=stderr())  # is tried again, in vain
+    (pictures / "broken.png").unlink()
+    (pictures / "picture").unlink()
+    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 12, 1, 0)
+    assert index.skipped() == {}
+
+
+def test_damage_where_no_image_is_is_mended_too(index, pictures, reader):
+    sync_folder(index, pictures, reader, console=stderr())
+    row = index.row("bars/bars_0.png")
+    index.remove(["bars/bars_0.png"])
+    index.close()
+    file = index.folder / "vectors-0.f32"
+    data = bytearray(file.read_bytes())
+    data[row * 64] ^= 1
+    file.write_bytes(data)
+    with Index.open(index.folder, write=True, repair=True) as index:
+        assert [one.what for one in index.verify()] == ["vectors of removed images were altered: a checksum differs"]
+        repair(index, pytest.fail, console=stderr())
+    with Index.open(index.folder) as index:
+        assert (len(index), index.verify()) == (11, [])
 
 
 def test_what_cannot_be_used(index, tmp_path, reader):

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -154,13 +155,17 @@ def test_find_and_matching(index):
     with pytest.raises(InputError, match=r"no image is called.*Near it: .*38\.JPEG"):
         index.find("38.JPG")
     assert index.matching("39.JPEG") == ["train/a/images/39.JPEG"]
-    assert index.matching("val/*/[01].JPEG") == ["val/images/0.JPEG", "val/images/1.JPEG"]
+    assert index.matching("val/*/?.JPEG")[:2] == ["val/images/0.JPEG", "val/images/1.JPEG"]
+    index.add([Entry(f"odd/IMG{end}.png") for end in ("1", "[1]", "[1]x")], unit(3))
+    assert index.matching("IMG[1].png") == ["odd/IMG[1].png"]
+    assert index.matching("odd/IMG[1]*") == ["odd/IMG[1].png", "odd/IMG[1]x.png"]
     assert index.matching("dog*") == []
 
 
 def test_a_copy_and_an_opened_index_are_the_same(index, tmp_path, vectors):
     index.save(tmp_path / "copy")
-    index.save(tmp_path / "copy")  # replaces
+    with pytest.raises(RunError, match="choose another place"):
+        index.save(tmp_path / "copy")
     with Index.open(tmp_path / "copy") as copy:
         assert np.array_equal(copy.vectors, vectors)
         assert list(copy.all_entries()) == list(index.all_entries())
@@ -240,6 +245,34 @@ def test_engines_filter(of_engine, where, allowed):
     agrees(index, vectors, np.array([row for row in range(3000) if allowed(row)]), where, k=10)
 
 
+def test_engines_find_what_is_left_when_all_that_is_near_is_left_out(of_engine):
+    """Conditions and removals that go along with the vectors: the class of the query itself is not wanted."""
+    index, vectors, _ = of_engine
+    near = np.argmax(vectors @ CENTRES.T, axis=1)  # (3000,)
+    index.put([Entry(f"{row % 10}/{row}.png", f"c{near[row]}") for row in range(3000)], None)
+    for centre in (0, 7):
+        queries = vectors[near == centre][:8]
+        allowed = np.flatnonzero(near != centre)
+        places, _ = slow(queries, vectors[allowed], 20)
+        assert recall(index.search(queries, 20, where=f"label != c{centre}")[0], allowed[places]) > 0.9
+    index.remove([f"{row % 10}/{row}.png" for row in np.flatnonzero(near == 0)])
+    allowed = np.flatnonzero(near != 0)
+    places, _ = slow(vectors[near == 0][:8], vectors[allowed], 20)
+    assert recall(index.search(vectors[near == 0][:8], 20)[0], allowed[places]) > 0.9
+
+
+def test_a_reader_follows_when_the_engine_is_replaced(of_engine):
+    index, vectors, engine = of_engine
+    with Index.open(index.folder) as reader, Index.open(index.folder) as late:
+        agrees(reader, vectors, np.arange(3000))
+        index.remove([f"{row % 10}/{row}.png" for row in range(500)])
+        index.compact()
+        agrees(late, vectors, np.arange(3000))  # it has not loaded its engine, which is gone: exactly, then
+        assert reader.refresh()
+        agrees(reader, vectors[500:], np.arange(2500))
+        assert reader.stats()["engine"]["name"] == engine
+
+
 def test_a_condition_that_nothing_meets_finds_nothing(of_engine):
     index, vectors, _ = of_engine
     rows, found = index.search(vectors[:2], 5, where="label = dog")
@@ -293,6 +326,20 @@ def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(o
         assert index.stats()["engine"]["chosen"] == "auto"
     index.build(engine)
     index.keep_up()  # a choice that was made stays
+    version = index.stats()["version"]
+    index.keep_up(engine)  # and what is there already is not built again
+    assert (index.stats()["engine"]["name"], index.stats()["version"]) == (engine, version)
+
+
+def test_where_too_few_are_left_for_an_engine_they_are_searched_exactly(of_engine, monkeypatch):
+    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 100)
+    index, vectors, engine = of_engine
+    assert index.remove([f"{row % 10}/{row}.png" for row in range(2900)]) == 2900
+    assert index.stats()["engine"] == {"name": "flat", "chosen": engine, "exact": True, "rows": 100, "recall": 1.0}
+    agrees(index, vectors[2900:], np.arange(100))
+    index.keep_up()
+    index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
+    index.keep_up()
     assert index.stats()["engine"]["name"] == engine
 
 
@@ -304,10 +351,11 @@ def test_a_damaged_engine_is_told_and_built_again(of_engine):
         return
     file = next(index.folder.glob("engine-*"))
     data = file.read_bytes()
-    file.write_bytes(data[: len(data) // 2])
-    assert "was altered" in index.verify()[0].what
-    with Index.open(index.folder) as other, pytest.raises(RunError, match="verify --repair"):
-        other.search(vectors[:1])
+    for damaged in (data[: len(data) // 2], data[:-1] + bytes([data[-1] ^ 1])):
+        file.write_bytes(damaged)
+        assert "was altered" in index.verify()[0].what
+        with Index.open(index.folder) as other, pytest.raises(RunError, match="verify --repair"):
+            other.search(vectors[:1])
     index.mend_engine()
     assert index.verify() == []
     agrees(index, vectors, np.arange(3000))
@@ -344,6 +392,22 @@ def test_changes_do_what_they_say(index, vectors):
     assert index.remove([]) == 0
 
 
+def test_updates_leave_no_gaps_behind(index, monkeypatch):
+    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 20)
+    for _ in range(5):
+        index.update([Entry(f"val/images/{n}.JPEG", split="validation") for n in range(10)], unit(10))
+    assert index.stats()["gaps"] <= 20
+    assert index.verify() == []
+
+
+def test_near_copies_are_ranked_exactly(index):
+    copies = unit(1) + 1e-4 * unit(30)  # products of matrices do not tell these apart
+    copies /= np.linalg.norm(copies, axis=1, keepdims=True)
+    index.add([Entry(f"copies/{n}") for n in range(30)], copies)
+    rows, found = index.search(copies, 1)
+    assert (rows[:, 0].tolist(), found.max()) == (list(range(50, 80)), 0)
+
+
 def test_what_is_refused_changes_nothing(index):
     before = (index.stats(), list(index.all_entries()))
     bad = unit(1)
@@ -363,6 +427,7 @@ def test_what_is_refused_changes_nothing(index):
         with pytest.raises(InputError, match=message):
             change()
     assert (index.stats(), list(index.all_entries())) == before
+    index.close()
     with pytest.raises(RunError, match="exists and is not empty"):
         Index.create(index.folder, 8, root=".")
 
@@ -424,6 +489,67 @@ def test_a_reader_in_another_process_sees_each_change_whole(index):
     assert child.returncode == 0
 
 
+def test_only_one_of_several_makes_an_index(tmp_path):
+    code = (
+        "import sys, time; import numpy as np; from dr_keras.errors import RunError\n"
+        "from dr_keras.retrieval.index import Entry, Index\n"
+        "while time.time() < float(sys.argv[2]): pass\n"
+        "try: index = Index.create(sys.argv[1], 4, root='/')\n"
+        "except RunError as error: sys.exit(str(error))\n"
+        "index.add([Entry('a')], np.eye(4, dtype=np.float32)[:1]); time.sleep(0.3)\n"
+    )
+    for turn in range(3):
+        place = tmp_path / str(turn)
+        start = str(time.time() + 1)
+        children = [
+            subprocess.Popen([sys.executable, "-c", code, str(place), start], stderr=subprocess.PIPE) for _ in range(4)
+        ]
+        said = [child.communicate()[1].decode() for child in children]
+        assert sorted(child.returncode for child in children) == [0, 1, 1, 1], said
+        assert all("is being written to by" in text or "is not empty" in text for text in said if text)
+        with Index.open(place) as index:
+            assert (len(index), index.verify()) == (1, [])
+    place.joinpath("index.sqlite").write_bytes(b"damaged")
+    with Index.create(place, 4, root="/", replace=True) as index:
+        assert (len(index), index.verify()) == (0, [])
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be used"):
+        Index.create(tmp_path / "file", 4, root="/")
+
+
+@pytest.mark.parametrize("moment", ["map", "look"])
+def test_an_error_after_a_compaction_was_made_loses_nothing(index, vectors, monkeypatch, moment):
+    index.remove(["train/a/images/0.JPEG"])
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment == "map":
+            patch.setattr(store.Store, "_map", fail)
+        else:
+            patch.setattr(Index, "_look", fail)
+        with pytest.raises(KeyboardInterrupt):
+            index.compact()
+    if moment == "map":
+        with pytest.raises(RunError, match="could not be refreshed; open it again"):
+            index.search(vectors[:1])
+    index.refresh()
+    index.close()
+    with Index.open(index.folder, write=True) as index:
+        assert (index.stats()["images"], index.stats()["gaps"], index.verify()) == (49, 0, [])
+
+
+def test_what_a_killed_process_left_is_removed(index):
+    for name in ("vectors-7.f32", "engine-hnsw-3.faiss", ".engine-hnsw-4.xyz.faiss"):
+        (index.folder / name).write_bytes(b"left")
+    index.close()
+    with pytest.raises(RunError, match="is closed"):
+        index.search(unit(1))
+    Index.open(index.folder, write=True).close()
+    assert sorted(file.name for file in index.folder.iterdir()) == ["index.sqlite", "lock", "vectors-0.f32"]
+
+
 @pytest.mark.parametrize("file", ["vectors-0.f32", "index.sqlite"])
 @pytest.mark.parametrize("damage", ["removed", "empty", "truncated", "altered"])
 def test_damage_is_noticed_when_it_is_opened(folder, file, damage):
@@ -450,8 +576,9 @@ def test_verify_names_each_damaged_image(folder, vectors):
     damaged[9] = np.nan
     damaged[44] *= 2
     path.write_bytes(damaged.tobytes()[:-4])
-    with Index.open(folder, write=True, repair=True) as index:
+    with Index.open(folder, repair=True) as index:
         found = {one.id for one in index.verify()}
+    assert path.stat().st_size == 50 * 8 * 4 - 4  # looking changes nothing
     assert found == {f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in (4, 9)} | {
         "val/images/4.JPEG",
         "val/images/9.JPEG",
@@ -463,7 +590,8 @@ def test_vectors_of_a_wrong_length_are_found_though_their_checksum_is_right(fold
     damaged[3] *= 2
     (folder / "vectors-0.f32").write_bytes(damaged.tobytes())
     with sqlite3.connect(folder / "index.sqlite") as db:
-        db.execute("UPDATE images SET crc = ? WHERE row = 3", (zlib.crc32(damaged[3].data),))
+        crc = zlib.crc32(damaged[3].data, zlib.crc32(b"train/a/images/3.JPEG"))
+        db.execute("UPDATE images SET crc = ? WHERE row = 3", (crc,))
         db.execute("UPDATE segments SET crc = ?", (zlib.crc32(damaged.data),))
         db.execute("DELETE FROM images WHERE row = 30")
     with Index.open(folder) as index:
@@ -528,22 +656,41 @@ def test_a_full_disk_leaves_the_index_as_it_was(index, monkeypatch):
     assert index.verify() == []
 
 
-def test_a_folder_that_may_not_be_written_can_be_read(folder, monkeypatch):
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_folder_that_may_not_be_written_can_be_read(folder, monkeypatch, read_only):
     connect = sqlite3.connect
 
-    def read_only(address, **options):
-        if "immutable" not in address:
+    def refused(address, **options):
+        if "immutable" not in address and "memory" not in address:
             raise sqlite3.OperationalError("unable to open database file")
         return connect(address, **options)
 
-    monkeypatch.setattr(store.sqlite3, "connect", read_only)
-    with pytest.raises(RunError, match="unable to open"):
-        Index.open(folder)  # it can be written, so a writer may be at work
-    monkeypatch.setattr(store.os, "access", lambda *_: False)
-    with Index.open(folder) as index:
-        assert index.verify() == []
-    with pytest.raises(RunError, match="unable to open"):
-        Index.open(folder, write=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.sqlite3, "connect", refused)
+        patch.setattr(store.os, "statvfs", lambda _: _Flags(read_only))
+        with pytest.raises(RunError, match="unable to open"):
+            Index.open(folder, write=True)
+        reader = Index.open(folder)
+        assert (len(reader), reader.verify()) == (40, [])
+    with Index.open(folder, write=True) as index:
+        index.add([Entry("new")], unit(1))
+        if not read_only:
+            with pytest.raises(RunError, match="may not be written here"), monkeypatch.context() as patch:
+                patch.setattr(store.sqlite3, "connect", refused)
+                patch.setattr(store.os, "statvfs", lambda _: _Flags(False))
+                patch.setattr(store.time, "sleep", lambda _: None)
+                Index.open(folder)  # what is in the log cannot be read
+    if not read_only:
+        assert reader.refresh()
+        assert len(reader) == 41
+    reader.close()
+
+
+class _Flags:
+    """What statvfs says of a file system."""
+
+    def __init__(self, read_only):
+        self.f_flag = os.ST_RDONLY if read_only else 0
 
 
 def test_exports_hold_everything(index, tmp_path, vectors):

@@ -68,7 +68,7 @@ def test_an_index_from_its_making_to_its_repair(place):
     data[row * 32 * 4] ^= 255
     file.write_bytes(data)
     said = say(place, "index.py", "verify", "--index", "my-index", status=1)
-    assert said == "rings/rings_1.png: its vector was altered: the checksum differs\n1 problems\n"
+    assert said == "rings/rings_1.png: its vector or its id was altered: the checksum differs\n1 problems\n"
     assert "mend it with --repair" in say(
         place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", status=2
     )

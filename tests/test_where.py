@@ -69,6 +69,8 @@ def database():
         ('"x\') OR 1 = 1 --" = 1', ""),
         ('"a"".b" = 1', ""),
         ("size < 99999999999999999999999", "abc"),
+        ("time < '1970-01-01T00:00:01.5+00:00'", "a"),
+        ("time >= 2020-01-01", ""),
     ],
 )
 def test_conditions_find_what_they_say(database, text, expected):
@@ -95,6 +97,11 @@ def test_conditions_find_what_they_say(database, text, expected):
         ("label ! cats", "at character 7 is no comparison"),
         ("label = cats; DROP TABLE images", "AND, OR or the end was expected"),
         ("label = \udcff", "not valid UTF-8"),
+        ("\udcff = 1", "not valid UTF-8"),
+        ("size < 10MB", "a number of bytes, was expected at character 8, not '10MB'"),
+        ("size IN (1, x)", "a number of bytes"),
+        ("time < yesterday", "a number, or a date such as 2026-01-31, was expected"),
+        (" OR ".join(["a = 1"] * 501), "more than 500 comparisons"),
         ("NOT " * (MAX_DEPTH + 1) + "label = cats", "nests more than"),
         ("label = " + "x" * MAX_LENGTH, "at most 10,000"),
     ],

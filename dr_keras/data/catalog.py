@@ -7,7 +7,7 @@ class's training images, only watch; validation images are kept for `evaluate.py
 import dataclasses
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,10 +238,15 @@ def _held_out(folder: Path, classes: Collection[str]) -> tuple[list[tuple[str, s
     return held, unknown
 
 
-def images_below(folder: Path) -> Iterator[str]:
-    """The image files at any depth, through symbolic links but into no folder twice, hidden ones left out."""
+def images_below(folder: Path, *, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """The image files at any depth, through symbolic links but into no folder twice, hidden ones left out.
+
+    Args:
+        folder: the folder.
+        onerror: called for a folder that cannot be listed; by default it is passed over.
+    """
     seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

@@ -112,7 +112,8 @@ class OpenVINOEmbedder:
         try:
             import openvino
         except ImportError as error:
-            raise MissingPackage("OpenVINO is not installed: pip install openvino, or choose another runtime") from error
+            message = "OpenVINO is not installed: pip install openvino, or choose another runtime"
+            raise MissingPackage(message) from error
         if not file.is_file():
             raise RunError(f"{file} does not exist; make it with train.py --export-only")
         threads = os.cpu_count() or 1

@@ -8,8 +8,11 @@ an engine knows is made again from the vectors at any time; its file is never th
 - ivfpq: lists of near vectors (Jegou et al. 2011), each kept in 4-bit codes that are compared in registers. Small and
   quick to build, for tens of millions.
 
-Neither removes anything: rows of removed images are left out while searching, by a bitmap, until `Index.compact`. Rows
-that came after the engine was built are searched exactly beside it.
+Neither removes anything: rows of removed images, and those that a condition leaves out, are dropped from what is
+proposed. FAISS could leave them out while it searches (IDSelector), but then it keeps walking where everything is left
+out: with one class excluded and a query near it, its graph found none of the true neighbours. So more are proposed, and
+where too few of them remain the caller searches exactly. Rows that came after the engine was built are searched exactly
+beside it.
 
 How far a search goes is set when the engine is built, on vectors of the index itself: as far as it takes to find the
 `RECALL` of the true neighbours. `Index.stats` shows what was measured.
@@ -25,6 +28,7 @@ import numpy as np
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_file
 from dr_keras.retrieval.search import nearest
+from dr_keras.retrieval.store import QUICK
 
 ENGINES = ("flat", "hnsw", "ivfpq")
 FLAT_ROWS = 1_000_000  # exact up to here: one query reads 1 GB of 256-d vectors
@@ -33,6 +37,7 @@ MOST_GAPS = 0.5  # of the rows left out: beyond, the rest is searched exactly, w
 TAIL = 0.1  # rows that came later, as a share of those in the engine, before it is built again
 SHORT_TAIL = 50_000  # rows that are searched exactly in a few milliseconds anyway
 
+FEWEST = 256  # images; fewer are searched exactly in no time
 TUNING_QUERIES = 256
 TUNING_K = 30
 RECALL = {"hnsw": 0.985, "ivfpq": 0.96}  # above the 0.98 and 0.95 that are promised: it is measured on few queries
@@ -57,7 +62,7 @@ class Described:
         rows: how many of the index's rows it holds, the first ones.
         breadth: how far a search goes: efSearch or nprobe.
         recall: share of the true 30 nearest that was found at this breadth.
-        crc: of the file.
+        size, crc: of the file, in bytes, and its CRC-32.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Described:
     rows: int
     breadth: int
     recall: float
+    size: int
     crc: int
 
     def to_meta(self) -> dict[str, Any]:
@@ -82,12 +88,10 @@ def described(meta: dict[str, Any]) -> Described | None:
 class Engine(Protocol):
     """Proposes neighbours."""
 
-    file: Path
-
     def search(
         self, queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (Q, k) and squared distances (Q, k), nearest first; -1 and infinite where fewer were found.
+        """Rows (Q, k) and squared distances (Q, k), nearest first; -1 and infinite where too few were found.
 
         Args:
             queries: (Q, D) float32.
@@ -126,79 +130,87 @@ def damage(folder: Path, engine: Described) -> str | None:
     return None if crc == engine.crc else f"the engine {engine.file} was altered: its checksum differs"
 
 
-def make(name: str, folder: Path, vectors: np.ndarray) -> Described:
+def make(name: str, folder: Path, vectors: np.ndarray, number: int) -> Described:
     """Builds an engine over all rows and writes its file.
 
     Args:
         name: 'hnsw' or 'ivfpq'.
         folder: the index's.
         vectors: (R, D) float32 of unit length.
+        number: makes the file's name another one than any before.
+
+    Raises:
+        InputError: there are too few vectors.
+        RunError: the file cannot be written.
     """
     faiss = _faiss()
-
-    if len(vectors) < TUNING_QUERIES:
+    if len(vectors) < FEWEST:
         raise InputError(f"{len(vectors)} images are too few for the engine {name}; search them with flat")
     index = _trained(name, vectors)
     for start in range(0, len(vectors), PART):
         index.add(np.ascontiguousarray(vectors[start : start + PART]))
-    number = 1 + max((int(file.stem.rpartition("-")[2]) for file in folder.glob("engine-*-*.faiss")), default=0)
     file = folder / f"engine-{name}-{number}.faiss"
-    engine = _Approximate(file, name, index, 0)
+    engine = _Approximate(name, index, 0)
     breadth, recall = _tune(engine, name, vectors)
     try:
         with new_file(file) as temporary:
             faiss.write_index(index, str(temporary))
-        crc = _crc(file)
+        return Described(name, file.name, len(vectors), breadth, recall, file.stat().st_size, _crc(file))
     except (OSError, RuntimeError) as error:  # FAISS says by the latter that a disk is full
         file.unlink(missing_ok=True)
         raise RunError(f"{file} cannot be written: {error}") from error
-    return Described(name, file.name, len(vectors), breadth, recall, crc)
 
 
 def load(folder: Path, engine: Described) -> Engine:
     """Opens an engine.
 
     Raises:
-        RunError: its file is absent or damaged.
+        FileNotFoundError: its file is gone: a writer has replaced it.
+        RunError: it is damaged. Of a large file only the size is looked at; `damage` compares it whole.
     """
-    faiss = _faiss()
-
     file = folder / engine.file
+    advice = "build it again with index.py verify --repair"
+    size = file.stat().st_size
+    if size != engine.size or (size <= QUICK and _crc(file) != engine.crc):
+        raise RunError(f"the engine {file} was altered or damaged; {advice}")
     try:
-        index = faiss.read_index(str(file))
+        index = _faiss().read_index(str(file))
     except RuntimeError as error:
-        raise RunError(f"the engine {file} cannot be read: build it again with index.py verify --repair") from error
-    if index.d != 0 and index.ntotal != engine.rows:
-        raise RunError(f"the engine {file} holds {index.ntotal:,} rows and not {engine.rows:,}; build it again")
-    return _Approximate(file, engine.name, index, engine.breadth)
+        raise RunError(f"the engine {file} cannot be read; {advice}") from error
+    if index.ntotal != engine.rows:
+        raise RunError(f"the engine {file} holds {index.ntotal:,} rows and not {engine.rows:,}; {advice}")
+    return _Approximate(engine.name, index, engine.breadth)
 
 
 class _Approximate:
     """An `Engine` by FAISS."""
 
-    def __init__(self, file: Path, name: str, index: Any, breadth: int) -> None:
-        self.file = file
+    def __init__(self, name: str, index: Any, breadth: int) -> None:
         self.breadth = breadth
         self._name, self._index = name, index
 
     def search(
         self, queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        faiss = _faiss()
-
-        selector = None
-        if allowed is not None:
-            bits = np.zeros(self._index.ntotal, bool)
-            bits[allowed] = True
-            packed = np.packbits(bits, bitorder="little")
-            selector = faiss.IDSelectorBitmap(self._index.ntotal, faiss.swig_ptr(packed))
+        """See `Engine`."""
+        faiss, total = _faiss(), self._index.ntotal
+        # 8 bits a value put few neighbours in the wrong order, 4 bits for two values many.
+        least = 2 * k if self._name == "hnsw" else max(10 * k, 300)
+        share = 1.0 if allowed is None else max(len(allowed) / total, 1 - MOST_GAPS)
+        more = min(total, int(1.2 * least / share) if allowed is not None else least)
         if self._name == "hnsw":
-            more = 2 * k  # 8 bits a value put few neighbours in the wrong order
-            parameters = faiss.SearchParametersHNSW(efSearch=max(self.breadth, more), sel=selector)
+            parameters = faiss.SearchParametersHNSW(efSearch=max(self.breadth, more))
         else:
-            more = max(10 * k, 300)  # 4 bits for four values put many
-            parameters = faiss.SearchParametersIVF(nprobe=self.breadth, sel=selector)
-        _, rows = self._index.search(queries, min(more, self._index.ntotal), params=parameters)
+            parameters = faiss.SearchParametersIVF(nprobe=int(self.breadth / share))
+        _, rows = self._index.search(queries, more, params=parameters)
+        rows = np.where((rows >= 0) & (rows < total), rows, -1)
+        if allowed is not None:
+            may = np.zeros(total + 1, bool)  # the last stands for -1
+            may[allowed] = True
+            rows = np.where(may[rows], rows, -1)
+            # The nearest that were proposed are good as a set. When more than half of them may not be found, neighbours
+            # that may be are beyond what was looked at.
+            rows[(rows >= 0).sum(axis=1) < min(least // 2, len(allowed))] = -1
         return _ranked(queries, vectors, rows, k)
 
 
@@ -208,7 +220,7 @@ def _ranked(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) 
     squared = np.full(rows.shape, np.inf, np.float32)
     for query, places, out in zip(queries, rows, squared, strict=True):
         some = places >= 0
-        out[some] = np.maximum(2 - 2 * (vectors[places[some]] @ query), 0)  # unit vectors
+        out[some] = np.maximum(query @ query + 1 - 2 * (vectors[places[some]] @ query), 0)  # vectors of unit length
     order = np.argsort(squared, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squared, order, axis=1)
 

@@ -63,8 +63,8 @@ def add_files(
         index: open for writing.
         paths: files and folders.
         reader: how files become vectors.
-        label: the class of all of them. By default the innermost folder that is a class of the index, else the first
-            folder below the one that was given; train/, val/ and the like are passed over.
+        label: the class of all of them. By default the innermost folder that is a class of the run's own data, else the
+            first folder below the one that was given; train/, val/ and the like are passed over.
         attributes: to set on all of them; others that an image has stay.
         console: shows progress.
 
@@ -76,17 +76,21 @@ def add_files(
         RunError: the index cannot be written.
     """
     files: dict[str, str] = {}  # by path, the class that its folder gives it
+    again = []  # those that were named themselves are tried although they could not be read before
     for path in paths:
         place = os.path.abspath(path)
         if Path(place).is_dir():
-            found = sorted(images_below(Path(place)))
+            found = _listed(place)
             if not found:
                 raise InputError(f"{path} holds no images")
             files |= {file: _first_folder(os.path.relpath(file, place)) for file in found}
         elif Path(place).exists():
             files[place] = NO_CLASS
+            again.append(_id(index.root, place))
         else:
             raise InputError(f"{path} does not exist")
+    if again:
+        index.unskip(again)
     return _take(index, files, reader, label, attributes, console)
 
 
@@ -103,21 +107,38 @@ def sync_folder(
         empty: whether a folder without images may be meant; else it is taken for a disk that is not there.
 
     Raises:
-        InputError: the folder does not exist, or holds no image.
+        InputError: the folder does not exist, holds no image, or a folder below it cannot be listed.
         RunError: the index cannot be written.
     """
     place = os.path.abspath(folder)
     if not Path(place).is_dir():
         raise InputError(f"there is no folder {folder}")
-    files = {file: _first_folder(os.path.relpath(file, place)) for file in sorted(images_below(Path(place)))}
+    files = {file: _first_folder(os.path.relpath(file, place)) for file in _listed(place)}
     if not files and not empty:
         raise InputError(f"{folder} holds no images; if that is meant, remove them with index.py remove")
     report = _take(index, files, reader, None, None, console)
     present = {_id(index.root, file) for file in files}
     inside = os.path.join(place, "")
-    gone = [id for id in index.stamps() if id not in present and os.path.join(index.root, id).startswith(inside)]
-    index.remove(gone)
-    return replace(report, removed=len(gone))
+
+    def gone(id: str) -> bool:
+        """Whether an image of this folder is not there any more; one that was named may have any ending."""
+        file = os.path.join(index.root, id)
+        return id not in present and file.startswith(inside) and not os.path.lexists(file)
+
+    removed = [id for _, id, *_ in index.all_entries() if gone(id)]
+    index.remove(removed)
+    if forgotten := [id for id in index.skipped() if gone(id)]:
+        index.unskip(forgotten)
+    return replace(report, removed=len(removed))
+
+
+def _listed(folder: str) -> list[str]:
+    """The images below a folder; what cannot be listed must not look as if it were gone."""
+
+    def stop(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed: {error.strerror}")
+
+    return sorted(images_below(Path(folder), onerror=stop))
 
 
 def repair(index: Index, reader: Callable[[], Reader], *, console: Console) -> Report:
@@ -133,23 +154,25 @@ def repair(index: Index, reader: Callable[[], Reader], *, console: Console) -> R
     """
     damage = index.verify()
     ids = [one.id for one in damage if one.id is not None]
-    again = [id for id in ids if os.path.isfile(os.path.join(index.root, id))]
-    gone = [id for id in ids if id not in set(again)]
+    again = {id for id in ids if os.path.isfile(os.path.join(index.root, id))}
+    gone = [id for id in ids if id not in again]
     report = Report(unchanged=len(index) - len(ids), removed=len(gone))
     index.remove(gone)
     for id in gone:
         console.print(f"{id} was removed: its vector is damaged and its file is gone")
     if again:
         index.forget_stamps(again)
-        files = {os.path.join(index.root, id): NO_CLASS for id in again}
+        files = {os.path.join(index.root, id): NO_CLASS for id in sorted(again)}
         done = _take(index, files, reader(), None, None, console)
         report = replace(report, updated=done.updated, skipped=done.skipped, first_skipped=done.first_skipped)
-    if ids:
-        index.compact()  # so that damaged vectors are no longer in the file
     index.mend_engine()
+    if damage:
+        index.compact()  # so that damaged vectors are no longer in the file
     left = index.verify()
     if left:
-        raise RunError(f"{index.folder} cannot be mended: {left[0].what}; make it again with index.py add")
+        raise RunError(
+            f"{index.folder} cannot be mended: {left[0].what}; move it away and make it again with index.py add"
+        )
     return report
 
 
@@ -169,7 +192,7 @@ def _take(
 ) -> Report:
     ids = {file: _id(index.root, file) for file in files}
     known, bad = index.stamps(ids.values()), index.skipped()
-    classes = set(index.class_names())
+    classes = index.own_classes()
     fresh, touched = [], []
     skipped: dict[str, str] = {}
     for file, id in ids.items():
@@ -177,7 +200,7 @@ def _take(
         if id in known and known[id][1:] == status:
             if label is not None or attributes:
                 touched.append(id)
-        elif id in bad and status != (None, None) and bad[id][:2] == status:
+        elif id in bad and bad[id][:2] == status:
             skipped[id] = bad[id][2]
         else:
             fresh.append(file)
@@ -196,7 +219,8 @@ def _take(
                 ]
                 if same:
                     index.put([_old(index, ids[file], stamps[file], label, attributes) for file in same], None)
-                other = [file for file in chunk if file not in set(same)]
+                untouched = set(same)
+                other = [file for file in chunk if file not in untouched]
                 pixels, failures = decode_files(other, reader.size, reader.resize)
                 good = [row for row in range(len(other)) if row not in failures]
                 entries = []
@@ -211,12 +235,13 @@ def _take(
                         added += 1
                 if good:
                     index.put(entries, reader.embed(pixels[good] if failures else pixels))
-                if failures:
-                    failed = {ids[other[row]]: (*_status(other[row]), reason) for row, reason in failures.items()}
-                    index.skip(failed)
-                    lost = [id for id in failed if id in known]
-                    index.remove(lost)  # what is there now is no image any more
-                    skipped |= {id: reason for id, (_, _, reason) in failed.items()}
+                # What cannot be read at all now may be read later, and is no reason to forget what is known of it.
+                failed = {ids[other[row]]: (stamps[other[row]], reason) for row, reason in failures.items()}
+                broken = {id: (*stamp[1:], why) for id, (stamp, why) in failed.items() if stamp[0] is not None}
+                if broken:
+                    index.skip(broken)
+                    index.remove([id for id in broken if id in known])  # what is there now is no image any more
+                skipped |= {id: why for id, (_, why) in failed.items()}
                 advance(len(chunk))
     for start in range(0, len(touched), CHUNK):
         part = touched[start : start + CHUNK]

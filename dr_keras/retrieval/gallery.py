@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from dr_keras.files import cache_folder
 from dr_keras.retrieval.embed import Reader
 from dr_keras.retrieval.folder import sync_folder
 from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.store import DATABASE, Locked
+from dr_keras.retrieval.store import Locked
 
 POLL = 0.2  # seconds between two looks whether another process has finished
 
@@ -62,15 +61,14 @@ def _opened(kept: Path, dim: int, root: Path, model: str, console: Console) -> I
     said = False
     while True:
         try:
-            if (kept / DATABASE).is_file():
+            try:
                 return Index.open(kept, write=True)
+            except Locked:
+                raise
+            except RunError:  # none, or a damaged one: all are embedded again
+                return Index.create(kept, dim, root=root, model=model, replace=True)
         except Locked as error:
             if not said:
                 console.print(f"waiting: {error}")
             said = True
             time.sleep(POLL)
-            continue
-        except RunError:
-            pass  # damaged: all are embedded again
-        shutil.rmtree(kept, ignore_errors=True)
-        return Index.create(kept, dim, root=root, model=model)

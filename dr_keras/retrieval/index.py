@@ -15,6 +15,7 @@ import os
 import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,16 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_folder
 from dr_keras.retrieval import engines
 from dr_keras.retrieval.search import distances, merge, nearest
-from dr_keras.retrieval.store import UNIT, Store, check_vectors, lengths, saying
+from dr_keras.retrieval.store import (
+    DATABASE,
+    UNIT,
+    Store,
+    check_vectors,
+    damaged_blocks,
+    lengths,
+    saying,
+    take_lock,
+)
 from dr_keras.retrieval.where import parse_where
 
 if TYPE_CHECKING:
@@ -41,6 +51,7 @@ MANY = 500  # question marks in one statement; SQLite takes 32,766, and this kee
 GAPS = 0.25  # share of rows without an image from which on a removal writes the vectors anew
 FEW_GAPS = 4096  # gaps that are never worth it
 BLOCK = 65536  # vectors looked at together
+SPARE = 32  # neighbours more than were asked for that are ranked exactly
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,13 @@ class Index:
         self._store = store
         self._guard = threading.RLock()
         self._engine: engines.Engine | None = None
-        self._look()
+        self._described: engines.Described | None = None
+        self._searched: np.ndarray | None = None
+        try:
+            self._look()
+        except BaseException:
+            store.close()
+            raise
 
     @classmethod
     def create(
@@ -109,6 +126,7 @@ class Index:
         root: str | os.PathLike[str],
         model: str = "",
         run: str = "",
+        replace: bool = False,
     ) -> "Index":
         """Makes an index without images and opens it for writing.
 
@@ -118,17 +136,28 @@ class Index:
             root: the folder that ids are relative to.
             model: what the vectors depend on, in any words; `dr_keras.Model` compares it with its own.
             run: the run that makes the vectors, for those who open the index without naming one.
+            replace: throw away an index that is there, a damaged one too.
 
         Raises:
-            RunError: something is there, or nothing can be written there.
+            Locked: another process makes one there, or writes to it.
+            RunError: something else is there, or nothing can be written there.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} exists and is not empty; choose another place for the index")
-        meta = {"root": os.path.abspath(root), "model": model, "run": run, "engine": "auto"}
-        with saying(folder), new_folder(folder) as temporary:
-            Store.create(temporary, dim, meta)
-        return cls(Store(folder, write=True))
+        with saying(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(folder)
+            try:
+                there = [file for file in folder.iterdir() if file.name not in ("lock", f"{DATABASE}.new")]
+                if there and not replace:
+                    raise RunError(f"{folder} exists and is not empty; choose another place for the index")
+                for file in there:
+                    if file.name.startswith(("index.", "vectors-", "engine-")) and file.is_file():
+                        file.unlink()
+                Store.create(folder, dim, {"root": os.path.abspath(root), "model": model, "run": run, "engine": "auto"})
+            except BaseException:
+                os.close(lock)
+                raise
+        return cls(Store(folder, write=True, lock=lock))
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, write: bool = False, repair: bool = False) -> "Index":
@@ -178,12 +207,9 @@ class Index:
         with new_folder(Path(folder)) as temporary:
             meta = {"root": str(catalog.root), "model": model, "run": run, "engine": "auto"}
             Store.create(temporary, vectors.shape[1], meta)
-            index = cls(Store(temporary, write=True))
-            try:
+            with cls(Store(temporary, write=True)) as index:
                 names = dict(zip(catalog.classes, catalog.class_names, strict=True))
                 index._insert(list(entries), vectors[order], names)
-            finally:
-                index.close()
             (temporary / "lock").unlink()
 
     def __enter__(self) -> "Index":
@@ -195,6 +221,10 @@ class Index:
     def close(self) -> None:
         """Closes the files and lets others write."""
         self._store.close()
+
+    def held(self) -> "threading.RLock":
+        """Keeps `refresh` in other threads away while several questions are asked: `with index.held(): ...`."""
+        return self._guard
 
     def refresh(self) -> bool:
         """Moves to the newest state that a writer has finished; returns whether there was a newer one."""
@@ -215,8 +245,8 @@ class Index:
             allowed[hidden] = False
             self._searched = np.flatnonzero(allowed)
         described = engines.described(self._store.meta)
-        if described is None or self._engine is None or self._engine.file.name != described.file:
-            self._engine = None
+        if described != self._described:
+            self._described, self._engine = described, None
 
     @property
     def _db(self) -> "sqlite3.Connection":
@@ -299,7 +329,10 @@ class Index:
         with self._guard:
             if vectors is not None:
                 vectors = check_vectors(vectors, len(entries), self.dim)
-                self._insert(entries, vectors, replaced=self._rows_of([entry.id for entry in entries]))
+                replaced = self._rows_of([entry.id for entry in entries])
+                self._insert(entries, vectors, replaced=replaced)
+                if replaced:
+                    self._tidy()
                 return
             rows = self._known_rows([entry.id for entry in entries])
             with self._changing() as db:
@@ -325,21 +358,24 @@ class Index:
                 return 0
             with self._changing():
                 self._forget(rows.values())
-            (images,) = self._one("SELECT count(*) FROM images")
-            gaps = self._store.rows - images
-            if gaps > FEW_GAPS and gaps > GAPS * self._store.rows:
-                self.compact()
+            self._tidy()
             return len(rows)
 
+    def _tidy(self) -> None:
+        """Writes the vectors anew where many rows have no image."""
+        (images,) = self._one("SELECT count(*) FROM images")
+        gaps = self._store.rows - images
+        if gaps > FEW_GAPS and gaps > GAPS * self._store.rows:
+            self.compact()
+
     def compact(self) -> None:
-        """Writes the vectors anew without those of images that were removed; `remove` does it when it is worth it."""
+        """Writes the vectors anew without those that no image has; a change does it when it is worth it."""
         with self._guard:
-            name = self._built
+            had_engine = self._described is not None
             self._store.compact()
-            self._engine = None
             self._look()
-            if name:
-                self.build(name)
+            if had_engine:
+                self.keep_up()
 
     def forget_stamps(self, ids: Collection[str]) -> None:
         """Makes images look as if their files had changed, so that they are embedded again."""
@@ -361,6 +397,11 @@ class Index:
             rows = [(_text(name), *what) for name, what in files.items()]
             db.executemany("INSERT OR REPLACE INTO skipped VALUES (CAST(? AS TEXT), ?, ?, ?)", rows)
 
+    def unskip(self, ids: Iterable[str]) -> None:
+        """Forgets that files could not be read."""
+        with self._guard, self._changing() as db:
+            db.executemany("DELETE FROM skipped WHERE id = CAST(? AS TEXT)", [(_text(id),) for id in ids])
+
     def skipped(self) -> dict[str, tuple[int | None, int | None, str]]:
         """The files that could not be read, as `skip` was told."""
         with self._guard, saying(self.folder):
@@ -380,7 +421,7 @@ class Index:
         _no_id_twice([entry.id for entry in entries])
         if not entries:
             return
-        crcs = [zlib.crc32(vector.data) for vector in vectors]
+        crcs = [_crc(entry.id, vector) for entry, vector in zip(entries, vectors, strict=True)]
         values = [(_text(entry.id), _text(entry.name), *entry._values()) for entry in entries]
         with self._changing() as db:
             if replaced:
@@ -437,7 +478,8 @@ class Index:
     def all_entries(self) -> Iterator[tuple[int, str, str, str]]:
         """Row, id, label and split of every image, held-out ones included, by row."""
         with self._guard, saying(self.folder):
-            yield from self._db.execute("SELECT row, id, label, split FROM images ORDER BY row").fetchall()
+            found = self._db.execute("SELECT row, id, label, split FROM images ORDER BY row").fetchall()
+        return iter(found)
 
     def stamps(self, ids: Collection[str] | None = None) -> dict[str, tuple[bytes | None, int | None, int | None]]:
         """Hash, size and mtime_ns of those of `ids` that are in the index, by id; of all images by default."""
@@ -454,6 +496,11 @@ class Index:
         with self._guard, saying(self.folder):
             return dict(self._db.execute("SELECT label, name FROM classes ORDER BY label"))
 
+    def own_classes(self) -> set[str]:
+        """The classes of the run's own data, as far as the index holds it."""
+        with self._guard, saying(self.folder):
+            return {label for (label,) in self._db.execute("SELECT DISTINCT label FROM images WHERE split != ''")}
+
     def row(self, id: str) -> int | None:
         """The row of an id, or None."""
         with self._guard:
@@ -466,7 +513,7 @@ class Index:
             InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
         """
         wanted = PurePosixPath(name).as_posix()
-        inside = wanted.removeprefix(self.root.as_posix() + "/") if wanted.startswith("/") else wanted
+        inside = wanted.removeprefix(os.path.join(self.root.as_posix(), ""))
         with self._guard, saying(self.folder):
             for id in (wanted, inside):
                 row = self.row(id)
@@ -488,14 +535,19 @@ class Index:
         )
 
     def matching(self, pattern: str) -> list[str]:
-        """The ids that are `pattern`, or whose base name is, or that it fits with * and ? (GLOB)."""
+        """The ids that are `pattern`, or whose base name is, or else those that it fits with * and ?.
+
+        Raises:
+            InputError: it has neither sign, and no image has that name, or several have.
+        """
         with self._guard, saying(self.folder):
-            if any(sign in pattern for sign in "*?["):
-                found = self._db.execute("SELECT id FROM images WHERE id GLOB CAST(? AS TEXT)", (_text(pattern),))
-                return sorted(id for (id,) in found)
             if self.row(pattern) is not None:
                 return [pattern]
-            return [self.entries([self.find(pattern)])[0].id]
+            if not any(sign in pattern for sign in "*?"):
+                return [self.entries([self.find(pattern)])[0].id]
+            plain = pattern.replace("[", "[[]")  # which GLOB would take for a set of characters
+            found = self._db.execute("SELECT id FROM images WHERE id GLOB CAST(? AS TEXT)", (_text(plain),))
+            return sorted(id for (id,) in found)
 
     def _similar_names(self, wanted: str) -> list[str]:
         for length in range(len(wanted), -1, -1):  # difflib is slow: let it look only at names that begin alike
@@ -586,28 +638,45 @@ class Index:
 
     def _candidates(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
         """Rows (Q, K) among which the k nearest are, all of them exactly or nearly; -1 where there are fewer."""
-        described = engines.described(self._store.meta)
-        if described is None or k == 0:
-            return nearest(queries, self.vectors, k, rows=allowed, unit=True)[0]
-        head, tail = allowed, np.arange(described.rows, self._store.rows)  # what came after the engine was built
+        # A product of matrices rounds: what is nearly equally near may come in any order. So a few more are taken where
+        # it alone ranks, and put in order by the differences themselves.
+        spare = k + SPARE
+
+        def exact(asked: np.ndarray, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return nearest(asked, self.vectors, spare, rows=rows, unit=True)
+
+        engine = self._loaded_engine() if k else None
+        if engine is None:
+            return exact(queries, allowed)[0]
+        assert self._described
+        built = self._described.rows
+        head, tail = allowed, np.arange(built, self._store.rows)  # the latter came after the engine was built
         if allowed is not None:
-            inside = int(np.searchsorted(allowed, described.rows))
+            inside = int(np.searchsorted(allowed, built))
             head, tail = allowed[:inside], allowed[inside:]
-            if not engines.worth_it(inside, described.rows):
-                return nearest(queries, self.vectors, k, rows=allowed, unit=True)[0]
-        if self._engine is None:
-            self._engine = engines.load(self.folder, described)
-        rows, squared = self._engine.search(queries, self.vectors, k, head)
+            if not engines.worth_it(inside, built):
+                return exact(queries, allowed)[0]
+        rows, squared = engine.search(queries, self.vectors, k, head)
+        few = (rows >= 0).sum(axis=1) < min(k, built if head is None else len(head))
         if len(tail):
-            rows, _ = merge(rows, squared, *nearest(queries, self.vectors, k, rows=tail, unit=True), k)
+            rows, _ = merge(rows, squared, *exact(queries, tail), spare)
+        if few.any():  # what is allowed lies elsewhere than the nearest do: only looking at all of it finds it
+            wide = np.full((len(rows), spare), -1)
+            wide[:, : rows.shape[1]] = rows
+            found, _ = exact(queries[few], allowed)
+            wide[few] = -1
+            wide[few, : found.shape[1]] = found
+            rows = wide
         return rows
 
-    # Engines
+    def _loaded_engine(self) -> engines.Engine | None:
+        """The engine, or None where there is none, or where a writer has put another in its place meanwhile."""
+        if self._engine is None and self._described is not None:
+            with suppress(FileNotFoundError):
+                self._engine = engines.load(self.folder, self._described)
+        return self._engine
 
-    @property
-    def _built(self) -> str | None:
-        described = engines.described(self._store.meta)
-        return described.name if described else None
+    # Engines
 
     def build(self, engine: str = "auto") -> str:
         """Makes the engine that searches: the exact one, which needs nothing, or an approximate one.
@@ -619,15 +688,17 @@ class Index:
             The engine's name.
 
         Raises:
-            InputError: there is no such engine.
+            InputError: there is no such engine, or there are too few images for it.
             RunError: it cannot be written.
         """
         with self._guard:
             name = engines.choose(engine, len(self))
             old = self._store.meta.get("engine_file")
-            made = engines.make(name, self.folder, self.vectors) if name != "flat" else None
-            with self._changing() as db:
-                db.execute("DELETE FROM meta WHERE key LIKE 'engine%'")
+            made = None
+            if name != "flat":
+                made = engines.make(name, self.folder, self.vectors, self._store.meta["version"])
+            with self._changing():
+                self._store.forget_engine()
                 self._store.set_meta("engine", engine)
                 for key, value in (made.to_meta() if made else {}).items():
                     self._store.set_meta(key, value)
@@ -635,19 +706,29 @@ class Index:
                 (self.folder / old).unlink(missing_ok=True)
             return name
 
-    def keep_up(self) -> None:
-        """Builds the engine that the choice made before asks for by now, and adds what came since it was built."""
+    def keep_up(self, engine: str | None = None) -> None:
+        """Builds the engine that is wanted by now, if it is another one, or if much came since it was built.
+
+        Args:
+            engine: the choice, as for `build`; the one that was made before by default.
+        """
         with self._guard:
-            wanted = engines.choose(self._store.meta["engine"], len(self))
-            described = engines.described(self._store.meta)
-            if wanted != (self._built or "flat") or (described and engines.outgrown(described, self._store.rows)):
-                self.build(self._store.meta["engine"])
+            chosen = engine or self._store.meta["engine"]
+            name = engines.choose(chosen, len(self))
+            if name != "flat" and engine is None and self._store.rows < engines.FEWEST:
+                return  # too few are left for it; they are searched exactly
+            there = self._described
+            if (
+                name != (there.name if there else "flat")
+                or chosen != self._store.meta["engine"]
+                or (there and engines.outgrown(there, self._store.rows))
+            ):
+                self.build(chosen)
 
     def mend_engine(self) -> None:
         """Builds the engine again where its file is damaged."""
         with self._guard:
-            described = engines.described(self._store.meta)
-            if described and engines.damage(self.folder, described):
+            if self._described and engines.damage(self.folder, self._described):
                 self.build(self._store.meta["engine"])
 
     # Care
@@ -655,7 +736,7 @@ class Index:
     def stats(self) -> dict[str, Any]:
         """Counts, sizes in bytes and the engine, as plain values."""
         with self._guard, saying(self.folder):
-            described = engines.described(self._store.meta)
+            described = self._described
             (images,) = self._one("SELECT count(*) FROM images")
             splits = dict(self._db.execute("SELECT split, count(*) FROM images GROUP BY split"))
             files = [file for file in self.folder.iterdir() if file.is_file()]
@@ -689,7 +770,7 @@ class Index:
             What is wrong; nothing where all is well.
         """
         with self._guard, saying(self.folder):
-            damage = [Damage(None, text) for (text,) in self._db.execute("PRAGMA quick_check") if text != "ok"]
+            damage = [Damage(None, text) for (text,) in self._db.execute("PRAGMA integrity_check") if text != "ok"]
             rows = self._db.execute("SELECT row, id, crc FROM images ORDER BY row").fetchall()
             seen = np.zeros(self._store.rows, bool)
             for start in range(0, len(rows), BLOCK):
@@ -702,22 +783,31 @@ class Index:
                 with np.errstate(all="ignore"):
                     length = lengths(vectors)
                 for (_, id, crc), vector, value in zip(inside, vectors, length, strict=True):
-                    if zlib.crc32(vector.data) != crc:
-                        damage.append(Damage(id, "its vector was altered: the checksum differs"))
+                    if _crc(id, vector) != crc:
+                        damage.append(Damage(id, "its vector or its id was altered: the checksum differs"))
                     elif not abs(value - 1) < UNIT:
                         damage.append(Damage(id, f"its vector has the length {value}"))
+            if not damage and any(True for _ in damaged_blocks(self._db, self.vectors)):
+                damage.append(Damage(None, "vectors of removed images were altered: a checksum differs"))
             hidden = {row for (row,) in self._db.execute("SELECT row FROM hidden")}
             lost = [row for row in np.flatnonzero(~seen).tolist() if row not in hidden]
             if lost:
                 damage.append(Damage(None, f"{len(lost)} rows belong to no image and would be found, {lost[0]} first"))
-            described = engines.described(self._store.meta)
-            reason = engines.damage(self.folder, described) if described else None
+            reason = engines.damage(self.folder, self._described) if self._described else None
             return damage + ([Damage(None, reason)] if reason else [])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Copies the index, as this object sees it, in place of what is there; an engine has to be built again."""
-        with self._guard, saying(Path(folder)), new_folder(Path(folder)) as temporary:
-            self._store.copy(temporary)
+        """Copies the index, as this object sees it, to a new place; an engine has to be built again there.
+
+        Raises:
+            RunError: something is there already, or it cannot be written.
+        """
+        place = Path(folder)
+        with self._guard, saying(place):
+            if place.exists():
+                raise RunError(f"{place} exists; choose another place for the copy")
+            with new_folder(place, replace=False) as temporary:
+                self._store.copy(temporary)
 
     def export(self, file: str | os.PathLike[str]) -> None:
         """Writes the images with their vectors for other programs.
@@ -749,7 +839,7 @@ class _Change:
         try:
             self._inner.__exit__(*error)
         finally:
-            if self._index._store.meta:
+            with suppress(RunError):  # what is wrong was raised above, or is when the index is used next
                 self._index._look()
 
 
@@ -763,6 +853,11 @@ def _no_id_twice(ids: Collection[str]) -> None:
 def _parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(values), MANY):
         yield values[start : start + MANY]
+
+
+def _crc(id: str, vector: np.ndarray) -> int:
+    """The checksum of an image's vector and id."""
+    return zlib.crc32(vector.data, zlib.crc32(_text(id)))
 
 
 def _text(value: str) -> bytes:

@@ -4,20 +4,23 @@
     attributes.year >= 2020 AND (camera.model LIKE 'Pixel%' OR label IN (cat, dog))
 
 A field is `id`, `name` (base name), `label`, `class_name`, `split`, `size` (bytes) or `time` (of the last change, in
-seconds since 1970); anything else is an attribute of the image, with dots for attributes inside attributes. A value is
-a word, a number, or a string in quotes. Comparisons: = == != <> < <= > >=, LIKE (% and _ stand for any text and any
-character; case does not matter in English letters), GLOB (* and ?), IN (..., ...), IS NULL, IS NOT NULL; they are
-joined by AND, OR, NOT and parentheses.
+seconds since 1970 or as a date such as 2026-01-31); anything else is an attribute of the image, with dots for
+attributes inside attributes. A value is a word, a number, or a string in quotes. Comparisons: = == != <> < <= > >=,
+LIKE (% and _ stand for any text and any character; case does not matter in English letters), GLOB (* and ?),
+IN (..., ...), IS NULL, IS NOT NULL; they are joined by AND, OR, NOT and parentheses. An image without an attribute
+meets no comparison with it, != neither; NOT of one it does meet.
 
 No part of the text ever becomes SQL: fields come from a fixed table, names of attributes and values are bound.
 """
 
+import datetime
 import re
 from dataclasses import dataclass
 
 from dr_keras.errors import InputError
 
 MAX_LENGTH = 10_000  # characters; SQLite takes far longer ones, and nobody writes them
+MAX_COMPARISONS = 500  # SQLite's expressions may be 1,000 deep
 MAX_DEPTH = 50  # parentheses and NOTs inside each other
 
 # Text columns compare as text, whatever the value looks like: the class '007' is not the number 7.
@@ -84,6 +87,7 @@ class _Parser:
         self._text = text
         self._tokens = _tokens(text)
         self._next = 0
+        self._comparisons = 0
         self.values: list[Value] = []
 
     @property
@@ -121,10 +125,14 @@ class _Parser:
             raise self.error("a field")
         self._next += 1
         name = _unquoted(token)
+        self._comparisons += 1
+        if self._comparisons > MAX_COMPARISONS:
+            raise InputError(f"where has more than {MAX_COMPARISONS} comparisons; use IN (..., ...) for many values")
+        self._check_utf8(token)
         sql, is_text = self._field(name)
         if self.token.kind == "sign" and self.token.text in COMPARISONS:
             comparison = COMPARISONS[self._take().text]
-            self.values.append(self._value(is_text))
+            self.values.append(self._number(name) if name in NUMBER_FIELDS else self._value(is_text))
             return f"{sql} {comparison} ?"
         if self._took("IS"):
             negated = self._took("NOT")
@@ -141,7 +149,7 @@ class _Parser:
                 raise self.error("'('")
             count = 0
             while not count or self._took_sign(","):
-                self.values.append(self._value(is_text))
+                self.values.append(self._number(name) if name in NUMBER_FIELDS else self._value(is_text))
                 count += 1
             if not self._took_sign(")"):
                 raise self.error("',' or ')'")
@@ -163,8 +171,7 @@ class _Parser:
         if token.kind not in ("word", "string") or token.keyword:
             raise self.error("a value")
         self._next += 1
-        if not token.text.isprintable() and token.text.encode(errors="replace").decode() != token.text:
-            raise InputError(f"where {self._text!r}: the value at character {token.place + 1} is not valid UTF-8")
+        self._check_utf8(token)
         if token.kind == "string" or is_text:
             return _unquoted(token)
         if token.text.lower() in ("true", "false"):  # as JSON's come out of SQLite
@@ -173,6 +180,26 @@ class _Parser:
             value = float(token.text)
             return int(token.text) if WHOLE.fullmatch(token.text) and abs(value) < 2**63 else value
         return token.text
+
+    def _number(self, name: str) -> Value:
+        """The value of a field that is a number."""
+        token = self.token
+        value = self._value(False)
+        if isinstance(value, str) and name == "time":
+            try:
+                return datetime.datetime.fromisoformat(value).timestamp()
+            except ValueError:
+                pass
+        if isinstance(value, str):
+            wanted = "a number, or a date such as 2026-01-31" if name == "time" else "a number of bytes"
+            raise InputError(
+                f"where {self._text!r}: {wanted}, was expected at character {token.place + 1}, not {value!r}"
+            )
+        return value
+
+    def _check_utf8(self, token: _Token) -> None:
+        if token.text.encode(errors="replace").decode() != token.text:
+            raise InputError(f"where {self._text!r}: the text at character {token.place + 1} is not valid UTF-8")
 
     def _take(self) -> _Token:
         self._next += 1
