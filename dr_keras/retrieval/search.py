@@ -6,6 +6,7 @@ import numpy as np
 
 FEW_QUERIES = 8  # up to here NumPy reads the gallery once a query faster than FAISS is imported
 GALLERY_VALUES = 1 << 28  # values of a gallery that is not float32 to convert at a time: 1 GiB
+SCATTERED = 4  # times the rows wanted: looking at so many and leaving some out is faster than gathering those wanted
 LONG = 4096  # so many rows in a row are searched where they lie; shorter stretches are gathered, which copies them
 
 
@@ -27,6 +28,11 @@ def nearest(
     """
     queries = np.ascontiguousarray(queries, np.float32)
     k = min(k, len(gallery) if rows is None else len(rows))
+    few = len(queries) <= FEW_QUERIES and gallery.dtype == np.float32
+    if rows is not None and few and k and SCATTERED * len(rows) >= len(gallery):
+        skip = np.ones(len(gallery), bool)
+        skip[rows] = False
+        return numpy_search(queries, gallery, k, unit=unit, skip=skip)
     found = np.empty((len(queries), 0), np.int64)
     best = np.empty((len(queries), 0), np.float32)
     for vectors, numbers in _parts(gallery, rows):
@@ -115,14 +121,16 @@ def _search(queries: np.ndarray, vectors: np.ndarray, k: int, unit: bool) -> tup
 
 
 def numpy_search(
-    queries: np.ndarray, vectors: np.ndarray, k: int, *, unit: bool = False
+    queries: np.ndarray, vectors: np.ndarray, k: int, *, unit: bool = False, skip: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest` for float32 arrays and k <= N, a query at a time."""
+    """`nearest` for float32 arrays and k <= N, a query at a time; `skip` (N,) is true where a row must not be found."""
     lengths = 1 if unit else np.einsum("nd,nd->n", vectors, vectors)  # (N,)
     rows = np.empty((len(queries), k), np.int64)
     squared = np.empty((len(queries), k), np.float32)
     for query, out_rows, out in zip(queries, rows, squared, strict=True):
         values = lengths - 2 * (vectors @ query) + query @ query  # (N,)
+        if skip is not None:
+            values[skip] = np.inf
         near = np.argpartition(values, k - 1)[:k] if k < len(values) else np.arange(len(values))
         out_rows[:] = near[np.lexsort((near, values[near]))]
         out[:] = np.maximum(values[out_rows], 0)
