@@ -1,0 +1,1 @@
+"""The web page and the HTTP API: a model and an index behind FastAPI. `serve.py` starts it."""

@@ -1,0 +1,337 @@
+"""The model and the index as the server uses them: from several threads, always at the newest state."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dr_keras.app.files import Format, Opened, open_image, remove_upload, store_upload
+from dr_keras.app.problems import Problem, busy
+from dr_keras.app.projection import Projector, encode_map, fit_pca, numbered, project_rows
+from dr_keras.errors import InputError, RunError
+from dr_keras.library import Answer, Model, Result
+from dr_keras.retrieval.expansion import refined_query
+from dr_keras.retrieval.index import NO_CLASS, Entry, Index
+from dr_keras.retrieval.store import Locked
+
+GROWN = 0.1  # share by which a gallery has to grow or shrink until its projection is made anew
+UPLOADED = "uploaded image"  # what a search answers for the name of an image that was sent
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked for: images that are there by their names, and vectors of images that were sent, which come first.
+
+    Attributes:
+        fresh: (n, D).
+        positives, negatives: ids, or base names where they are unique.
+        where, max_distance, include_self: as in `dr_keras.Model.retrieve`.
+    """
+
+    fresh: np.ndarray
+    positives: Sequence[str] = ()
+    negatives: Sequence[str] = ()
+    where: str | None = None
+    max_distance: float | str | None = None
+    include_self: bool = False
+
+
+@dataclass(frozen=True)
+class Map:
+    """The images that a search may find, in two dimensions, at one version of the index.
+
+    Attributes:
+        key: changes with the index.
+        rows: (N,) int64, ascending.
+        classes: label, name and number of images of each class.
+        projector: brings other vectors into it.
+        data: the points as `dr_keras.app.projection.encode_map` makes them.
+    """
+
+    key: str
+    rows: np.ndarray
+    classes: list[dict[str, Any]]
+    projector: Projector
+    data: bytes
+
+
+class Gallery:
+    """What the server searches. Its methods may be called from several threads.
+
+    Args:
+        model: with an index.
+        uploads: the folder of images that clients add, or None.
+        fit: makes the projector of the map.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        uploads: Path | None = None,
+        fit: Callable[[np.ndarray, np.ndarray], Projector] = fit_pca,
+    ) -> None:
+        self.model = model
+        self.index = model.index
+        self.uploads = uploads
+        self._fit = fit
+        # Between two calls another thread could refresh the index, which gives rows other numbers.
+        self._guard = threading.RLock()
+        self._writing = threading.Lock()
+        self._mapping = threading.Lock()
+        self._state = 0  # counts the states of the index that were seen
+        self._map: tuple[int, Map] | None = None
+        self._projector: tuple[int, Projector] | None = None
+
+    def refresh(self) -> None:
+        """Moves to the newest state of the index."""
+        with self._guard:
+            self._state += self.index.refresh()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    # Reading
+
+    def search(self, query: Query, k: int) -> Answer:
+        """The `k` nearest images.
+
+        Raises:
+            Problem: 404 where an image has no such name, 400 where the query cannot be answered.
+        """
+        with self._guard:
+            self.refresh()
+            vector, limit, known, never = self._resolved(query)
+            try:
+                found = self.model.neighbours(vector[None], k, exclude=never, where=query.where or None)[0]
+            except RunError:
+                raise
+            except InputError as error:
+                raise Problem(400, str(error)) from None
+        if limit is not None:
+            found = [result for result in found if result.distance <= limit]
+        labels = {(result.label, result.class_name) for result in known}
+        label, class_name = labels.pop() if len(labels) == 1 and not len(query.fresh) else (None, None)
+        names = [UPLOADED] * len(query.fresh) + list(query.positives)
+        path = known[0].path if known and not len(query.fresh) else Path(UPLOADED)
+        return Answer(names[0], path, label, class_name, found, names, list(query.negatives), limit)
+
+    def place(self, query: Query, k: int) -> dict[str, Any]:
+        """Where a query lies in the map: its key, x, y, and the numbers there of the query's own images and of its
+        `k` neighbours."""
+        map = self.map()
+        with self._guard:
+            vector, _, known, _ = self._resolved(query)
+            answer = self.search(query, k)
+            rows = [self.index.row(result.id) for result in answer.results]
+            own = [self.index.row(result.id) for result in known]
+        x, y = map.projector(vector[None])[0].tolist()
+        return {"key": map.key, "x": x, "y": y, "neighbours": _numbers(map, rows), "queries": _numbers(map, own)}
+
+    def _resolved(self, query: Query) -> tuple[np.ndarray, float | None, list[Result], list[int]]:
+        """The query's vector (D,), how far neighbours may be, its known images, and rows that are no results."""
+        if not len(query.fresh) and not query.positives:
+            raise Problem(400, "no query was given; send an image, or ids of the index as positives")
+        limit = query.max_distance
+        try:
+            if limit == "auto":
+                limit = self.model.calibrated_distance()
+        except RunError:
+            raise Problem(
+                400, "this run is not calibrated, so that max_distance has to be a number; see evaluate.py --calibrate"
+            ) from None
+        if isinstance(limit, str):
+            raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")
+        positives = [self._row(name) for name in query.positives]
+        negatives = [self._row(name) for name in query.negatives]
+        good = np.concatenate([query.fresh.reshape(-1, self.index.dim), self.index.vectors[positives]])
+        try:
+            vector = refined_query(good, np.asarray(self.index.vectors[negatives], np.float32))
+        except InputError as error:
+            raise Problem(400, str(error)) from None
+        never = negatives if query.include_self else positives + negatives
+        return vector, limit, [self.model.result(row) for row in positives], never
+
+    def _row(self, name: str) -> int:
+        try:
+            return self.index.find(name)
+        except RunError:
+            raise
+        except InputError as error:
+            raise Problem(404, str(error).replace(", and there is no such file", "")) from None
+
+    def open_image(self, id: str) -> Opened:
+        """Opens the file of an image, which has to be in the index and to lie in the gallery.
+
+        Raises:
+            Problem: as `dr_keras.app.files.open_image`, and 404 where the index has no such id.
+        """
+        with self._guard:
+            self.refresh()
+            if self.index.row(id) is None:
+                raise Problem(404, "the index has no image of this id")
+            path = Path(os.path.join(self.index.root, id))
+        return open_image(path, self._folders(path, id))
+
+    def _folders(self, path: Path, id: str) -> Iterable[Path]:
+        yield self.index.root
+        if self.uploads is not None:
+            yield self.uploads
+        if id.startswith("/") and os.path.normpath(id) == id:
+            # index.py adds images elsewhere by their whole path; such a one may not be a link that leaves its folder.
+            yield path.parent
+
+    def sample(self, count: int) -> list[Result]:
+        """Some images by chance, to begin with."""
+        with self._guard:
+            self.refresh()
+            searched = self.index.searched_rows()
+            rows = np.random.default_rng().choice(searched, min(count, len(searched)), replace=False)
+            return [self.model.result(row) for row in rows.tolist()]
+
+    def stats(self) -> dict[str, Any]:
+        """What `index.py stats` says, without the server's folders, and what the page has to know."""
+        with self._guard:
+            self.refresh()
+            stats = self.index.stats()
+        for name in ("path", "root"):
+            stats.pop(name, None)
+        stats["run"] = self.model.run.path.name
+        try:
+            stats["calibrated"] = self.model.calibrated_distance()
+        except RunError:
+            stats["calibrated"] = None
+        return stats
+
+    # The map
+
+    def map(self) -> Map:
+        """The map of the newest state; made when it is first wanted, and after a change."""
+        with self._mapping:
+            with self._guard:
+                self.refresh()
+                state = self._state
+                if self._map is not None and self._map[0] == state:
+                    return self._map[1]
+                version = self.index.stats()["version"]
+                names = self.index.class_names()
+                searched = self.index.searched_rows()
+                labels = {row: label for row, _, label, _ in self.index.all_entries()}
+                vectors = self.index.vectors  # what is mapped stays as it is, whatever is written
+            rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
+            places, known = numbered([labels[row] for row in rows.tolist()])
+            counts = np.bincount(places, minlength=len(known)).tolist()
+            classes = [
+                {"label": label, "name": names.get(label, label), "count": count}
+                for label, count in zip(known, counts, strict=True)
+            ]
+            projector = self._current_projector(vectors, rows)
+            points = project_rows(projector, vectors, rows)
+            key = f"v{version}"
+            made = Map(key, rows, classes, projector, encode_map(points, places, {"key": key, "classes": classes}))
+            self._map = (state, made)
+            return made
+
+    def _current_projector(self, vectors: np.ndarray, rows: np.ndarray) -> Projector:
+        """The projector as it was, so that the map stays where it is, until the gallery has become another."""
+        count = len(rows)
+        if not count:
+            return lambda given: np.zeros((len(given), 2), np.float32)
+        if self._projector is None or abs(count - self._projector[0]) > GROWN * self._projector[0]:
+            self._projector = (count, self._fit(vectors, rows))
+        return self._projector[1]
+
+    def point(self, key: str, number: int) -> Result:
+        """The image of a point of the map.
+
+        Raises:
+            Problem: 404 where the map has no such point, 409 where it has changed.
+        """
+        map = self.map()
+        if key != map.key:
+            raise Problem(409, f"the map is at {map.key} by now and {key} was asked for; load it again")
+        if not 0 <= number < len(map.rows):
+            raise Problem(404, f"the map has {len(map.rows):,} points; there is no number {number}")
+        with self._guard:
+            if self._map is None or self._map[0] != self._state:  # another thread has refreshed meanwhile
+                raise Problem(409, "the map has changed; load it again")
+            return self.model.result(int(map.rows[number]))
+
+    # Writing
+
+    def add(
+        self, data: bytes, format: Format, vector: np.ndarray, label: str | None, attributes: dict[str, Any]
+    ) -> tuple[Result, bool]:
+        """Stores an image in the uploads folder and adds it; returns it, and whether it is new.
+
+        Raises:
+            Problem: 503 while another process writes, 507 where the disk is full.
+        """
+        assert self.uploads is not None
+        with self._writing:
+            try:
+                with Index.open(self.index.folder, write=True) as writer:
+                    file, digest, stored = store_upload(data, format, self.uploads)
+                    id = os.path.abspath(file).removeprefix(os.path.join(writer.root, "")).replace(os.sep, "/")
+                    old = writer.row(id)
+                    status = file.stat()
+                    try:
+                        if old is not None:
+                            kept = writer.entries([old])[0]
+                            label = label or kept.label
+                            attributes = {**kept.attributes, **attributes}
+                        entry = Entry(id, label or NO_CLASS, "", digest, status.st_size, status.st_mtime_ns, attributes)
+                        writer.put([entry], vector[None])
+                    except BaseException:
+                        if stored and old is None:
+                            file.unlink(missing_ok=True)
+                        raise
+            except Locked:
+                raise _locked() from None
+            except (OSError, RunError) as error:
+                raise _not_written() from error
+        with self._guard:
+            self.refresh()
+            row = self.index.row(id)
+            if row is None:
+                raise Problem(409, "the image was added and removed again by another client")
+            return self.model.result(row), old is None
+
+    def remove(self, id: str) -> bool:
+        """Removes an image from the index; returns whether its file was removed too, as of uploads alone.
+
+        Raises:
+            Problem: 404 where the index has no such id, 503 while another process writes.
+        """
+        with self._writing:
+            try:
+                with Index.open(self.index.folder, write=True) as writer:
+                    if writer.row(id) is None:
+                        raise Problem(404, "the index has no image of this id")
+                    writer.remove([id])
+                    path = Path(os.path.join(writer.root, id))
+                    return self.uploads is not None and remove_upload(path, self.uploads)
+            except Locked:
+                raise _locked() from None
+            except (OSError, RunError) as error:
+                raise _not_written() from error
+
+
+def _locked() -> Problem:
+    return busy("another process is writing to the index; try again", seconds=2)
+
+
+def _not_written() -> Problem:
+    return Problem(507, "the change could not be written; the server's log says why")
+
+
+def _numbers(map: Map, rows: Sequence[int | None]) -> list[int]:
+    """The numbers in the map of those rows that are in it."""
+    wanted = np.array([row for row in rows if row is not None], np.int64)
+    places = np.searchsorted(map.rows, wanted)
+    there = places < len(map.rows)
+    there[there] = map.rows[places[there]] == wanted[there]
+    return places[there].tolist()

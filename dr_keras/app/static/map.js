@@ -1,0 +1,532 @@
+// The map: every image of the gallery as a point, drawn by WebGL, or by a plain canvas where there is none.
+
+const CELLS = 256; // a side of the grid in which the point under the pointer is looked for
+const REACH = 14; // pixels from a point within which it is meant
+const PATIENCE = 70; // milliseconds that the pointer rests before a picture is loaded
+const MAX_ZOOM = 400;
+// Milliseconds of a frame while the map moves: above the first fewer points are drawn until it rests, below the second
+// more. A graphics card draws all of 100,000 in time; a processor that has to do its work does not.
+const SLOW = 34;
+const QUICK = 22;
+const REST = 160; // milliseconds without a movement after which all points are drawn
+
+const VERTEX = `
+attribute vec2 place; attribute vec4 colour; attribute float kind;
+uniform vec2 scale, shift; uniform float size, chosen, fade;
+varying vec4 tint;
+void main() {
+  gl_Position = vec4(place * scale + shift, 0.0, 1.0);
+  bool other = chosen >= 0.0 && abs(kind - chosen) > 0.5;
+  gl_PointSize = chosen >= 0.0 && !other ? size * 1.5 : size;
+  tint = chosen < 0.0 ? colour : other ? vec4(colour.rgb, colour.a * fade) : vec4(colour.rgb, 0.95);
+}`;
+const FRAGMENT = `
+precision mediump float;
+varying vec4 tint;
+void main() {
+  float far = length(gl_PointCoord - 0.5) * 2.0;
+  float alpha = tint.a * (1.0 - smoothstep(0.7, 1.0, far));
+  gl_FragColor = vec4(tint.rgb * alpha, alpha);
+}`;
+
+// The classes that matter for a query or a filter: colours that differ from each other on light and on dark.
+const DISTINCT = [[224, 84, 44], [22, 148, 92], [138, 86, 214], [214, 152, 16], [24, 138, 196], [216, 66, 142]];
+
+// Hues a golden angle apart differ most from those before them; the lightness differs too, for eyes that confuse hues.
+function colourOf(number, dark) {
+  const hue = (number * 137.508) % 360;
+  const light = (dark ? [0.66, 0.56, 0.74] : [0.46, 0.38, 0.56])[number % 3];
+  const part = (n) => {
+    const k = (n + hue / 30) % 12;
+    return light - 0.62 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1));
+  };
+  return [part(0), part(8), part(4)].map((value) => Math.round(255 * value));
+}
+
+export class GalleryMap {
+  constructor(parts) {
+    Object.assign(this, parts);
+    this.key = null;
+    this.count = 0;
+    this.zoom = 1;
+    this.centre = [0, 0];
+    this.place = null;
+    this.filter = [];
+    this.hovered = -1;
+    this.pinned = -1;
+    this.told = new Map();
+    this.fingers = new Map();
+    this.share = 1; // of the points, drawn while the map moves
+    this.last = 0;
+    this.dark = matchMedia("(prefers-color-scheme: dark)");
+    // Where the processor has to do a graphics card's work, a plain canvas is quicker.
+    const wanted = { premultipliedAlpha: true, antialias: false, failIfMajorPerformanceCaveat: true };
+    this.gl = this.points.getContext("webgl", wanted);
+    if (this.gl) this.#prepare();
+    else this.plain = this.points.getContext("2d");
+    this.points.addEventListener("webglcontextlost", (event) => event.preventDefault());
+    this.points.addEventListener("webglcontextrestored", () => {
+      this.#prepare();
+      this.#fill();
+    });
+    this.dark.addEventListener("change", () => this.#colour());
+    new ResizeObserver(() => this.#draw()).observe(this.points);
+    this.#listen();
+  }
+
+  async load() {
+    const answer = await this.ask("/v1/map");
+    const data = await answer.arrayBuffer();
+    const view = new DataView(data);
+    if (view.getUint32(0) !== 0x444b4d31) throw new Error("The map has another form than this page knows; load the page again.");
+    const count = view.getUint32(4, true);
+    const about = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 12 + 12 * count)));
+    if (about.key === this.key) return;
+    this.key = about.key;
+    this.count = count;
+    this.classes = about.classes;
+    this.places = new Float32Array(data, 12, 2 * count);
+    this.kinds = new Uint32Array(data, 12 + 8 * count, count);
+    this.told.clear();
+    this.hovered = this.pinned = -1;
+    // Drawn in an order by chance: no class lies on top of all others, and any first part is a fair sample.
+    this.order = Uint32Array.from({ length: count }, (_, n) => n);
+    for (let n = count - 1; n > 0; n--) {
+      const other = Math.floor(Math.random() * (n + 1));
+      [this.order[n], this.order[other]] = [this.order[other], this.order[n]];
+    }
+    this.#index();
+    this.#fill();
+    this.status.textContent = `${count.toLocaleString("en")} images`;
+    this.#tell();
+  }
+
+  show(place, filter) {
+    this.place = place;
+    this.filter = filter;
+    this.pinned = this.hovered = -1;
+    this.#tell();
+    if (this.count) this.#colour();
+  }
+
+  zoomBy(what) {
+    if (what === "all") {
+      this.zoom = 1;
+      this.centre = [0, 0];
+      this.#draw();
+    } else this.#zoomAt(what === "in" ? 1.6 : 1 / 1.6, this.points.clientWidth / 2, this.points.clientHeight / 2);
+  }
+
+  // ---- Drawing
+
+  #prepare() {
+    const gl = this.gl;
+    const program = gl.createProgram();
+    for (const [type, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
+      const shader = gl.createShader(type);
+      gl.shaderSource(shader, source);
+      gl.compileShader(shader);
+      gl.attachShader(program, shader);
+    }
+    gl.linkProgram(program);
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) throw new Error(gl.getProgramInfoLog(program));
+    gl.useProgram(program);
+    gl.enable(gl.BLEND);
+    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+    this.at = (name) => gl.getUniformLocation(program, name);
+    this.buffers = {};
+    for (const name of ["place", "colour", "kind"]) {
+      this.buffers[name] = { buffer: gl.createBuffer(), at: gl.getAttribLocation(program, name) };
+    }
+  }
+
+  #upload(name, values, size, type, normalised) {
+    const gl = this.gl;
+    const { buffer, at } = this.buffers[name];
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+    gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+    gl.enableVertexAttribArray(at);
+    gl.vertexAttribPointer(at, size, type, normalised, 0, 0);
+  }
+
+  #fill() {
+    if (this.gl && this.count) {
+      const places = new Float32Array(2 * this.count);
+      this.order.forEach((number, n) => places.set([this.places[2 * number], this.places[2 * number + 1]], 2 * n));
+      this.#upload("place", places, 2, this.gl.FLOAT, false);
+      this.#upload("kind", Float32Array.from(this.order, (number) => this.kinds[number]), 1, this.gl.FLOAT, false);
+    }
+    this.#colour();
+  }
+
+  #colour() {
+    if (!this.count) return this.#draw();
+    const shown = this.#shown();
+    const special = this.place || this.filter.length;
+    const alpha = this.count > 20000 ? 150 : 190;
+    const tints = this.classes.map((_, number) => [...colourOf(number, this.dark.matches), special ? 64 : alpha]);
+    shown.forEach((number, n) => {
+      tints[number] = [...(special ? DISTINCT[n] : tints[number].slice(0, 3)), special ? 235 : alpha];
+    });
+    const colours = new Uint8Array(4 * this.count);
+    for (let n = 0; n < this.count; n++) colours.set(tints[this.kinds[this.order[n]]], 4 * n);
+    this.tints = tints;
+    if (this.gl) this.#upload("colour", colours, 4, this.gl.UNSIGNED_BYTE, true);
+    this.#legend(shown);
+    this.#draw();
+  }
+
+  // The numbers of the classes that are named: those of the filter, then those of most neighbours.
+  #shown() {
+    const counts = new Map();
+    if (this.place?.key === this.key) {
+      for (const n of this.place.neighbours) counts.set(this.kinds[n], (counts.get(this.kinds[n]) || 0) + 1);
+    }
+    this.classes.forEach((one, number) => {
+      if (this.filter.includes(one.label)) counts.set(number, Infinity);
+    });
+    const most = DISTINCT.length;
+    if (!counts.size && this.classes.length <= most) return this.classes.map((_, number) => number);
+    return [...counts].sort((a, b) => b[1] - a[1]).slice(0, most).map(([number]) => number);
+  }
+
+  #legend(numbers) {
+    const lines = [];
+    const add = (className, colour, text) => {
+      const dot = document.createElement("i");
+      dot.className = className;
+      if (colour) dot.style.background = `rgb(${colour.slice(0, 3)})`;
+      const line = document.createElement("li");
+      line.append(dot, text);
+      lines.push(line);
+    };
+    if (this.place) {
+      add("query", null, "the query");
+      add("ring", null, `its ${this.place.neighbours.length} neighbours`);
+    }
+    for (const number of numbers) {
+      const name = this.classes[number].name;
+      add("", this.tints[number], name === "-" ? "no class" : this.printable(name));
+    }
+    this.legend.replaceChildren(...lines);
+  }
+
+  // What is left of the other classes where one is pointed at; beside a query they are faint already.
+  get #fade() {
+    return this.place || this.filter.length ? 1 : 0.18;
+  }
+
+  // Pixels of the page for one unit of the map.
+  get #unit() {
+    return (Math.min(this.points.clientWidth, this.points.clientHeight) / 2.15) * this.zoom;
+  }
+
+  #toScreen(x, y) {
+    const unit = this.#unit;
+    return [
+      this.points.clientWidth / 2 + (x - this.centre[0]) * unit,
+      this.points.clientHeight / 2 - (y - this.centre[1]) * unit,
+    ];
+  }
+
+  #toMap(left, top) {
+    const unit = this.#unit;
+    return [
+      this.centre[0] + (left - this.points.clientWidth / 2) / unit,
+      this.centre[1] - (top - this.points.clientHeight / 2) / unit,
+    ];
+  }
+
+  #draw(moving = false) {
+    this.moving ||= moving;
+    if (!this.frame) this.frame = requestAnimationFrame(() => this.#now());
+  }
+
+  #now() {
+    this.frame = 0;
+    const width = this.points.clientWidth;
+    const height = this.points.clientHeight;
+    if (!width || !height) return;
+    const ratio = Math.min(devicePixelRatio || 1, 2);
+    for (const canvas of [this.points, this.overlay]) {
+      if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+        canvas.width = Math.round(width * ratio);
+        canvas.height = Math.round(height * ratio);
+      }
+    }
+    // Points grow slowly as one comes nearer, and are smaller where there are many.
+    const size = Math.min(18, (this.count > 50000 ? 2.6 : this.count > 10000 ? 3.6 : 5) * this.zoom ** 0.35);
+    const drawn = this.moving ? Math.ceil(this.count * this.#pace()) : this.count;
+    this.moving = false;
+    const chosen = this.pinned >= 0 ? this.pinned : this.hovered;
+    const kind = chosen >= 0 && this.classes.length > 1 ? this.kinds[chosen] : -1;
+    if (this.gl) this.#drawFast(width, height, size * ratio, kind, drawn);
+    else if (this.count) this.#drawPlain(width, height, size, ratio, kind, drawn);
+    this.#drawMarks(ratio, chosen);
+    this.#placeTip(chosen);
+  }
+
+  // The share of the points that is drawn in time while the map moves.
+  #pace() {
+    const now = performance.now();
+    const took = now - this.last;
+    this.last = now;
+    if (took < 500) {
+      if (took > SLOW) this.share = Math.max(0.05, this.share * 0.75);
+      else if (took < QUICK) this.share = Math.min(1, this.share * 1.08);
+    }
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.#draw(), REST);
+    return this.share;
+  }
+
+  #drawFast(width, height, size, kind, drawn) {
+    const gl = this.gl;
+    gl.viewport(0, 0, this.points.width, this.points.height);
+    gl.clearColor(0, 0, 0, 0);
+    gl.clear(gl.COLOR_BUFFER_BIT);
+    if (!this.count) return;
+    const across = (2 * this.#unit) / width;
+    const up = (2 * this.#unit) / height;
+    gl.uniform2f(this.at("scale"), across, up);
+    gl.uniform2f(this.at("shift"), -this.centre[0] * across, -this.centre[1] * up);
+    gl.uniform1f(this.at("size"), size);
+    gl.uniform1f(this.at("chosen"), kind);
+    gl.uniform1f(this.at("fade"), this.#fade);
+    gl.drawArrays(gl.POINTS, 0, drawn);
+  }
+
+  #drawPlain(width, height, size, ratio, kind, drawn) {
+    const pen = this.plain;
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    const unit = this.#unit;
+    const left = width / 2 - this.centre[0] * unit;
+    const top = height / 2 + this.centre[1] * unit;
+    const inks = this.tints.map(([r, g, b, a], number) => {
+      const alpha = kind < 0 ? a / 255 : number === kind ? 0.95 : (a / 255) * this.#fade;
+      return `rgb(${r} ${g} ${b} / ${alpha.toFixed(3)})`;
+    });
+    for (let at = 0; at < drawn; at++) {
+      const n = this.order[at];
+      const x = left + this.places[2 * n] * unit;
+      const y = top - this.places[2 * n + 1] * unit;
+      if (x < 0 || y < 0 || x > width || y > height) continue;
+      pen.fillStyle = inks[this.kinds[n]];
+      pen.fillRect(x - size / 2, y - size / 2, size, size);
+    }
+  }
+
+  #drawMarks(ratio, chosen) {
+    const pen = this.overlay.getContext("2d");
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, this.points.clientWidth, this.points.clientHeight);
+    if (!this.count) return;
+    const style = getComputedStyle(document.documentElement);
+    const [ink, blue, paper] = ["--ink", "--blue", "--paper"].map((name) => style.getPropertyValue(name));
+    const ring = (x, y, radius, colour, width) => {
+      pen.beginPath();
+      pen.arc(x, y, radius, 0, 2 * Math.PI);
+      pen.lineWidth = width + 2;
+      pen.strokeStyle = paper;
+      pen.stroke();
+      pen.lineWidth = width;
+      pen.strokeStyle = colour;
+      pen.stroke();
+    };
+    const at = (n) => this.#toScreen(this.places[2 * n], this.places[2 * n + 1]);
+    if (this.place && this.place.key === this.key) {
+      for (const n of this.place.neighbours) ring(...at(n), 6, ink, 1.5);
+      const [x, y] = this.#toScreen(this.place.x, this.place.y);
+      pen.fillStyle = blue;
+      pen.beginPath();
+      pen.arc(x, y, 8, 0, 2 * Math.PI);
+      pen.fill();
+      ring(x, y, 8, ink, 2);
+      ring(x, y, 15, blue, 2);
+    }
+    if (chosen >= 0) ring(...at(chosen), 9, blue, 2.5);
+  }
+
+  // ---- Points under the pointer
+
+  #index() {
+    let low = [Infinity, Infinity];
+    let high = [-Infinity, -Infinity];
+    for (let n = 0; n < 2 * this.count; n++) {
+      low[n & 1] = Math.min(low[n & 1], this.places[n]);
+      high[n & 1] = Math.max(high[n & 1], this.places[n]);
+    }
+    this.low = low;
+    this.cell = Math.max(high[0] - low[0], high[1] - low[1], 1e-6) / CELLS * 1.0001;
+    const starts = new Uint32Array(CELLS * CELLS + 1);
+    const cells = new Uint32Array(this.count);
+    for (let n = 0; n < this.count; n++) {
+      const across = Math.floor((this.places[2 * n] - low[0]) / this.cell);
+      const up = Math.floor((this.places[2 * n + 1] - low[1]) / this.cell);
+      cells[n] = up * CELLS + across;
+      starts[cells[n] + 1]++;
+    }
+    for (let c = 0; c < CELLS * CELLS; c++) starts[c + 1] += starts[c];
+    const next = starts.slice();
+    this.sorted = new Uint32Array(this.count);
+    for (let n = 0; n < this.count; n++) this.sorted[next[cells[n]]++] = n;
+    this.starts = starts;
+  }
+
+  #nearest(left, top) {
+    if (!this.count) return -1;
+    const reach = REACH / this.#unit;
+    const [x, y] = this.#toMap(left, top);
+    const clamp = (value) => Math.min(CELLS - 1, Math.max(0, value));
+    const range = (value, low) => [clamp(Math.floor((value - reach - low) / this.cell)), clamp(Math.floor((value + reach - low) / this.cell))];
+    const [across0, across1] = range(x, this.low[0]);
+    const [up0, up1] = range(y, this.low[1]);
+    let best = -1;
+    let least = reach * reach;
+    for (let up = up0; up <= up1; up++) {
+      for (let s = this.starts[up * CELLS + across0]; s < this.starts[up * CELLS + across1 + 1]; s++) {
+        const n = this.sorted[s];
+        const far = (this.places[2 * n] - x) ** 2 + (this.places[2 * n + 1] - y) ** 2;
+        if (far < least) [least, best] = [far, n];
+      }
+    }
+    return best;
+  }
+
+  #hover(number) {
+    if (this.pinned >= 0 || number === this.hovered) return;
+    this.hovered = number;
+    this.#tell();
+    this.#draw();
+  }
+
+  #pin(number) {
+    this.pinned = number;
+    this.hovered = -1;
+    this.#tell();
+    this.#draw();
+  }
+
+  // The picture of the point that is pointed at.
+  #tell() {
+    clearTimeout(this.timer);
+    const number = this.pinned >= 0 ? this.pinned : this.hovered;
+    this.tip.classList.toggle("pinned", this.pinned >= 0);
+    if (number < 0) {
+      this.tip.hidden = true;
+      return;
+    }
+    const fill = (one) => {
+      if (number !== (this.pinned >= 0 ? this.pinned : this.hovered)) return;
+      this.about = one;
+      const name = one.class_name === "-" ? "" : this.printable(one.class_name);
+      this.className.textContent = name;
+      this.name.textContent = this.printable(one.name);
+      this.image.alt = this.printable([name, one.name].filter(Boolean).join(", "));
+      this.image.classList.remove("failed");
+      this.image.src = this.imageAddress(one.id);
+      this.tip.hidden = false;
+      this.#draw();
+    };
+    if (this.told.has(number)) return fill(this.told.get(number));
+    this.tip.hidden = true;
+    this.timer = setTimeout(async () => {
+      try {
+        const one = await (await this.ask(`/v1/map/${encodeURIComponent(this.key)}/${number}`)).json();
+        this.told.set(number, one);
+        fill(one);
+      } catch (error) {
+        if (error.status === 409) {
+          await this.load();
+          return;
+        }
+        this.status.textContent = error.message;
+      }
+    }, this.pinned >= 0 ? 0 : PATIENCE);
+  }
+
+  #placeTip(number) {
+    if (number < 0 || this.tip.hidden) return;
+    const [x, y] = this.#toScreen(this.places[2 * number], this.places[2 * number + 1]);
+    const width = this.tip.offsetWidth;
+    const height = this.tip.offsetHeight;
+    let left = x + 18;
+    if (left + width > this.points.clientWidth - 8) left = x - width - 18;
+    const keep = (value, most) => Math.max(8, Math.min(value, most - 8));
+    left = keep(left, this.points.clientWidth - width);
+    const top = keep(y - height / 2, this.points.clientHeight - height);
+    this.tip.style.transform = `translate(${left}px, ${top}px)`;
+  }
+
+  // ---- What a person does
+
+  #zoomAt(factor, left, top) {
+    const [x, y] = this.#toMap(left, top);
+    this.zoom = Math.min(MAX_ZOOM, Math.max(0.5, this.zoom * factor));
+    const [x2, y2] = this.#toMap(left, top);
+    this.centre = [this.centre[0] + x - x2, this.centre[1] + y - y2];
+    this.#draw(true);
+  }
+
+  #pan(across, down) {
+    const unit = this.#unit;
+    const keep = (value) => Math.max(-1.5, Math.min(1.5, value));
+    this.centre = [keep(this.centre[0] - across / unit), keep(this.centre[1] + down / unit)];
+    this.#draw(true);
+  }
+
+  #listen() {
+    const canvas = this.points;
+    let moved = 0;
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.fingers.set(event.pointerId, [event.offsetX, event.offsetY]);
+      if (this.fingers.size === 1) moved = 0;
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const old = this.fingers.get(event.pointerId);
+      if (!old) {
+        this.#hover(this.#nearest(event.offsetX, event.offsetY));
+        return;
+      }
+      const now = [event.offsetX, event.offsetY];
+      if (this.fingers.size === 1) this.#pan(now[0] - old[0], now[1] - old[1]);
+      else if (this.fingers.size === 2) {
+        const [other] = [...this.fingers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
+        const apart = (place) => Math.hypot(place[0] - other[0], place[1] - other[1]) || 1;
+        this.#pan((now[0] - old[0]) / 2, (now[1] - old[1]) / 2);
+        this.#zoomAt(apart(now) / apart(old), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+      }
+      moved += Math.hypot(now[0] - old[0], now[1] - old[1]);
+      this.fingers.set(event.pointerId, now);
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      const alone = this.fingers.size === 1;
+      this.fingers.delete(event.pointerId);
+      if (alone && moved < 6) this.#pin(this.#nearest(event.offsetX, event.offsetY));
+    });
+    canvas.addEventListener("pointercancel", (event) => this.fingers.delete(event.pointerId));
+    canvas.addEventListener("pointerleave", () => this.#hover(-1));
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      const lines = event.deltaMode === 1 ? 20 : 1;
+      this.#zoomAt(Math.exp(-Math.max(-240, Math.min(240, event.deltaY * lines)) / 300), event.offsetX, event.offsetY);
+    }, { passive: false });
+    canvas.addEventListener("dblclick", (event) => this.#zoomAt(2.2, event.offsetX, event.offsetY));
+    canvas.addEventListener("keydown", (event) => {
+      const step = 60;
+      const keys = {
+        ArrowLeft: () => this.#pan(step, 0), ArrowRight: () => this.#pan(-step, 0),
+        ArrowUp: () => this.#pan(0, step), ArrowDown: () => this.#pan(0, -step),
+        "+": () => this.zoomBy("in"), "=": () => this.zoomBy("in"), "-": () => this.zoomBy("out"),
+        0: () => this.zoomBy("all"), Escape: () => this.#pin(-1),
+      };
+      if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
+      event.preventDefault();
+      keys[event.key]();
+    });
+    this.image.addEventListener("error", () => this.image.classList.add("failed"));
+    this.search.addEventListener("click", () => this.onsearch(this.about.id));
+  }
+}

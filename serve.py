@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Serves a web page and an HTTP API that search images by what they look like.
+
+python serve.py --run tiny-imagenet-64 --gallery my-pictures
+python serve.py --index my-index --host 0.0.0.0 --port 8000
+DR_KERAS_TOKEN=$(openssl rand -hex 16) python serve.py --index my-index --writable --uploads my-uploads
+
+The page is at http://127.0.0.1:8000, the API's description at /openapi.json. SIGTERM or Ctrl-C ends what is in flight
+and stops.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dr_keras.errors import InputError, MissingPackage
+
+
+def main() -> int:
+    options = parse()
+    try:
+        serve(options)
+    except InputError as error:
+        print(f"serve.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--run", metavar="NAME", help="run in runs/, or its path (default: the index's, else the latest)"
+    )
+    parser.add_argument("--index", metavar="PATH", help="search this index, which index.py keeps (default: the run's)")
+    parser.add_argument(
+        "--gallery", metavar="FOLDER", help="search this folder, which is brought up to date at the start"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="the port (default: 8000; 0 takes a free one)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which clients may address the server (default: at 127.0.0.1 its own names, else any)",
+    )
+    parser.add_argument("--concurrency", type=int, default=64, metavar="N", help="requests at a time (default: 64)")
+    parser.add_argument("--writable", action="store_true", help="let clients with the token add and remove images")
+    parser.add_argument("--uploads", metavar="FOLDER", help="with --writable: where images that are added are stored")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="with --writable: the file of the token (default: $DR_KERAS_TOKEN)"
+    )
+    return parser.parse_args()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Loads the model and the index, and serves them."""
+    if options.gallery and options.index:
+        raise InputError("--gallery and --index both name what is searched; give one of them")
+    if options.concurrency < 1:
+        raise InputError(f"--concurrency is {options.concurrency}; at least 1 is expected")
+    try:
+        from dr_keras.app import protocol
+        from dr_keras.app.server import create_app
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"serving needs the package {error.name}; install it with pip install 'dr_keras[serve]'"
+        ) from None
+    from dr_keras.app.settings import LOOPBACK, Settings, read_token
+    from dr_keras.library import load
+
+    hosts = tuple(name.lower() for name in options.allow_host)
+    if options.host in LOOPBACK:
+        hosts += LOOPBACK
+    settings = Settings(
+        writable=options.writable,
+        token=read_token(options.token_file) if options.writable else None,
+        uploads=Path(options.uploads).absolute() if options.uploads else None,
+        hosts=hosts,
+        concurrency=options.concurrency,
+    )
+    model = load(options.run, runtime="litert", index=options.index)
+    if options.gallery:
+        model.use_gallery(options.gallery)
+    protocol.serve(create_app(model, settings), options.host, options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
