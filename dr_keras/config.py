@@ -382,7 +382,9 @@ def _with_preset(name: str, said: dict[str, Any]) -> dict[str, Any]:
     """What a preset sets and, on top, what is said; the softmax stage keeps its share where other epochs are said."""
     preset = PRESETS[name]
     if preset.get("pretrain_epochs") and "epochs" in said:
-        preset = preset | {"pretrain_epochs": round(preset["pretrain_epochs"] * said["epochs"] / preset["epochs"])}
+        share = round(preset["pretrain_epochs"] * said["epochs"] / preset["epochs"])
+        # Triplets get an epoch wherever there are two.
+        preset = preset | {"pretrain_epochs": max(1, min(share, said["epochs"] - 1))}
     return preset | said
 
 
