@@ -17,7 +17,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python evaluate.py --run tiny-imagenet-64 --data digits
 
 test: lint types
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -4,9 +4,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import fcntl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,23 +50,43 @@ def write_folders(root: Path, *, each: int, seed: int = 0, classes: tuple[str, .
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of 24 pictures."""
-    return write_folders(tmp_path_factory.mktemp("data") / "drawn", each=24)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def one_at_a_time(shared: Path, name: str) -> Iterator[None]:
+    """Lets one process in at a time."""
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Path:
+def folders(shared: Path) -> Path:
+    """Four classes of 24 pictures."""
+    root = shared / "data" / "drawn"
+    with one_at_a_time(shared, "folders"):
+        return root if root.is_dir() else write_folders(root, each=24)
+
+
+@pytest.fixture(scope="session")
+def workplace(shared: Path, folders: Path) -> Path:
     """A working folder with a finished run `small`, trained by train.py itself."""
-    place = tmp_path_factory.mktemp("work")
-    result = script(
-        place,
-        "train.py",
-        *("--data", folders, "--run", "small", "--image-size", 32, "--backbone", "resnet10", "--width", 8),
-        *("--embedding-dim", 32, "--epochs", 2, "--steps-per-epoch", 6, "--batch-size", 16, "--shift", 2),
-        *("--monitor", 0.1, "--validation", 0.2),
-    )
-    assert result.returncode == 0, result.stderr
+    place = shared / "work"
+    with one_at_a_time(shared, "workplace"):
+        if not place.is_dir():
+            place.mkdir()
+            result = script(
+                place,
+                "train.py",
+                *("--data", folders, "--run", "small", "--image-size", 32, "--backbone", "resnet10", "--width", 8),
+                *("--embedding-dim", 32, "--epochs", 2, "--steps-per-epoch", 6, "--batch-size", 16, "--shift", 2),
+                *("--monitor", 0.1, "--validation", 0.2),
+            )
+            assert result.returncode == 0, result.stderr
     return place
 
 
