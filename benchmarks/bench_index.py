@@ -335,12 +335,12 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
     with make_index(kind, rows, folder) as index:
         size = (folder / "index.sqlite").stat().st_size
         print(f"  the database has {size / rows:.0f} bytes an image, the vectors {4 * options.dim}")
-        query = kind.make(1, 0)
+        asked = kind.make(1, 0)
         for where in (None, "label = class_7", "label != class_7"):
             times = []
             for _ in range(options.rounds):
                 started = time.perf_counter()
-                index.search(query, K, where=where)
+                index.search(asked, K, where=where)
                 times.append(1e3 * (time.perf_counter() - started))
             print(f"  one query, where {where}: {spread(times, 'ms', 1)}", flush=True)
         for what in ("add", "remove"):
