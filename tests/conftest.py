@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dr_keras.retrieval.index import Index
+from dr_keras.runs import Run
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
@@ -93,6 +94,12 @@ def workplace(shared: Path, folders: Path) -> Path:
 def ids_of(index: Index) -> list[str]:
     """The ids of all images of an index, by row."""
     return [id for _, id, *_ in index.all_entries()]
+
+
+def vectors_of(run: Run) -> np.ndarray:
+    """All vectors of a run's index, by row."""
+    with Index.open(run.index) as index:
+        return np.array(index.vectors)
 
 
 def script(

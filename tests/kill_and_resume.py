@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dr_keras.retrieval.index import Index
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -54,7 +56,7 @@ def main() -> None:
             sys.exit(f"{name} failed")
 
     one, other = rows(whole), rows(broken)
-    vectors = [np.load(run / "index" / "vectors.npy") for run in (whole, broken)]
+    vectors = [np.array(Index.open(run / "index").vectors) for run in (whole, broken)]
     print(f"{len(one)} rows unbroken, {len(other)} after {killed} kills; equal: {one == other}")
     print(f"vectors {vectors[0].shape}; equal: {np.array_equal(*vectors)}")
     sys.exit(0 if one == other and np.array_equal(*vectors) else 1)

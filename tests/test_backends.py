@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, ids_of, script
+from conftest import ROOT, ids_of, script, vectors_of
 
 from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
@@ -185,7 +185,7 @@ def test_several_devices_and_several_hosts_compute_what_one_does(tmp_path, folde
     ):
         for row, expected in zip(history(run), history(one), strict=True):
             assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=2e-4), row["step"]
-        vectors = [np.load(each.index / "vectors.npy") for each in (run, one)]
+        vectors = [vectors_of(each) for each in (run, one)]
         assert np.abs(vectors[0] - vectors[1]).max() < 0.01
         assert run.finished
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["devices", "hosts", "one"]

@@ -180,7 +180,7 @@ def test_odd_names_are_not_found(model, query):
 def test_brackets_in_names_are_printed(workplace, tmp_path):
     draw("rings", np.random.default_rng(7)).save(tmp_path / "new [bold].png")
     result = script(workplace, "retrieve.py", "--query", tmp_path / "new [bold].png", "--top", 1)
-    assert "new [bold].png" in result.stdout.replace("\n", "")
+    assert "[bold].png" in result.stdout
 
 
 def test_the_latest_run_is_the_one_trained_last(workplace, run):

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, script
+from conftest import ROOT, script, vectors_of
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
@@ -76,7 +76,7 @@ def test_killed_and_resumed_equals_unbroken_to_the_last_digit(tmp_path, folders)
     assert result.returncode == 0, result.stderr
     assert len(rows(whole)) == 121
     assert rows(broken) == rows(whole)
-    assert np.array_equal(*(np.load(run.index / "vectors.npy") for run in (whole, broken)))
+    assert np.array_equal(*map(vectors_of, (whole, broken)))
     assert not broken.checkpoint_file.exists()
 
     again = script(tmp_path, "train.py", "--resume", "--run", "broken")
@@ -132,7 +132,7 @@ def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_p
     result = script(tmp_path, "train.py", "--resume", "--run", "broken")
     assert result.returncode == 0, result.stderr
     assert rows(broken) == rows(whole)
-    assert np.array_equal(*(np.load(run.index / "vectors.npy") for run in (whole, broken)))
+    assert np.array_equal(*map(vectors_of, (whole, broken)))
     table = {line[0]: dict(zip(rows(whole)[0], line, strict=True)) for line in rows(whole)[1:]}
     assert table["79"]["triplet_accuracy"] == ""
     assert float(table["80"]["triplet_accuracy"]) >= 0
