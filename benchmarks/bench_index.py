@@ -163,12 +163,14 @@ def exact_contenders(vectors: np.ndarray, peers: list[str]) -> dict[str, Search]
 
 
 def by_numpy(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Brute force as one writes it, a query at a time where the whole matrix is large."""
+    """Brute force as one writes it: a product of matrices, as many queries at a time as fit into a gigabyte."""
     out = np.empty((len(queries), K), np.int64)
-    for query, row in zip(queries, out, strict=True):
-        similarity = vectors @ query
-        near = np.argpartition(-similarity, K)[:K]
-        row[:] = near[np.argsort(-similarity[near])]
+    block = max(1, 2**28 // len(vectors))
+    for start in range(0, len(queries), block):
+        similarity = queries[start : start + block] @ vectors.T
+        near = np.argpartition(-similarity, K, axis=1)[:, :K]
+        order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1)
+        out[start : start + block] = np.take_along_axis(near, order, axis=1)
     return out
 
 
