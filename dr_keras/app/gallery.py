@@ -79,7 +79,7 @@ class Gallery:
         self.uploads = uploads
         self._fit = fit
         # Between two calls another thread could refresh the index, which gives rows other numbers.
-        self._guard = threading.RLock()
+        self._guard = self.index.held()
         self._writing = threading.Lock()
         self._mapping = threading.Lock()
         self._state = 0  # counts the states of the index that were seen
