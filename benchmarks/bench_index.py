@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("hnsw", "ivfpq"), default="hnsw")
     parser.add_argument("--folder", type=Path, help="where the index is made (default: a temporary folder)")
     parser.add_argument("--save", type=Path, help="picture of recall against queries a second")
-    parser.add_argument("--peers", nargs="*", default=["faiss", "hnswlib", "usearch"])
+    parser.add_argument("--peers", nargs="*", default=["faiss", "faiss-ivfpq", "hnswlib", "usearch"])
     options = parser.parse_args()
     print(f"{machine()}; {THREADS} threads, {options.dim} values a vector, the {K} nearest", flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
@@ -207,10 +207,10 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
             curves[f"dr_keras {engine}"] = sweep(f"dr_keras {engine}", ours_at, queries, true, options.rounds, breadths)
         index.build("flat")
         for peer in options.peers:
-            started, before = time.perf_counter(), memory()
-            at = {"faiss": faiss_graph, "hnswlib": hnswlib_graph, "usearch": usearch_graph}[peer](vectors)
+            started, before = time.perf_counter(), held()
+            at = PEERS[peer](vectors)
             print(
-                f"  {peer}: built in {time.perf_counter() - started:.1f} s, {memory() - before:,.0f} MiB more memory",
+                f"  {peer}: built in {time.perf_counter() - started:.1f} s, {held() - before:,.0f} MiB of memory",
                 flush=True,
             )
             curves[peer] = sweep(peer, at, queries, true, options.rounds, list(BREADTHS))
@@ -253,6 +253,24 @@ def faiss_graph(vectors: np.ndarray) -> Callable[[int], Search]:
     return at
 
 
+def faiss_lists(vectors: np.ndarray) -> Callable[[int], Search]:
+    import faiss
+
+    count, dim = vectors.shape
+    lists = 2 ** round(np.log2(4 * count**0.5))
+    index: Any = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 2}x4fs,RFlat")
+    index.train(np.asarray(vectors[: 64 * lists]))
+    index.add(np.asarray(vectors))
+    index.k_factor = 10
+    inner = faiss.downcast_index(index.base_index)
+
+    def at(breadth: int) -> Search:
+        inner.nprobe = breadth
+        return lambda q: index.search(q, K)[1]
+
+    return at
+
+
 def hnswlib_graph(vectors: np.ndarray) -> Callable[[int], Search]:
     import hnswlib
 
@@ -278,6 +296,9 @@ def usearch_graph(vectors: np.ndarray) -> Callable[[int], Search]:
         return lambda q: np.asarray(index.search(q, K, threads=THREADS).keys)
 
     return at
+
+
+PEERS = {"faiss": faiss_graph, "faiss-ivfpq": faiss_lists, "hnswlib": hnswlib_graph, "usearch": usearch_graph}
 
 
 def picture(curves: dict[str, list[tuple[float, float]]], rows: int, dim: int, file: Path) -> None:
@@ -329,6 +350,12 @@ def ours(options: argparse.Namespace, rows: int, folder: Path) -> None:
 def memory() -> float:
     """MiB that this process has held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def held() -> float:
+    """MiB that this process holds of its own now, without its pages of mapped files."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) / 1024
 
 
 def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_file
-from dr_keras.retrieval.search import nearest
+from dr_keras.retrieval.search import load_faiss, nearest, ranked
 from dr_keras.retrieval.store import QUICK
 
 ENGINES = ("flat", "hnsw", "ivfpq")
@@ -88,15 +88,12 @@ def described(meta: dict[str, Any]) -> Described | None:
 class Engine(Protocol):
     """Proposes neighbours."""
 
-    def search(
-        self, queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (Q, k) and squared distances (Q, k), nearest first; -1 and infinite where too few were found.
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
+        """Rows (Q, C) among which the `k` nearest mostly are, in any order; -1 where too few were found.
 
         Args:
             queries: (Q, D) float32.
-            vectors: (R, D) float32, the index's own, by which the proposals are ranked.
-            k: how many.
+            k: how many are wanted; more are proposed.
             allowed: (n,) int64 ascending, the rows that may be found; None for all.
         """
         ...
@@ -143,7 +140,7 @@ def make(name: str, folder: Path, vectors: np.ndarray, number: int) -> Described
         InputError: there are too few vectors.
         RunError: the file cannot be written.
     """
-    faiss = _faiss()
+    faiss = load_faiss()
     if len(vectors) < FEWEST:
         raise InputError(f"{len(vectors)} images are too few for the engine {name}; search them with flat")
     index = _trained(name, vectors)
@@ -174,7 +171,7 @@ def load(folder: Path, engine: Described) -> Engine:
     if size != engine.size or (size <= QUICK and _crc(file) != engine.crc):
         raise RunError(f"the engine {file} was altered or damaged; {advice}")
     try:
-        index = _faiss().read_index(str(file))
+        index = load_faiss().read_index(str(file))
     except RuntimeError as error:
         raise RunError(f"the engine {file} cannot be read; {advice}") from error
     if index.ntotal != engine.rows:
@@ -189,11 +186,9 @@ class _Approximate:
         self.breadth = breadth
         self._name, self._index = name, index
 
-    def search(
-        self, queries: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
         """See `Engine`."""
-        faiss, total = _faiss(), self._index.ntotal
+        faiss, total = load_faiss(), self._index.ntotal
         # 8 bits a value put few neighbours in the wrong order, 4 bits for two values many.
         least = 2 * k if self._name == "hnsw" else max(10 * k, 300)
         share = 1.0 if allowed is None else max(len(allowed) / total, 1 - MOST_GAPS)
@@ -211,23 +206,12 @@ class _Approximate:
             # The nearest that were proposed are good as a set. When more than half of them may not be found, neighbours
             # that may be are beyond what was looked at.
             rows[(rows >= 0).sum(axis=1) < min(least // 2, len(allowed))] = -1
-        return _ranked(queries, vectors, rows, k)
-
-
-def _ranked(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest of proposed rows (Q, K), some of them -1, by the exact vectors."""
-    rows = np.sort(rows, axis=1)  # in the order of the file: each query reads the vectors from front to back
-    squared = np.full(rows.shape, np.inf, np.float32)
-    for query, places, out in zip(queries, rows, squared, strict=True):
-        some = places >= 0
-        out[some] = np.maximum(query @ query + 1 - 2 * (vectors[places[some]] @ query), 0)  # vectors of unit length
-    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squared, order, axis=1)
+        return rows
 
 
 def _trained(name: str, vectors: np.ndarray) -> Any:
     """An empty FAISS index, trained on some of the vectors."""
-    faiss = _faiss()
+    faiss = load_faiss()
 
     count, dim = vectors.shape
     if name == "hnsw":
@@ -259,19 +243,12 @@ def _tune(engine: _Approximate, name: str, vectors: np.ndarray) -> tuple[int, fl
     recall = 0.0
     for breadth in BREADTHS[name]:
         engine.breadth = breadth
-        found, _ = engine.search(queries, vectors, k, None)
+        found, _ = ranked(queries, vectors, engine.search(queries, k, None), k)
         same = [len(np.intersect1d(a, b)) - 1 for a, b in zip(truth, found, strict=True)]
         recall = float(np.mean(same)) / (k - 1)
         if recall >= RECALL[name]:
             break
     return engine.breadth, recall
-
-
-def _faiss() -> Any:
-    """FAISS, whose type stubs lack much; imported when it is needed, as that takes a tenth of a second."""
-    import faiss
-
-    return faiss
 
 
 def _crc(file: Path) -> int:

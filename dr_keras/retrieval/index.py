@@ -26,7 +26,7 @@ from dr_keras.data import SPLIT_NAMES, VALIDATION
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_folder
 from dr_keras.retrieval import engines
-from dr_keras.retrieval.search import distances, merge, nearest
+from dr_keras.retrieval.search import nearest, ranked
 from dr_keras.retrieval.store import (
     DATABASE,
     UNIT,
@@ -51,7 +51,7 @@ MANY = 500  # question marks in one statement; SQLite takes 32,766, and this kee
 GAPS = 0.25  # share of rows without an image from which on a removal writes the vectors anew
 FEW_GAPS = 4096  # gaps that are never worth it
 BLOCK = 65536  # vectors looked at together
-SPARE = 32  # neighbours more than were asked for that are ranked exactly
+SPARE = 32  # neighbours more than were asked for that are ranked by their differences
 
 
 @dataclass(frozen=True)
@@ -613,19 +613,10 @@ class Index:
         own = own.reshape(len(queries), -1)
         with self._guard:
             allowed = self._searched if where is None else self._rows_where(where)
-            count = self._store.rows if allowed is None else len(allowed)
-            rows = self._candidates(queries, min(k + own.shape[1], count), allowed)
-            found = np.full(rows.shape, np.inf, np.float32)
-            good = rows >= 0
-            if good.all():
-                found = distances(queries, self.vectors, rows)
-            else:
-                found[good] = distances(queries, self.vectors, np.maximum(rows, 0))[good]
-        found[(rows[:, :, None] == own[:, None, :]).any(axis=2)] = np.inf  # (Q, K, X): few
-        order = np.lexsort((rows, found))
-        rows, found = np.take_along_axis(rows, order, axis=1), np.take_along_axis(found, order, axis=1)
-        rows[np.isinf(found)] = -1
-        keep = min(k, int((rows >= 0).sum(axis=1).max(initial=0)))
+            rows = self._candidates(queries, k + own.shape[1], allowed)
+            rows[(rows[:, :, None] == own[:, None, :]).any(axis=2)] = -1  # (Q, C, X): few
+            rows, found = ranked(queries, self.vectors, rows, k)
+        keep = int((rows >= 0).sum(axis=1).max(initial=0))
         return rows[:, :keep], found[:, :keep]
 
     def _rows_where(self, where: str) -> np.ndarray:
@@ -637,17 +628,15 @@ class Index:
             return np.fromiter((row for (row,) in rows), np.int64)
 
     def _candidates(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
-        """Rows (Q, K) among which the k nearest are, all of them exactly or nearly; -1 where there are fewer."""
-        # A product of matrices rounds: what is nearly equally near may come in any order. So a few more are taken where
-        # it alone ranks, and put in order by the differences themselves.
-        spare = k + SPARE
+        """Rows (Q, C) among which the k nearest are, all of them exactly or nearly; -1 where there are fewer."""
 
-        def exact(asked: np.ndarray, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-            return nearest(asked, self.vectors, spare, rows=rows, unit=True)
+        def exact(asked: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+            # A product of matrices rounds: what is nearly equally near may come in any order. So a few more are taken.
+            return nearest(asked, self.vectors, k + SPARE, rows=rows, unit=True)[0]
 
-        engine = self._loaded_engine() if k else None
+        engine = self._loaded_engine()
         if engine is None:
-            return exact(queries, allowed)[0]
+            return exact(queries, allowed)
         assert self._described
         built = self._described.rows
         head, tail = allowed, np.arange(built, self._store.rows)  # the latter came after the engine was built
@@ -655,19 +644,17 @@ class Index:
             inside = int(np.searchsorted(allowed, built))
             head, tail = allowed[:inside], allowed[inside:]
             if not engines.worth_it(inside, built):
-                return exact(queries, allowed)[0]
-        rows, squared = engine.search(queries, self.vectors, k, head)
+                return exact(queries, allowed)
+        rows = engine.search(queries, k, head)
         few = (rows >= 0).sum(axis=1) < min(k, built if head is None else len(head))
-        if len(tail):
-            rows, _ = merge(rows, squared, *exact(queries, tail), spare)
         if few.any():  # what is allowed lies elsewhere than the nearest do: only looking at all of it finds it
-            wide = np.full((len(rows), spare), -1)
+            found = exact(queries[few], head if head is not None else np.arange(built))
+            wide = np.full((len(rows), max(rows.shape[1], found.shape[1])), -1)
             wide[:, : rows.shape[1]] = rows
-            found, _ = exact(queries[few], allowed)
             wide[few] = -1
             wide[few, : found.shape[1]] = found
             rows = wide
-        return rows
+        return np.concatenate([rows, exact(queries, tail)], axis=1) if len(tail) else rows
 
     def _loaded_engine(self) -> engines.Engine | None:
         """The engine, or None where there is none, or where a writer has put another in its place meanwhile."""

@@ -1,6 +1,7 @@
 """Exact nearest neighbours in Euclidean distance: NumPy for a few queries, FAISS for many."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -38,20 +39,8 @@ def nearest(
     for vectors, numbers in _parts(gallery, rows):
         places, squared = _search(queries, vectors, min(k, len(vectors)), unit)
         places = places + numbers if isinstance(numbers, int) else numbers[places]
-        found, best = merge(found, best, places, squared, k)
+        found, best = _merged(found, best, places, squared, k)
     return found, best
-
-
-def merge(
-    rows: np.ndarray, squared: np.ndarray, more_rows: np.ndarray, more_squared: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest of two results of `nearest` over different rows: (Q, K) each, nearest first."""
-    if not rows.shape[1]:
-        return more_rows[:, :k], more_squared[:, :k]
-    rows = np.concatenate([rows, more_rows], axis=1)
-    squared = np.concatenate([squared, more_squared], axis=1)
-    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squared, order, axis=1)
 
 
 def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -60,16 +49,42 @@ def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.
     Args:
         queries: (Q, D).
         gallery: (N, D).
-        rows: (Q, K) gallery rows.
+        rows: (Q, K) gallery rows; -1 for none.
 
     Returns:
-        (Q, K) float32.
+        (Q, K) float32; infinite where there is no row.
     """
-    result = np.empty(rows.shape, np.float32)
+    result = np.full(rows.shape, np.inf, np.float32)
+    if len(queries) > FEW_QUERIES and gallery.dtype == np.float32 and gallery.flags.c_contiguous:
+        faiss = load_faiss()
+        queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
+        arrays = [faiss.swig_ptr(array) for array in (result, queries, gallery, rows)]
+        faiss.fvec_L2sqr_by_idx(*arrays, queries.shape[1], *rows.shape)
+        return np.sqrt(result, out=result)
     for query, places, out in zip(queries, rows, result, strict=True):
         difference = gallery[places].astype(np.float32) - query.astype(np.float32)  # (K, D)
         out[:] = np.sqrt(np.einsum("kd,kd->k", difference, difference))
+    result[rows < 0] = np.inf
     return result
+
+
+def ranked(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest of the rows that were proposed for each query.
+
+    Args:
+        queries: (Q, D).
+        gallery: (N, D).
+        rows: (Q, C) int64, none twice in one query; -1 for none.
+        k: more than C means all of them.
+
+    Returns:
+        rows (Q, K), nearest first and by row where distances are equal, and Euclidean distances (Q, K) float32; rows of
+        -1 come last, at infinity.
+    """
+    rows = np.sort(rows, axis=1)  # also reads the gallery from front to back
+    found = distances(queries, gallery, rows)
+    order = np.argsort(found, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(found, order, axis=1)
 
 
 def stretches(rows: np.ndarray) -> np.ndarray:
@@ -107,11 +122,22 @@ def _parts(gallery: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[np.nd
             yield np.ascontiguousarray(gallery[start : min(start + part, end)], np.float32), start
 
 
+def _merged(
+    rows: np.ndarray, squared: np.ndarray, more_rows: np.ndarray, more_squared: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest of two results of `nearest` over different rows: (Q, K) each, nearest first."""
+    if not rows.shape[1]:
+        return more_rows[:, :k], more_squared[:, :k]
+    rows = np.concatenate([rows, more_rows], axis=1)
+    squared = np.concatenate([squared, more_squared], axis=1)
+    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squared, order, axis=1)
+
+
 def _search(queries: np.ndarray, vectors: np.ndarray, k: int, unit: bool) -> tuple[np.ndarray, np.ndarray]:
     if len(queries) <= FEW_QUERIES:
         return numpy_search(queries, vectors, k, unit=unit)
-    import faiss
-
+    faiss = load_faiss()
     if not unit:
         squared, rows = faiss.knn(queries, vectors, k)
         return rows, squared
@@ -135,3 +161,10 @@ def numpy_search(
         out_rows[:] = near[np.lexsort((near, values[near]))]
         out[:] = np.maximum(values[out_rows], 0)
     return rows, squared
+
+
+def load_faiss() -> Any:
+    """FAISS, whose type stubs lack much; imported when it is needed, as that takes a tenth of a second."""
+    import faiss
+
+    return faiss
