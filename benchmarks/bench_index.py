@@ -37,7 +37,8 @@ CLASSES = 1000
 DIRECTIONS = 24
 PART = 100_000  # vectors made, and added, at a time
 THREADS = os.cpu_count() or 1
-BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # nodes of a graph kept in view
+LISTS = (1, 2, 4, 8, *BREADTHS)  # lists looked at
 LINKS, CONSTRUCTION = 32, 100  # of every graph
 
 Search = Callable[[np.ndarray], np.ndarray]  # (Q, D) -> rows (Q, K)
@@ -203,7 +204,7 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
             index.search(queries[:1], K)  # loads the engine
             assert index._engine
             own = index._engine.breadth  # type: ignore[attr-defined]
-            breadths = sorted({*BREADTHS, own})
+            breadths = sorted({*(LISTS if engine == "ivfpq" else BREADTHS), own})
             curves[f"dr_keras {engine}"] = sweep(f"dr_keras {engine}", ours_at, queries, true, options.rounds, breadths)
         index.build("flat")
         for peer in options.peers:
@@ -213,7 +214,8 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 f"  {peer}: built in {time.perf_counter() - started:.1f} s, {held() - before:,.0f} MiB of memory",
                 flush=True,
             )
-            curves[peer] = sweep(peer, at, queries, true, options.rounds, list(BREADTHS))
+            breadths = list(LISTS if peer == "faiss-ivfpq" else BREADTHS)
+            curves[peer] = sweep(peer, at, queries, true, options.rounds, breadths)
             del at
     if options.save:
         picture(curves, rows, options.dim, options.save)
@@ -262,7 +264,7 @@ def faiss_lists(vectors: np.ndarray) -> Callable[[int], Search]:
     index.train(np.asarray(vectors[: 64 * lists]))
     index.add(np.asarray(vectors))
     index.k_factor = 10
-    inner = faiss.downcast_index(index.base_index)
+    inner: Any = faiss.downcast_index(index.base_index)
 
     def at(breadth: int) -> Search:
         inner.nprobe = breadth

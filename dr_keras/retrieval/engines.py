@@ -43,7 +43,7 @@ TUNING_K = 30
 RECALL = {"hnsw": 0.985, "ivfpq": 0.96}  # above the 0.98 and 0.95 that are promised: it is measured on few queries
 BREADTHS = {
     "hnsw": (48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),  # nodes of the graph kept in view
-    "ivfpq": (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024),  # lists looked at
+    "ivfpq": (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024),  # lists looked at
 }
 NEIGHBOURS = 32  # links of a node, FAISS's M
 CONSTRUCTION = 100  # nodes kept in view while the graph is built
