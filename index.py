@@ -7,6 +7,7 @@ python index.py remove 'cats/*.png' --index my-index
 python index.py stats --index my-index
 python index.py verify --repair --index my-index
 python index.py export my-index.parquet --index my-index
+python index.py map --index my-index
 python index.py duplicates my-pictures --html duplicates.html
 python retrieve.py --index my-index --query ./my-photo.jpg
 
@@ -80,6 +81,7 @@ def parse() -> argparse.Namespace:
     made.add_argument("engine", choices=ENGINES)
     made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
     made.add_argument("file", metavar="FILE")
+    action("map", lay_out, "lay the images out by UMAP for the map of serve.py, which else shows their PCA", which)
     made = action("duplicates", duplicates, "find images that are there twice or nearly, and leaks between splits")
     made.add_argument("folder", metavar="FOLDER")
     made.add_argument("--json", metavar="FILE", help="write the groups as JSON")
@@ -117,6 +119,17 @@ def sync(options: argparse.Namespace) -> int:
         report = sync_folder(index, options.folder, model.reader, console=stderr())
         index.keep_up(options.engine)
         print(f"{report}; {len(index):,} images in {index.folder}")
+    return 0
+
+
+def lay_out(options: argparse.Namespace) -> int:
+    from dr_keras.retrieval.index import Index
+    from dr_keras.retrieval.layout import fit_umap
+
+    with Index.open(place(options)) as index:
+        layout = fit_umap(index)
+        layout.save(index.folder)
+        print(f"{len(index):,} images are laid out by {len(layout.vectors):,} of them in {index.folder}")
     return 0
 
 

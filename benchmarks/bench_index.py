@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("hnsw", "ivfpq"), default="hnsw")
     parser.add_argument("--folder", type=Path, help="where the index is made (default: a temporary folder)")
     parser.add_argument("--save", type=Path, help="picture of recall against queries a second")
+    parser.add_argument("--engines", nargs="*", default=["hnsw", "ivfpq"], help="ours that are compared")
     parser.add_argument("--peers", nargs="*", default=["faiss", "faiss-ivfpq", "hnswlib", "usearch"])
     options = parser.parse_args()
     print(f"{machine()}; {THREADS} threads, {options.dim} values a vector, the {K} nearest", flush=True)
@@ -185,7 +186,7 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
     with make_index(kind, rows, folder) as index:
         vectors = index.vectors
         true, _ = nearest(queries, vectors, K)
-        for engine in ("hnsw", "ivfpq"):
+        for engine in options.engines:
             started = time.perf_counter()
             index.build(engine)
             about = index.stats()["engine"]

@@ -339,10 +339,11 @@ class Model:
             raise
 
     def neighbours(
-        self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] = (), where: str | None = None
+        self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] | np.ndarray = (), where: str | None = None
     ) -> list[list[Result]]:
-        """The `k` nearest images of each vector (Q, D), without the rows `exclude`; `where` as in `retrieve`."""
-        others = np.tile(np.array(exclude, np.int64), (len(vectors), 1)) if exclude else None
+        """The `k` nearest images of each vector (Q, D), without the rows `exclude`, of all or (Q, X) of each, filled up
+        with -1; `where` as in `retrieve`."""
+        others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
         with self.index.held():
             rows, distances = self.index.search(vectors, k, where=where, exclude=others)
             good = rows >= 0

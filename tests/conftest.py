@@ -5,8 +5,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import fcntl
+import io
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +41,13 @@ def draw(name: str, random: np.random.Generator, size: int = 32) -> Image.Image:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ink, width=2)
     noise = random.integers(-12, 13, (size, size, 3))
     return Image.fromarray((np.asarray(image).astype(int) + noise).clip(0, 255).astype(np.uint8))
+
+
+def draw_encoded(seed: int = 1, name: str = "disc", kind: str = "PNG", size: int = 32) -> bytes:
+    """A drawn picture as a file's content."""
+    buffer = io.BytesIO()
+    draw(name, np.random.default_rng(seed), size).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def write_folders(root: Path, *, each: int, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
@@ -89,6 +99,34 @@ def workplace(shared: Path, folders: Path) -> Path:
             )
             assert result.returncode == 0, result.stderr
     return place
+
+
+@contextmanager
+def serving(
+    place: Path, *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """serve.py as a process, and its address."""
+    with open(place / "serve.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "serve.py"), "--port", "0", *map(str, arguments)],
+            cwd=place,
+            stdout=log,
+            stderr=log,
+            env=os.environ | (env or {}),
+        )
+    try:
+        for _ in range(300):
+            said = (place / "serve.log").read_text()
+            if found := re.search(r"running on (http://\S+)", said):
+                yield process, found[1]
+                break
+            assert process.poll() is None, said
+            time.sleep(0.1)
+        else:
+            raise AssertionError(said)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def ids_of(index: Index) -> list[str]:

@@ -6,8 +6,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,29 @@ def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
     np.testing.assert_allclose(np.sqrt(squared), expected, rtol=1e-3, atol=0.3)
     np.testing.assert_allclose(distances(asked, gallery, rows), expected, rtol=1e-3, atol=0.3)
     assert all(len(set(found)) == len(found) for found in rows.tolist())
+
+
+@pytest.mark.parametrize("queries", [2, 9])  # by NumPy and by FAISS
+def test_what_is_proposed_is_ranked_by_the_differences(queries):
+    gallery, asked = unit(50, 7), unit(queries, 7)
+    gallery[20:] = gallery[:30]
+    asked[0] = gallery[3]
+    proposed = np.stack([RANDOM.permutation(50)[:40] for _ in range(queries)])
+    proposed[0] = np.r_[23, 3, -1, -1, np.setdiff1d(np.arange(50), [3, 23])[:36]]
+    rows, found = search.ranked(asked, gallery, proposed, 30)
+    assert (rows[0, :2].tolist(), found[0, :2].tolist()) == ([3, 23], [0, 0])
+    for query, some, places, values in zip(asked, proposed, rows, found, strict=True):
+        some = np.sort(some[some >= 0])
+        expected = np.linalg.norm(gallery[some].astype(np.float64) - query, axis=1)
+        np.testing.assert_allclose(values, np.sort(expected)[:30], atol=1e-6)
+        assert set(places.tolist()) <= set(some.tolist())
+        ties = values[:-1] == values[1:]
+        assert (places[:-1][ties] < places[1:][ties]).all()
+    few = np.full((queries, 3), -1)
+    few[:, 1] = 5
+    rows, found = search.ranked(asked, gallery, few, 2)
+    assert rows.tolist() == [[5, -1]] * queries
+    assert np.isinf(found[:, 1]).all()
 
 
 @pytest.mark.parametrize("unit_length", [False, True])
@@ -319,9 +344,8 @@ def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(o
     index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
     index.keep_up()
     assert index.stats()["engine"]["rows"] == 3400
-    for flat, hnsw, expected in ((3400, 9999, "flat"), (100, 9999, "hnsw"), (100, 200, "ivfpq")):
+    for flat, expected in ((3400, "flat"), (100, "ivfpq")):
         monkeypatch.setattr(engines, "FLAT_ROWS", flat)
-        monkeypatch.setattr(engines, "HNSW_ROWS", hnsw)
         assert index.build() == expected
         assert index.stats()["engine"]["chosen"] == "auto"
     index.build(engine)
@@ -329,6 +353,30 @@ def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(o
     version = index.stats()["version"]
     index.keep_up(engine)  # and what is there already is not built again
     assert (index.stats()["engine"]["name"], index.stats()["version"]) == (engine, version)
+
+
+def test_other_threads_see_a_state_while_one_refreshes(index):
+    index.add([Entry(f"{n}.png", "new") for n in range(20)], unit(20))
+    before = len(index.vectors)
+    stop, seen = threading.Event(), []
+
+    def look():
+        while not stop.is_set():
+            seen.append((str(index.root), index.dim, len(index.vectors)))
+            time.sleep(1e-4)
+
+    with ThreadPoolExecutor(2) as pool:
+        looking = [pool.submit(look) for _ in range(2)]
+        try:
+            for number in range(50):
+                index.refresh()
+                if number % 5 == 0:
+                    index.add([Entry(f"new/{number}.png", "new")], unit(1))
+        finally:
+            stop.set()
+        for one in looking:
+            one.result()
+    assert {count for *_, count in seen} <= set(range(before, before + 11))
 
 
 def test_where_too_few_are_left_for_an_engine_they_are_searched_exactly(of_engine, monkeypatch):

@@ -9,8 +9,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -22,7 +20,7 @@ from urllib.parse import unquote
 import httpx2 as httpx
 import numpy as np
 import pytest
-from conftest import ROOT, draw, script, write_folders
+from conftest import draw_encoded, script, serving, write_folders
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -30,6 +28,8 @@ from dr_keras import load
 from dr_keras.app import guard, schemas
 from dr_keras.app.batching import Batcher
 from dr_keras.app.files import Thumbnails, remove_upload, store_upload
+from dr_keras.app.gallery import Query
+from dr_keras.app.problems import Problem
 from dr_keras.app.projection import decode_map, encode_map, fit_pca, project_rows
 from dr_keras.app.server import create_app
 from dr_keras.app.settings import Settings, read_token
@@ -68,12 +68,6 @@ def page(place):
 def writable(place):
     with client(place, writable=True, token=TOKEN, uploads=place / "uploads") as made:
         yield made
-
-
-def encoded(seed=1, name="disc", kind="PNG", size=32):
-    buffer = io.BytesIO()
-    draw(name, np.random.default_rng(seed), size).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def search(client, k=30, **body):
@@ -118,7 +112,7 @@ def test_a_search_with_images_that_are_sent(place, page):
     assert answer["results"][0]["distance"] == pytest.approx(0, abs=1e-3)
     assert (answer["label"], answer["queries"]) == (None, ["uploaded image"])
     fields = {"positives": ["disc_1.png"], "negatives": "bars_0.png", "where": "label = disc", "max_distance": "1.9"}
-    answer = page.post("/v1/search", files=[("image", data), ("image", encoded())], data=fields).json()
+    answer = page.post("/v1/search", files=[("image", data), ("image", draw_encoded())], data=fields).json()
     assert answer["queries"] == ["uploaded image", "uploaded image", "disc_1.png"]
     assert answer["negatives"] == ["bars_0.png"]
     assert {result["label"] for result in answer["results"]} == {"disc"}
@@ -165,8 +159,8 @@ def test_bodies_that_are_no_request(page):
     no_boundary = {"Content-Type": "multipart/form-data"}
     assert page.post("/v1/search", content=b"x", headers=no_boundary).status_code == 400
     refused(page.post("/v1/search", files={"file": b"x"}), 422, "images come as the field 'image'")
-    refused(page.post("/v1/search", files={"image": encoded()}, data={"run": "x"}), 422, "the field 'run'")
-    many = [("image", encoded(seed)) for seed in range(9)]
+    refused(page.post("/v1/search", files={"image": draw_encoded()}, data={"run": "x"}), 422, "the field 'run'")
+    many = [("image", draw_encoded(seed)) for seed in range(9)]
     assert page.post("/v1/search", files=many).status_code == 400
     for k in ("0", "1001", "many"):
         refused(page.post(f"/v1/search?k={k}", json={"positives": ["disc_0.png"]}), 422, "k: ")
@@ -192,11 +186,11 @@ def test_images_that_are_none(page):
     refused(send(b""), 400, "is empty")
     refused(send(b"<script>alert(1)</script>"), 415, "no image of a known format")
     refused(send(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "no image of a known format")
-    refused(send(encoded()[:200]), 415, "cannot be decoded")
+    refused(send(draw_encoded()[:200]), 415, "cannot be decoded")
     for side in (8_000, 13_000, 60_000):
         refused(send(bomb(side)), 413, "pixels")
     for kind in ("JPEG", "WEBP", "BMP", "GIF", "TIFF"):
-        assert send(encoded(kind=kind)).status_code == 200
+        assert send(draw_encoded(kind=kind)).status_code == 200
 
 
 def test_a_body_that_is_too_large(place):
@@ -278,7 +272,7 @@ def raw(client, path):
 
 
 def test_ids_that_climb(place, page):
-    (place / "secret.png").write_bytes(encoded())
+    (place / "secret.png").write_bytes(draw_encoded())
     for path in (
         "../secret.png",
         "..%2fsecret.png",
@@ -308,7 +302,7 @@ def test_ids_that_climb(place, page):
 
 def test_files_that_leave_the_gallery(place, page):
     disc = place / "mine" / "disc"
-    (place / "secret.png").write_bytes(encoded())
+    (place / "secret.png").write_bytes(draw_encoded())
     (disc / "disc_0.png").unlink()
     (disc / "disc_0.png").symlink_to(place / "secret.png")
     refused(page.get("/v1/images/disc/disc_0.png"), 403, "outside of the gallery")
@@ -331,7 +325,7 @@ def test_images_that_were_indexed_elsewhere(place):
     with client(place) as page:
         id = str(other / "disc" / "disc_1.png")
         assert page.get(f"/v1/images/{id}").content == Path(id).read_bytes()
-        (place / "secret.png").write_bytes(encoded())
+        (place / "secret.png").write_bytes(draw_encoded())
         Path(id).unlink()
         Path(id).symlink_to(place / "secret.png")
         refused(page.get(f"/v1/images/{id}"), 403, "outside of the gallery")
@@ -364,7 +358,7 @@ def test_thumbnails_are_kept_up_to_a_size(page):
 
 
 def test_images_are_added_and_removed(place, writable):
-    data = encoded(seed=3, kind="JPEG")
+    data = draw_encoded(seed=3, kind="JPEG")
     form = {"label": "coins", "attributes": '{"year": 2026}'}
     answer = writable.post("/v1/images", files={"image": ("../../../x.php", data)}, data=form, headers=BEARER)
     added = answer.json()
@@ -399,7 +393,7 @@ def test_images_are_added_and_removed(place, writable):
 
 
 def test_changes_that_are_refused(place, writable, page):
-    files = {"image": encoded()}
+    files = {"image": draw_encoded()}
     refused(page.post("/v1/images", files=files, headers=BEARER), 403, "takes no changes")
     refused(page.delete("/v1/images/disc/disc_0.png", headers=BEARER), 403, "takes no changes")
     for wrong in (None, "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer " + "é"):
@@ -448,7 +442,7 @@ def test_uploads_never_leave_their_folder(tmp_path):
 
 def test_a_search_goes_on_while_others_write(place, writable):
     with client(place) as reader, ThreadPoolExecutor(4) as pool:
-        images = [encoded(seed) for seed in range(20, 28)]
+        images = [draw_encoded(seed) for seed in range(20, 28)]
         searches = [pool.submit(search, reader, 30, positives=["disc_0.png"]) for _ in range(20)]
         for image in images:
             added = writable.post("/v1/images", files={"image": image}, headers=BEARER).json()
@@ -512,7 +506,7 @@ def test_a_map_of_nothing(place, page):
     assert decode_map(page.get("/v1/map").content)[2]["classes"] == []
     assert page.get("/v1/sample").json() == []
     refused(page.post("/v1/search", json={"positives": ["disc_0.png"]}), 404, "no image is called")
-    assert page.post("/v1/search", files={"image": encoded()}).json()["results"] == []
+    assert page.post("/v1/search", files={"image": draw_encoded()}).json()["results"] == []
 
 
 def test_pca_finds_the_two_longest_axes():
@@ -609,38 +603,70 @@ def test_an_index_that_breaks_says_so_without_its_path(place, page):
 # Many at once
 
 
-def test_images_that_come_together_are_embedded_together():
-    sizes, started = [], threading.Event()
+def test_what_comes_together_is_worked_on_together():
+    sizes = []
 
-    def embed(images):
-        started.set()
+    def work(numbers):
         time.sleep(0.05)
-        if (images == 99).any():
-            raise ValueError("bad image")
-        return images[:, 0, 0, :1].astype(np.float32)
+        if 98 in numbers:
+            raise OSError("all is lost")
+        return [ValueError("a bad one") if number == 99 else 10 * number for number in numbers]
 
     async def scene():
-        batcher = Batcher(embed, sizes.append, largest=8)
+        batcher = Batcher(work, "test", 8, sizes.append)
         with pytest.raises(RuntimeError, match="not running"):
-            await batcher.embed(np.zeros((2, 2, 3), np.uint8))
+            await batcher.do(0)
         batcher.start()
-        tasks = [asyncio.create_task(batcher.embed(np.full((2, 2, 3), n, np.uint8))) for n in range(20)]
-        gone = asyncio.create_task(batcher.embed(np.full((2, 2, 3), 50, np.uint8)))
+        tasks = [asyncio.create_task(batcher.do(number)) for number in range(20)]
+        gone = asyncio.create_task(batcher.do(50))
         await asyncio.sleep(0.02)
         gone.cancel()
-        values = [float(one[0]) for one in await asyncio.gather(*tasks)]
-        assert values == list(range(20))
-        with pytest.raises(ValueError, match="bad image"):
-            await batcher.embed(np.full((2, 2, 3), 99, np.uint8))
-        last = asyncio.create_task(batcher.embed(np.full((2, 2, 3), 7, np.uint8)))  # is ended before the stop
+        assert await asyncio.gather(*tasks) == [10 * number for number in range(20)]
+        bad, good = await asyncio.gather(batcher.do(99), batcher.do(1), return_exceptions=True)
+        assert (str(bad), good) == ("a bad one", 10)
+        lost = await asyncio.gather(batcher.do(98), batcher.do(2), return_exceptions=True)
+        assert [str(error) for error in lost] == ["all is lost"] * 2
+        last = asyncio.create_task(batcher.do(7))  # is ended before the stop
         await asyncio.sleep(0)
         await batcher.stop()
-        assert (await last)[0] == 7
+        assert await last == 70
         assert not batcher.working
 
     asyncio.run(scene())
-    assert started.is_set()
-    assert sizes == [8, 8, 4, 1, 1]
+    assert sizes == [8, 8, 4, 2, 2, 1]
+
+
+def test_searches_that_come_together_are_answered_as_if_alone(place):
+    with client(place) as page:
+        gallery = page.app.state.server.gallery
+        nothing = np.empty((0, 0), np.float32)
+        asked = [
+            (Query(nothing, ["disc_0.png"]), 5),
+            (Query(nothing, ["nothing.png"]), 5),
+            (Query(nothing, ["rings_1.png", "rings_2.png"], ["bars_0.png"], max_distance=1.2), 5),
+            (Query(nothing, ["disc_1.png"], include_self=True), 3),
+            (Query(nothing, ["disc_0.png"], where="label = bars"), 5),
+            (Query(nothing, ["disc_0.png"], where="year <"), 5),
+            (Query(nothing, ["bars_2.png"]), 5),
+        ]
+        together = gallery.search_many(asked)
+        for answer, one in zip(together, asked, strict=True):
+            if isinstance(answer, Problem):
+                with pytest.raises(Problem) as alone:
+                    gallery.search(*one)
+                assert alone.value.message == answer.message
+            else:
+                assert answer.to_dict() == gallery.search(*one).to_dict()
+        assert [getattr(answer, "status", 200) for answer in together] == [200, 404, 200, 200, 200, 400, 200]
+
+
+def test_a_condition_that_takes_too_long(monkeypatch, place):
+    monkeypatch.setattr("dr_keras.retrieval.index.PATIENCE", 10)
+    with client(place) as page:
+        page.app.state.server.gallery.index.condition_seconds = 0
+        body = {"positives": ["disc_0.png"], "where": " OR ".join(f"name LIKE '%{n}%a%'" for n in range(40))}
+        refused(page.post("/v1/search", json=body), 400, "the condition takes more than 0 seconds")
+        search(page, positives=["disc_0.png"])
 
 
 def test_beyond_the_limit_clients_are_told_to_come_again(place):
@@ -696,38 +722,12 @@ def test_a_body_that_does_not_come(place):
 # The process
 
 
-@contextmanager
-def running(place, *arguments, env=None):
-    """serve.py as a process, and its address."""
-    with open(place / "serve.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "serve.py"), "--port", "0", *map(str, arguments)],
-            cwd=place,
-            stdout=log,
-            stderr=log,
-            env=os.environ | (env or {}),
-        )
-    try:
-        for _ in range(300):
-            said = (place / "serve.log").read_text()
-            if found := re.search(r"running on (http://\S+)", said):
-                yield process, found[1]
-                break
-            assert process.poll() is None, said
-            time.sleep(0.1)
-        else:
-            raise AssertionError(said)
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_serve_as_a_process(place, refuse):
     env = refuse("tensorflow", "keras") | {"DR_KERAS_TOKEN": TOKEN}
     arguments = ("--index", "my-index", "--writable", "--uploads", "uploads")
-    with running(place, *arguments, env=env) as (process, address), httpx.Client(base_url=address, timeout=30) as page:
+    with serving(place, *arguments, env=env) as (process, address), httpx.Client(base_url=address, timeout=30) as page:
         assert page.get("/readyz").status_code == 200
-        data = encoded(seed=4)
+        data = draw_encoded(seed=4)
         added = page.post("/v1/images", files={"image": data}, headers=BEARER)
         assert added.status_code == 201
         assert page.post("/v1/search?k=1", files={"image": data}).json()["results"][0]["id"] == added.json()["id"]

@@ -1,38 +1,41 @@
-"""Embeds the images of requests that come at the same time together."""
+"""Does what requests that come at the same time want together: embedding their images, searching for their vectors."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
-import numpy as np
+T = TypeVar("T")
+R = TypeVar("R")
 
-LARGEST = 32  # images at once; of LiteRT's time on a CPU hardly anything is saved beyond
 
+class Batcher(Generic[T, R]):
+    """Collects items while a batch is being worked on, and takes them as the next: nobody waits for one to fill.
 
-class Batcher:
-    """Collects images while a batch is being embedded, and embeds them as the next: nobody waits for one to fill.
-
-    One thread embeds, as interpreters are not made for several.
+    One thread works, as interpreters are not made for several.
 
     Args:
-        embed: (N, H, W, 3) uint8 -> (N, D) float32.
+        work: takes some items and gives a result for each, in their order; an exception in place of one is raised where
+            that item is waited for.
+        name: of the thread.
+        largest: items at once, at most.
         seen: called with the size of each batch.
-        largest: images at once, at most.
     """
 
     def __init__(
         self,
-        embed: Callable[[np.ndarray], np.ndarray],
+        work: Callable[[list[T]], Sequence[R | Exception]],
+        name: str,
+        largest: int,
         seen: Callable[[int], object] = lambda _: None,
-        largest: int = LARGEST,
     ) -> None:
-        self._embed = embed
+        self._work_on = work
         self._seen = seen
         self._largest = largest
-        self._waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._wake = asyncio.Event()
         self._stopping = False
-        self._pool = ThreadPoolExecutor(1, "embed")
+        self._pool = ThreadPoolExecutor(1, name)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -41,23 +44,23 @@ class Batcher:
 
     @property
     def working(self) -> bool:
-        """Whether images that come now will be embedded."""
+        """Whether items that come now will be worked on."""
         return self._task is not None and not self._task.done() and not self._stopping
 
     async def stop(self) -> None:
-        """Embeds what waits, and ends."""
+        """Works on what waits, and ends."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:
             await self._task
         self._pool.shutdown()
 
-    async def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """The vector (D,) of one image (H, W, 3) uint8."""
+    async def do(self, item: T) -> R:
+        """The result of one item."""
         if not self.working:
             raise RuntimeError("the batcher is not running; call start first")
-        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self._waiting.append((pixels, future))
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
         self._wake.set()
         return await future
 
@@ -75,13 +78,15 @@ class Batcher:
             if not batch:
                 continue
             self._seen(len(batch))
+            results: Sequence[R | Exception]
             try:
-                vectors = await loop.run_in_executor(self._pool, self._embed, np.stack([image for image, _ in batch]))
+                results = await loop.run_in_executor(self._pool, self._work_on, [item for item, _ in batch])
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), vector in zip(batch, vectors, strict=True):
-                if not future.done():
-                    future.set_result(vector)
+                results = [error] * len(batch)
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)

@@ -1,8 +1,9 @@
 """The model and the index as the server uses them: from several threads, always at the newest state."""
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.library import Answer, Model, Result
 from dr_keras.retrieval.expansion import refined_query
 from dr_keras.retrieval.index import NO_CLASS, Entry, Index
+from dr_keras.retrieval.layout import Layout
 from dr_keras.retrieval.store import Locked
 
+log = logging.getLogger("uvicorn.error")
+
 GROWN = 0.1  # share by which a gallery has to grow or shrink until its projection is made anew
+CONDITION_SECONDS = 2.0  # that a stranger's condition may take
 UPLOADED = "uploaded image"  # what a search answers for the name of an image that was sent
 
 
@@ -49,6 +54,7 @@ class Map:
         rows: (N,) int64, ascending.
         classes: label, name and number of images of each class.
         projector: brings other vectors into it.
+        method: 'UMAP' or 'PCA'.
         data: the points as `dr_keras.app.projection.encode_map` makes them.
     """
 
@@ -56,6 +62,7 @@ class Map:
     rows: np.ndarray
     classes: list[dict[str, Any]]
     projector: Projector
+    method: str
     data: bytes
 
 
@@ -65,19 +72,13 @@ class Gallery:
     Args:
         model: with an index.
         uploads: the folder of images that clients add, or None.
-        fit: makes the projector of the map.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        uploads: Path | None = None,
-        fit: Callable[[np.ndarray, np.ndarray], Projector] = fit_pca,
-    ) -> None:
+    def __init__(self, model: Model, uploads: Path | None = None) -> None:
         self.model = model
         self.index = model.index
+        self.index.condition_seconds = CONDITION_SECONDS
         self.uploads = uploads
-        self._fit = fit
         # Between two calls another thread could refresh the index, which gives rows other numbers.
         self._guard = self.index.held()
         self._writing = threading.Lock()
@@ -85,6 +86,7 @@ class Gallery:
         self._state = 0  # counts the states of the index that were seen
         self._map: tuple[int, Map] | None = None
         self._projector: tuple[int, Projector] | None = None
+        self._layout = self._load_layout()
 
     def refresh(self) -> None:
         """Moves to the newest state of the index."""
@@ -102,37 +104,54 @@ class Gallery:
         Raises:
             Problem: 404 where an image has no such name, 400 where the query cannot be answered.
         """
+        answer = self.search_many([(query, k)])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def search_many(self, asked: Sequence[tuple[Query, int]]) -> list[Answer | Exception]:
+        """`search` for several queries, at one state of the index; a Problem takes the place of an answer."""
+        answers: dict[int, Answer | Exception] = {}
+        alike: dict[tuple[str | None, int], dict[int, _Resolved]] = {}
         with self._guard:
             self.refresh()
-            vector, limit, known, never = self._resolved(query)
-            try:
-                found = self.model.neighbours(vector[None], k, exclude=never, where=query.where or None)[0]
-            except RunError:
-                raise
-            except InputError as error:
-                raise Problem(400, str(error)) from None
-        if limit is not None:
-            found = [result for result in found if result.distance <= limit]
-        labels = {(result.label, result.class_name) for result in known}
-        label, class_name = labels.pop() if len(labels) == 1 and not len(query.fresh) else (None, None)
-        names = [UPLOADED] * len(query.fresh) + list(query.positives)
-        path = known[0].path if known and not len(query.fresh) else Path(UPLOADED)
-        return Answer(names[0], path, label, class_name, found, names, list(query.negatives), limit)
+            for number, (query, k) in enumerate(asked):
+                try:
+                    resolved = self._resolved(query)
+                except Problem as problem:
+                    answers[number] = problem
+                else:
+                    alike.setdefault((query.where or None, k), {})[number] = resolved
+            for (where, k), together in alike.items():
+                resolved_ones = list(together.values())
+                never = np.full((len(together), max(len(one.never) for one in resolved_ones)), -1)
+                for row, one in zip(never, resolved_ones, strict=True):
+                    row[: len(one.never)] = one.never
+                vectors = np.stack([one.vector for one in resolved_ones])
+                try:
+                    found = self.model.neighbours(vectors, k, exclude=never, where=where)
+                except RunError:
+                    raise
+                except InputError as error:
+                    answers |= dict.fromkeys(together, Problem(400, str(error)))
+                    continue
+                for number, one, results in zip(together, resolved_ones, found, strict=True):
+                    answers[number] = _answer(asked[number][0], one, results)
+        return [answers[number] for number in range(len(asked))]
 
     def place(self, query: Query, k: int) -> dict[str, Any]:
         """Where a query lies in the map: its key, x, y, and the numbers there of the query's own images and of its
         `k` neighbours."""
         map = self.map()
         with self._guard:
-            vector, _, known, _ = self._resolved(query)
+            resolved = self._resolved(query)
             answer = self.search(query, k)
             rows = [self.index.row(result.id) for result in answer.results]
-            own = [self.index.row(result.id) for result in known]
-        x, y = map.projector(vector[None])[0].tolist()
+            own = [self.index.row(result.id) for result in resolved.known]
+        x, y = map.projector(resolved.vector[None])[0].tolist()
         return {"key": map.key, "x": x, "y": y, "neighbours": _numbers(map, rows), "queries": _numbers(map, own)}
 
-    def _resolved(self, query: Query) -> tuple[np.ndarray, float | None, list[Result], list[int]]:
-        """The query's vector (D,), how far neighbours may be, its known images, and rows that are no results."""
+    def _resolved(self, query: Query) -> "_Resolved":
         if not len(query.fresh) and not query.positives:
             raise Problem(400, "no query was given; send an image, or ids of the index as positives")
         limit = query.max_distance
@@ -153,7 +172,7 @@ class Gallery:
         except InputError as error:
             raise Problem(400, str(error)) from None
         never = negatives if query.include_self else positives + negatives
-        return vector, limit, [self.model.result(row) for row in positives], never
+        return _Resolved(vector, limit, [self.model.result(row) for row in positives], never)
 
     def _row(self, name: str) -> int:
         try:
@@ -162,6 +181,16 @@ class Gallery:
             raise
         except InputError as error:
             raise Problem(404, str(error).replace(", and there is no such file", "")) from None
+
+    def find(self, name: str) -> Result:
+        """An image by its id, or by its base name where that is unique.
+
+        Raises:
+            Problem: 404 where there is none, or there are several.
+        """
+        with self._guard:
+            self.refresh()
+            return self.model.result(self._row(name))
 
     def open_image(self, id: str) -> Opened:
         """Opens the file of an image, which has to be in the index and to lie in the gallery.
@@ -228,12 +257,21 @@ class Gallery:
                 {"label": label, "name": names.get(label, label), "count": count}
                 for label, count in zip(known, counts, strict=True)
             ]
-            projector = self._current_projector(vectors, rows)
+            method = "UMAP" if self._layout else "PCA"
+            projector = self._layout or self._current_projector(vectors, rows)
             points = project_rows(projector, vectors, rows)
             key = f"v{version}"
-            made = Map(key, rows, classes, projector, encode_map(points, places, {"key": key, "classes": classes}))
+            data = encode_map(points, places, {"key": key, "method": method, "classes": classes})
+            made = Map(key, rows, classes, projector, method, data)
             self._map = (state, made)
             return made
+
+    def _load_layout(self) -> Layout | None:
+        try:
+            return Layout.load(self.index)
+        except RunError as error:
+            log.error("%s", error)
+            return None
 
     def _current_projector(self, vectors: np.ndarray, rows: np.ndarray) -> Projector:
         """The projector as it was, so that the map stays where it is, until the gallery has become another."""
@@ -241,7 +279,7 @@ class Gallery:
         if not count:
             return lambda given: np.zeros((len(given), 2), np.float32)
         if self._projector is None or abs(count - self._projector[0]) > GROWN * self._projector[0]:
-            self._projector = (count, self._fit(vectors, rows))
+            self._projector = (count, fit_pca(vectors, rows))
         return self._projector[1]
 
     def point(self, key: str, number: int) -> Result:
@@ -318,6 +356,28 @@ class Gallery:
                 raise _locked() from None
             except (OSError, RunError) as error:
                 raise _not_written() from error
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A query as the index takes it: its vector (D,), how far neighbours may be, its known images, and rows that are no
+    results."""
+
+    vector: np.ndarray
+    limit: float | None
+    known: list[Result]
+    never: list[int]
+
+
+def _answer(query: Query, resolved: _Resolved, found: list[Result]) -> Answer:
+    if resolved.limit is not None:
+        found = [result for result in found if result.distance <= resolved.limit]
+    known = resolved.known
+    labels = {(result.label, result.class_name) for result in known}
+    label, class_name = labels.pop() if len(labels) == 1 and not len(query.fresh) else (None, None)
+    names = [UPLOADED] * len(query.fresh) + list(query.positives)
+    path = known[0].path if known and not len(query.fresh) else Path(UPLOADED)
+    return Answer(names[0], path, label, class_name, found, names, list(query.negatives), resolved.limit)
 
 
 def _locked() -> Problem:

@@ -12,8 +12,8 @@ FIT_ROWS = 20_000  # vectors that the axes are found by: more change them by les
 MAGIC = b"DKM1"
 
 Projector = Callable[[np.ndarray], np.ndarray]
-"""(N, D) vectors -> (N, 2) float32. What makes one of the gallery's vectors (N, D) is `fit_pca`, or anything of its
-kind: UMAP's `fit` and `transform` fit in here."""
+"""(N, D) vectors -> (N, 2) float32: what `fit_pca` makes, or a `dr_keras.retrieval.layout.Layout`, which
+`index.py map` made."""
 
 
 def fit_pca(vectors: np.ndarray, rows: np.ndarray) -> Projector:

@@ -34,7 +34,7 @@ from dr_keras.app.schemas import MAX_ID, MAX_IDS, MAX_K, MAX_LABEL, SearchReques
 from dr_keras.app.settings import Settings
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError, RunError
-from dr_keras.library import Model, Result
+from dr_keras.library import Answer, Model, Result
 
 T = TypeVar("T")
 
@@ -44,7 +44,9 @@ STATIC = Path(__file__).parent / "static"
 STATIC_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 IMAGES_OF_A_QUERY = 8  # that a client may send at once
 FIELD_BYTES = 2**16  # of a field of a form that is no image
-READERS = 4  # threads that search; the index takes one at a time, but files and maps do not wait for it
+IMAGES_AT_ONCE = 32  # of LiteRT's time on a CPU hardly anything is saved beyond
+SEARCHES_AT_ONCE = 64  # all that are answered at a time by default
+READERS = 4  # threads that look at the index; it takes one at a time, but files and maps do not wait for it
 KEPT_VECTORS = 256  # of images that were sent: a person filters and pages on with the same one
 REFRESH_SECONDS = 10.0  # an idle server lets go of an old state after this, so that the writer's log does not grow
 IMAGE_CACHE = "private, max-age=300"  # an image may be replaced; five minutes spare a person's scrolling back and forth
@@ -96,7 +98,13 @@ class Server:
         self.metrics = Metrics()
         self.gallery = Gallery(model, settings.uploads if settings.writable else None)
         self.thumbnails = Thumbnails()
-        self.batcher = Batcher(model.reader.embed, self.metrics.batches.observe)
+        embed = model.reader.embed
+        self.embedder: Batcher[np.ndarray, np.ndarray] = Batcher(
+            lambda images: list(embed(np.stack(images))), "embed", IMAGES_AT_ONCE, self.metrics.batches.observe
+        )
+        self.searcher: Batcher[tuple[Query, int], Answer] = Batcher(
+            self.gallery.search_many, "search", SEARCHES_AT_ONCE
+        )
         self._size, self._resize = model.reader.size, model.reader.resize
         self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
@@ -108,8 +116,9 @@ class Server:
         """From the start of the server to its stop."""
         if self.gallery.uploads is not None:
             self.gallery.uploads.mkdir(parents=True, exist_ok=True)
-        self.batcher.start()
-        await self.batcher.embed(np.zeros((self._size, self._size, 3), np.uint8))  # loads the network
+        self.embedder.start()
+        self.searcher.start()
+        await self.embedder.do(np.zeros((self._size, self._size, 3), np.uint8))  # loads the network
         refresher = asyncio.create_task(self._refresh())
         try:
             yield
@@ -117,7 +126,8 @@ class Server:
             refresher.cancel()
             with suppress(asyncio.CancelledError):
                 await refresher
-            await self.batcher.stop()
+            await self.embedder.stop()
+            await self.searcher.stop()
             for pool in (self._decoders, self._readers, self._writer):
                 pool.shutdown()
 
@@ -139,7 +149,7 @@ class Server:
 
     async def ready(self) -> None:
         """Raises Problem 503 where the server cannot search."""
-        if not self.batcher.working:
+        if not (self.embedder.working and self.searcher.working):
             raise busy("the network is not loaded")
         try:
             await self.read(self.gallery.refresh)
@@ -175,6 +185,12 @@ class Server:
         else:
             raise Problem(415, f"the body is {kind or 'of no type'!r}; send {FORM} with an image, or application/json")
         return await self.prepared(asked, images)
+
+    async def search(self, query: Query, k: int) -> Answer:
+        """The `k` nearest images of a query."""
+        if query.where:  # may take long, and nobody shall wait for another's condition
+            return await self.read(self.gallery.search, query, k)
+        return await self.searcher.do((query, k))
 
     async def prepared(self, asked: SearchRequest, images: list[bytes]) -> Query:
         """A request with the vectors of its images."""
@@ -240,7 +256,7 @@ class Server:
             pixels = await self._decoding(decode, data, self._size, self._resize)
         except ImageError as error:
             raise Problem(415, f"the image {error}") from None
-        vector = await self.batcher.embed(pixels)
+        vector = await self.embedder.do(pixels)
         self._kept[digest] = vector
         while len(self._kept) > KEPT_VECTORS:
             self._kept.popitem(last=False)
@@ -396,7 +412,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
     )
     async def search(request: Request, k: K = 30) -> Response:
         """The nearest images of an image that is sent, of images of the index, or of several together."""
-        answer = await server.read(gallery.search, await server.query(request), k)
+        answer = await server.search(await server.query(request), k)
         return no_store(answer.to_dict())
 
     @app.get("/v1/stats", response_model=schemas.Stats, responses=errors(), tags=["index"])
@@ -415,6 +431,13 @@ def _add_api(app: FastAPI, server: Server) -> None:
         """Some images by chance, to begin with."""
         return no_store([described(result) for result in await server.read(gallery.sample, k)])
 
+    @app.get("/v1/find", response_model=schemas.Image, responses=errors(404, 422), tags=["index"])
+    async def find(
+        name: Annotated[str, Parameter(min_length=1, max_length=MAX_ID, description="An id, or a unique base name.")],
+    ) -> Response:
+        """The image of a name; where there is none, the refusal names those that are nearly so called."""
+        return no_store(described(await server.read(gallery.find, name)))
+
     @app.get(
         "/v1/map",
         response_class=Response,
@@ -423,7 +446,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
     )
     async def map(request: Request) -> Response:
         """All images in two dimensions. Little-endian: 'DKM1', uint32 N, uint32 length of the JSON; N pairs of float32
-        x and y, nearly all within -1 and 1; N uint32, each point's class; JSON with the map's key and its classes."""
+        x and y, nearly all within -1 and 1; N uint32, each point's class; JSON with key, method and classes."""
         made = await server.read(gallery.map)
         headers = {"ETag": f'"{made.key}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:

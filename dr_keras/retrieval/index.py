@@ -9,15 +9,12 @@
 searched. Needs NumPy and no framework: a search for an image that is indexed takes the time of reading the index.
 """
 
-import difflib
-import json
 import os
-import threading
-import zlib
+import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,88 +23,44 @@ from dr_keras.data import SPLIT_NAMES, VALIDATION
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import new_folder
 from dr_keras.retrieval import engines
+from dr_keras.retrieval.records import NO_CLASS, Entry, Records, as_text, checksum, no_id_twice
 from dr_keras.retrieval.search import nearest, ranked
 from dr_keras.retrieval.store import (
     DATABASE,
-    UNIT,
     Store,
     check_vectors,
-    damaged_blocks,
-    lengths,
     saying,
     take_lock,
 )
+from dr_keras.retrieval.verify import Damage, damage_of
 from dr_keras.retrieval.where import parse_where
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from dr_keras.data.catalog import Catalog
 
-SUGGESTIONS = 5
-NO_CLASS = "-"  # the label of a picture that lies in no class folder
+__all__ = ["NO_CLASS", "Damage", "Entry", "Index"]
+
 HELD_OUT = SPLIT_NAMES[VALIDATION]
-MANY = 500  # question marks in one statement; SQLite takes 32,766, and this keeps statements short
 GAPS = 0.25  # share of rows without an image from which on a removal writes the vectors anew
 FEW_GAPS = 4096  # gaps that are never worth it
-BLOCK = 65536  # vectors looked at together
+PATIENCE = 10_000  # steps of SQLite between looks at the clock: a millisecond
 SPARE = 32  # neighbours more than were asked for that are ranked by their differences
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What an index knows of an image, besides its vector.
-
-    Attributes:
-        id: its path relative to the index's root, with forward slashes, or its whole path; unique.
-        label: its class folder.
-        split: 'train', 'monitor' or 'validation' for images of a run's own data; validation images are known by their
-            names and are not found by a search.
-        hash: SHA-256 of the file's content, 32 bytes.
-        size: of the file, in bytes.
-        mtime_ns: time of the file's last change, in nanoseconds since 1970.
-        attributes: anything that JSON can say.
-    """
-
-    id: str
-    label: str = NO_CLASS
-    split: str = ""
-    hash: bytes | None = None
-    size: int | None = None
-    mtime_ns: int | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The base name of the file."""
-        return self.id.rpartition("/")[2]
-
-    def _values(self) -> tuple[Any, ...]:
-        try:
-            attributes = json.dumps(dict(self.attributes), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the attributes of {self.id!r} are not what JSON can say: {error}") from None
-        return (_text(self.label), self.split, self.hash, self.size, self.mtime_ns, attributes)
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Something wrong with an index: `id` names the image where it is one's vector, `what` says what it is."""
-
-    id: str | None
-    what: str
-
-
-class Index:
+class Index(Records):
     """An index that is open, at one moment: what others change is seen after `refresh`. Made by `create` and `open`.
 
     One process at a time may change an index; any number may read it meanwhile. Its methods may be called from several
     threads.
+
+    Attributes:
+        condition_seconds: how long the condition of a search may take; None for as long as it needs.
     """
 
+    condition_seconds: float | None = None
+
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._guard = threading.RLock()
+        super().__init__(store)
         self._engine: engines.Engine | None = None
         self._described: engines.Described | None = None
         self._searched: np.ndarray | None = None
@@ -151,7 +104,7 @@ class Index:
                 if there and not replace:
                     raise RunError(f"{folder} exists and is not empty; choose another place for the index")
                 for file in there:
-                    if file.name.startswith(("index.", "vectors-", "engine-")) and file.is_file():
+                    if file.name.startswith(("index.", "vectors-", "engine-", "map.")) and file.is_file():
                         file.unlink()
                 Store.create(folder, dim, {"root": os.path.abspath(root), "model": model, "run": run, "engine": "auto"})
             except BaseException:
@@ -222,10 +175,6 @@ class Index:
         """Closes the files and lets others write."""
         self._store.close()
 
-    def held(self) -> "threading.RLock":
-        """Keeps `refresh` in other threads away while several questions are asked: `with index.held(): ...`."""
-        return self._guard
-
     def refresh(self) -> bool:
         """Moves to the newest state that a writer has finished; returns whether there was a newer one."""
         with self._guard:
@@ -247,35 +196,6 @@ class Index:
         described = engines.described(self._store.meta)
         if described != self._described:
             self._described, self._engine = described, None
-
-    @property
-    def _db(self) -> "sqlite3.Connection":
-        return self._store.db
-
-    @property
-    def folder(self) -> Path:
-        """Where the index lies."""
-        return self._store.folder
-
-    @property
-    def root(self) -> Path:
-        """The folder that ids are relative to."""
-        return Path(self._store.meta["root"])
-
-    @property
-    def run(self) -> str:
-        """The run that makes the vectors, or nothing."""
-        return self._store.meta["run"]
-
-    @property
-    def model(self) -> str:
-        """What the vectors depend on."""
-        return self._store.meta["model"]
-
-    @property
-    def dim(self) -> int:
-        """The vectors' length, D."""
-        return self._store.meta["dim"]
 
     @property
     def vectors(self) -> np.ndarray:
@@ -305,7 +225,7 @@ class Index:
         """
         with self._guard:
             ids = [entry.id for entry in entries]
-            taken = self._rows_of(ids)
+            taken = self.rows_of(ids)
             if taken:
                 raise InputError(f"{next(iter(taken))!r} is in the index already; use update")
             self._insert(entries, vectors)
@@ -321,7 +241,7 @@ class Index:
             InputError: an id is not in the index or given twice, or as in `add`. Nothing is changed then.
         """
         with self._guard:
-            self._known_rows([entry.id for entry in entries])
+            self.known_rows([entry.id for entry in entries])
             self.put(entries, vectors)
 
     def put(self, entries: Sequence[Entry], vectors: np.ndarray | None) -> None:
@@ -329,18 +249,18 @@ class Index:
         with self._guard:
             if vectors is not None:
                 vectors = check_vectors(vectors, len(entries), self.dim)
-                replaced = self._rows_of([entry.id for entry in entries])
+                replaced = self.rows_of([entry.id for entry in entries])
                 self._insert(entries, vectors, replaced=replaced)
                 if replaced:
                     self._tidy()
                 return
-            rows = self._known_rows([entry.id for entry in entries])
+            rows = self.known_rows([entry.id for entry in entries])
             with self._changing() as db:
                 self._name_classes(entries, {})
                 db.executemany(
                     "UPDATE images SET label = CAST(? AS TEXT), split = ?, hash = ?, size = ?, mtime_ns = ?, "
                     "attributes = ? WHERE row = ?",
-                    [(*entry._values(), rows[entry.id]) for entry in entries],
+                    [(*entry.values(), rows[entry.id]) for entry in entries],
                 )
                 db.executemany("DELETE FROM hidden WHERE row = ?", [(row,) for row in rows.values()])
                 held = [(rows[entry.id],) for entry in entries if entry.split == HELD_OUT]
@@ -353,7 +273,7 @@ class Index:
             InputError: an id is not in the index. Nothing is removed then.
         """
         with self._guard:
-            rows = self._known_rows(ids)
+            rows = self.known_rows(ids)
             if not rows:
                 return 0
             with self._changing():
@@ -363,7 +283,7 @@ class Index:
 
     def _tidy(self) -> None:
         """Writes the vectors anew where many rows have no image."""
-        (images,) = self._one("SELECT count(*) FROM images")
+        (images,) = self.one("SELECT count(*) FROM images")
         gaps = self._store.rows - images
         if gaps > FEW_GAPS and gaps > GAPS * self._store.rows:
             self.compact()
@@ -380,7 +300,7 @@ class Index:
     def forget_stamps(self, ids: Collection[str]) -> None:
         """Makes images look as if their files had changed, so that they are embedded again."""
         with self._guard:
-            rows = self._known_rows(ids)
+            rows = self.known_rows(ids)
             with self._changing() as db:
                 db.executemany(
                     "UPDATE images SET hash = NULL, size = NULL, mtime_ns = NULL WHERE row = ?",
@@ -394,18 +314,13 @@ class Index:
             files: by id: size, mtime_ns, and the reason.
         """
         with self._guard, self._changing() as db:
-            rows = [(_text(name), *what) for name, what in files.items()]
+            rows = [(as_text(name), *what) for name, what in files.items()]
             db.executemany("INSERT OR REPLACE INTO skipped VALUES (CAST(? AS TEXT), ?, ?, ?)", rows)
 
     def unskip(self, ids: Iterable[str]) -> None:
         """Forgets that files could not be read."""
         with self._guard, self._changing() as db:
-            db.executemany("DELETE FROM skipped WHERE id = CAST(? AS TEXT)", [(_text(id),) for id in ids])
-
-    def skipped(self) -> dict[str, tuple[int | None, int | None, str]]:
-        """The files that could not be read, as `skip` was told."""
-        with self._guard, saying(self.folder):
-            return {name: tuple(what) for name, *what in self._db.execute("SELECT * FROM skipped")}
+            db.executemany("DELETE FROM skipped WHERE id = CAST(? AS TEXT)", [(as_text(id),) for id in ids])
 
     def _changing(self) -> "_Change":
         return _Change(self)
@@ -418,11 +333,11 @@ class Index:
         replaced: Mapping[str, int] | None = None,
     ) -> None:
         vectors = check_vectors(vectors, len(entries), self.dim)
-        _no_id_twice([entry.id for entry in entries])
+        no_id_twice([entry.id for entry in entries])
         if not entries:
             return
-        crcs = [_crc(entry.id, vector) for entry, vector in zip(entries, vectors, strict=True)]
-        values = [(_text(entry.id), _text(entry.name), *entry._values()) for entry in entries]
+        crcs = [checksum(entry.id, vector) for entry, vector in zip(entries, vectors, strict=True)]
+        values = [(as_text(entry.id), as_text(entry.name), *entry.values()) for entry in entries]
         with self._changing() as db:
             if replaced:
                 self._forget(replaced.values())
@@ -441,7 +356,7 @@ class Index:
         labels = dict.fromkeys([*names, *(entry.label for entry in entries)])
         self._db.executemany(
             "INSERT OR IGNORE INTO classes VALUES (CAST(? AS TEXT), CAST(? AS TEXT))",
-            [(_text(label), _text(names.get(label, label))) for label in labels],
+            [(as_text(label), as_text(names.get(label, label))) for label in labels],
         )
 
     def _forget(self, rows: Iterable[int]) -> None:
@@ -458,130 +373,8 @@ class Index:
             InputError: the id is not in the index.
         """
         with self._guard:
-            row = self._known_rows([id])[id]
+            row = self.known_rows([id])[id]
             return self.entries([row])[0], np.array(self.vectors[row])
-
-    def entries(self, rows: Sequence[int] | np.ndarray) -> list[Entry]:
-        """What is known of the images in these rows, in their order."""
-        wanted = [int(row) for row in rows]
-        with self._guard, saying(self.folder):
-            found: dict[int, Entry] = {}
-            for part in _parts(sorted(set(wanted))):
-                for row, id, label, split, hash, size, mtime_ns, attributes in self._db.execute(
-                    "SELECT row, id, label, split, hash, size, mtime_ns, attributes FROM images "
-                    f"WHERE row IN ({', '.join('?' * len(part))})",
-                    part,
-                ):
-                    found[row] = Entry(id, label, split, hash, size, mtime_ns, json.loads(attributes))
-        return [found[row] for row in wanted]
-
-    def all_entries(self) -> Iterator[tuple[int, str, str, str]]:
-        """Row, id, label and split of every image, held-out ones included, by row."""
-        with self._guard, saying(self.folder):
-            found = self._db.execute("SELECT row, id, label, split FROM images ORDER BY row").fetchall()
-        return iter(found)
-
-    def stamps(self, ids: Collection[str] | None = None) -> dict[str, tuple[bytes | None, int | None, int | None]]:
-        """Hash, size and mtime_ns of those of `ids` that are in the index, by id; of all images by default."""
-        columns = "SELECT id, hash, size, mtime_ns FROM images"
-        with self._guard, saying(self.folder):
-            if ids is None:
-                return {id: (hash, size, time) for id, hash, size, time in self._db.execute(columns)}
-            one = f"{columns} WHERE id = CAST(? AS TEXT)"
-            found = (self._db.execute(one, (_text(id),)).fetchone() for id in ids)
-            return {row[0]: row[1:] for row in found if row}
-
-    def class_names(self) -> dict[str, str]:
-        """Each label's name for people; the label itself where it has no other."""
-        with self._guard, saying(self.folder):
-            return dict(self._db.execute("SELECT label, name FROM classes ORDER BY label"))
-
-    def own_classes(self) -> set[str]:
-        """The classes of the run's own data, as far as the index holds it."""
-        with self._guard, saying(self.folder):
-            return {label for (label,) in self._db.execute("SELECT DISTINCT label FROM images WHERE split != ''")}
-
-    def row(self, id: str) -> int | None:
-        """The row of an id, or None."""
-        with self._guard:
-            return self._rows_of([id]).get(id)
-
-    def find(self, name: str) -> int:
-        """The row of an image by its id, its path, or its base name where that is unique.
-
-        Raises:
-            InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
-        """
-        wanted = PurePosixPath(name).as_posix()
-        inside = wanted.removeprefix(os.path.join(self.root.as_posix(), ""))
-        with self._guard, saying(self.folder):
-            for id in (wanted, inside):
-                row = self.row(id)
-                if row is not None:
-                    return row
-            base = (_text(PurePosixPath(inside).name),)
-            same = self._db.execute("SELECT row, id FROM images WHERE name = CAST(? AS TEXT) ORDER BY row", base)
-            found = [(row, id) for row, id in same if id.endswith("/" + inside) or id == inside]
-            if len(found) == 1:
-                return found[0][0]
-            if not found:
-                near = ", ".join(self._similar_names(PurePosixPath(inside).name))
-        if found:
-            some = ", ".join(id for _, id in found[:SUGGESTIONS])
-            more = f" and {len(found) - SUGGESTIONS} more" if len(found) > SUGGESTIONS else ""
-            raise InputError(f"{name!r} is the name of {len(found)} images: {some}{more}. Give one of these paths")
-        raise InputError(
-            f"no image is called {name!r}, and there is no such file" + (f". Near it: {near}" if near else "")
-        )
-
-    def matching(self, pattern: str) -> list[str]:
-        """The ids that are `pattern`, or whose base name is, or else those that it fits with * and ?.
-
-        Raises:
-            InputError: it has neither sign, and no image has that name, or several have.
-        """
-        with self._guard, saying(self.folder):
-            if self.row(pattern) is not None:
-                return [pattern]
-            if not any(sign in pattern for sign in "*?"):
-                return [self.entries([self.find(pattern)])[0].id]
-            plain = pattern.replace("[", "[[]")  # which GLOB would take for a set of characters
-            found = self._db.execute("SELECT id FROM images WHERE id GLOB CAST(? AS TEXT)", (_text(plain),))
-            return sorted(id for (id,) in found)
-
-    def _similar_names(self, wanted: str) -> list[str]:
-        for length in range(len(wanted), -1, -1):  # difflib is slow: let it look only at names that begin alike
-            start = wanted[:length]
-            found = self._db.execute(
-                "SELECT DISTINCT name FROM images WHERE name >= CAST(?1 AS TEXT) "
-                "AND substr(name, 1, ?2) = CAST(?1 AS TEXT) ORDER BY name LIMIT 5000",
-                (_text(start), length),
-            ).fetchall()
-            if len(found) >= 4 * SUGGESTIONS or not length:
-                return difflib.get_close_matches(wanted, [name for (name,) in found], n=SUGGESTIONS, cutoff=0.5)
-        return []
-
-    def _rows_of(self, ids: Iterable[str]) -> dict[str, int]:
-        """The rows of those ids that are in the index."""
-        found: dict[str, int] = {}
-        with saying(self.folder):
-            for id in ids:
-                row = self._db.execute("SELECT row FROM images WHERE id = CAST(? AS TEXT)", (_text(id),)).fetchone()
-                if row is not None:
-                    found[id] = row[0]
-        return found
-
-    def _known_rows(self, ids: Collection[str]) -> dict[str, int]:
-        _no_id_twice(ids)
-        rows = self._rows_of(ids)
-        if len(rows) < len(ids):
-            unknown = next(id for id in ids if id not in rows)
-            raise InputError(f"{unknown!r} is not in the index {self.folder}")
-        return rows
-
-    def _one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
-        with saying(self.folder):
-            return self._db.execute(sql, values).fetchone()
 
     # Search
 
@@ -621,11 +414,31 @@ class Index:
 
     def _rows_where(self, where: str) -> np.ndarray:
         condition = parse_where(where)
-        with saying(self.folder):
+        with saying(self.folder), self._limited():
             rows = self._db.execute(
                 f"SELECT row FROM images WHERE {condition.sql} AND row NOT IN hidden ORDER BY row", condition.values
             )
             return np.fromiter((row for (row,) in rows), np.int64)
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Ends a question that takes longer than a condition may."""
+        if self.condition_seconds is None:
+            yield
+            return
+        end = time.monotonic() + self.condition_seconds
+        self._db.set_progress_handler(lambda: time.monotonic() > end, PATIENCE)
+        try:
+            yield
+        except sqlite3.OperationalError:
+            if time.monotonic() <= end:
+                raise
+            raise InputError(
+                f"the condition takes more than {self.condition_seconds:g} seconds for {len(self):,} images; "
+                "compare with = or IN, which need not look into each name"
+            ) from None
+        finally:
+            self._db.set_progress_handler(None, 0)
 
     def _candidates(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
         """Rows (Q, C) among which the k nearest are, all of them exactly or nearly; -1 where there are fewer."""
@@ -724,7 +537,7 @@ class Index:
         """Counts, sizes in bytes and the engine, as plain values."""
         with self._guard, saying(self.folder):
             described = self._described
-            (images,) = self._one("SELECT count(*) FROM images")
+            (images,) = self.one("SELECT count(*) FROM images")
             splits = dict(self._db.execute("SELECT split, count(*) FROM images GROUP BY split"))
             files = [file for file in self.folder.iterdir() if file.is_file()]
             return {
@@ -733,9 +546,9 @@ class Index:
                 "run": self.run,
                 "searched": len(self),
                 "images": images,
-                "classes": self._one("SELECT count(DISTINCT label) FROM images")[0],
+                "classes": self.one("SELECT count(DISTINCT label) FROM images")[0],
                 "splits": {name or "added": count for name, count in sorted(splits.items())},
-                "skipped": self._one("SELECT count(*) FROM skipped")[0],
+                "skipped": self.one("SELECT count(*) FROM skipped")[0],
                 "dim": self.dim,
                 "engine": {
                     "name": described.name if described else "flat",
@@ -757,31 +570,9 @@ class Index:
             What is wrong; nothing where all is well.
         """
         with self._guard, saying(self.folder):
-            damage = [Damage(None, text) for (text,) in self._db.execute("PRAGMA integrity_check") if text != "ok"]
-            rows = self._db.execute("SELECT row, id, crc FROM images ORDER BY row").fetchall()
-            seen = np.zeros(self._store.rows, bool)
-            for start in range(0, len(rows), BLOCK):
-                part = rows[start : start + BLOCK]
-                inside = [entry for entry in part if 0 <= entry[0] < self._store.rows]
-                damage += [Damage(id, "its row is not there") for row, id, _ in part if row >= self._store.rows]
-                vectors = np.ascontiguousarray(self.vectors[[row for row, _, _ in inside]])
-                seen[[row for row, _, _ in inside]] = True
-                # Damaged bits can be anything: their lengths may overflow, and are not finite then.
-                with np.errstate(all="ignore"):
-                    length = lengths(vectors)
-                for (_, id, crc), vector, value in zip(inside, vectors, length, strict=True):
-                    if _crc(id, vector) != crc:
-                        damage.append(Damage(id, "its vector or its id was altered: the checksum differs"))
-                    elif not abs(value - 1) < UNIT:
-                        damage.append(Damage(id, f"its vector has the length {value}"))
-            if not damage and any(True for _ in damaged_blocks(self._db, self.vectors)):
-                damage.append(Damage(None, "vectors of removed images were altered: a checksum differs"))
-            hidden = {row for (row,) in self._db.execute("SELECT row FROM hidden")}
-            lost = [row for row in np.flatnonzero(~seen).tolist() if row not in hidden]
-            if lost:
-                damage.append(Damage(None, f"{len(lost)} rows belong to no image and would be found, {lost[0]} first"))
+            found = damage_of(self._store)
             reason = engines.damage(self.folder, self._described) if self._described else None
-            return damage + ([Damage(None, reason)] if reason else [])
+            return found + ([Damage(None, reason)] if reason else [])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Copies the index, as this object sees it, to a new place; an engine has to be built again there.
@@ -819,7 +610,7 @@ class _Change:
         self._index = index
         self._inner = index._store.transaction()
 
-    def __enter__(self) -> "sqlite3.Connection":
+    def __enter__(self) -> sqlite3.Connection:
         return self._inner.__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -828,25 +619,3 @@ class _Change:
         finally:
             with suppress(RunError):  # what is wrong was raised above, or is when the index is used next
                 self._index._look()
-
-
-def _no_id_twice(ids: Collection[str]) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
-        raise InputError(f"{twice!r} is given twice")
-
-
-def _parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(values), MANY):
-        yield values[start : start + MANY]
-
-
-def _crc(id: str, vector: np.ndarray) -> int:
-    """The checksum of an image's vector and id."""
-    return zlib.crc32(vector.data, zlib.crc32(_text(id)))
-
-
-def _text(value: str) -> bytes:
-    """Text as SQLite shall keep it: names of files need not be UTF-8."""
-    return value.encode("utf-8", "surrogateescape")

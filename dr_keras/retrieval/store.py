@@ -162,7 +162,18 @@ class Store:
         Raises:
             RunError: that cannot be read. The store is of no use then until a refresh succeeds.
         """
-        old, self._state = self._state, None
+        try:
+            # Other threads ask for the state meanwhile: it is the old one until the new one is complete.
+            state = self._newest()
+        except BaseException:
+            self._state = None
+            raise
+        changed = state is not self._state
+        self._state = state
+        return changed
+
+    def _newest(self) -> _State:
+        old = self._state
         with saying(self.folder):
             self._connect()
             assert self._db is not None
@@ -177,8 +188,7 @@ class Store:
                         "move it away and make it again with index.py add"
                     )
                 if old is not None and meta == old.meta:
-                    self._state = old
-                    return False
+                    return old
                 file = self.folder / _vectors_name(meta["generation"])
                 try:
                     vectors = self._map(file, meta["rows"], meta["dim"])
@@ -194,8 +204,7 @@ class Store:
             if not self._repair and vectors.nbytes <= QUICK:
                 self._compare(self._db, file, vectors)
             self._checked = len(vectors)
-        self._state = _State(meta, vectors)
-        return True
+        return _State(meta, vectors)
 
     def _connect(self) -> None:
         """Opens the database, and opens it again where a copy of it is read and it has changed."""

@@ -85,15 +85,17 @@ async function ask(path, options = {}) {
 }
 
 // Names of files need not be UTF-8; their other bytes come as lone surrogates and go back as what they were.
-function imageAddress(id, side = THUMBNAIL) {
-  let path = "";
+function encoded(id) {
+  let text = "";
   for (const sign of id) {
     const code = sign.codePointAt(0);
-    if (code >= 0xdc80 && code <= 0xdcff) path += `%${(code - 0xdc00).toString(16)}`;
-    else path += sign === "/" && path ? "/" : encodeURIComponent(sign);
+    if (code >= 0xdc80 && code <= 0xdcff) text += `%${(code - 0xdc00).toString(16)}`;
+    else text += sign === "/" && text ? "/" : encodeURIComponent(sign);
   }
-  return `/v1/images/${path}?thumbnail=${side}`;
+  return text;
 }
+
+const imageAddress = (id, side = THUMBNAIL) => `/v1/images/${encoded(id)}?thumbnail=${side}`;
 
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
@@ -296,13 +298,19 @@ async function tellNearest(state) {
   $("none-why").textContent += ` The nearest is at ${found.results[0].distance.toFixed(3)}.`;
 }
 
-// The class of a query that came by its address is known from its answer.
-function learn(state, answer) {
-  const one = answer.results.find((result) => result.label === answer.label);
-  const unknown = state.q.filter((id) => !known.has(id));
-  if (!one || !unknown.length || state.upload) return;
-  for (const id of unknown) known.set(id, { class_name: one.class_name, name: id.split("/").pop() });
-  drawQuery(state);
+// What a query's images are, where the address names some that were not shown; base names become ids.
+async function recognise(state, signal) {
+  const ids = new Map();
+  for (const name of [...state.q, ...state.not]) {
+    if (known.has(name) || ids.has(name)) continue;
+    const one = await (await ask(`/v1/find?name=${encoded(name)}`, { signal })).json();
+    known.set(one.id, one);
+    ids.set(name, one.id);
+  }
+  const renamed = (names) => names.map((name) => ids.get(name) ?? name);
+  const found = { ...state, q: renamed(state.q), not: renamed(state.not) };
+  if (address(found) !== address(state)) history.replaceState(null, "", address(found));
+  return found;
 }
 
 async function drawSample(signal, onMap) {
@@ -318,12 +326,11 @@ async function drawSample(signal, onMap) {
 // ---- Searching
 
 async function render() {
-  const state = readState();
+  let state = readState();
   running?.abort();
   const control = (running = new AbortController());
   marks.clear();
   $("problem").hidden = true;
-  drawQuery(state);
   drawFilters(state);
   for (const button of document.querySelectorAll("[data-view]")) {
     button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
@@ -334,13 +341,15 @@ async function render() {
   document.body.classList.add("busy");
   try {
     if (state.upload && !uploads.has(state.upload)) {
+      drawQuery({ q: [], not: [], upload: state.upload });
       throw new Refused(0, "This search was for an image on somebody's device, which is not in the address. Drop it here to search with it.");
     }
+    state = await recognise(state, control.signal);
+    drawQuery(state);
     if (onMap) await showMap();
     if (asks(state)) {
       const answer = await (await ask(`/v1/search?k=${state.k}`, { ...asked(state), signal: control.signal })).json();
       drawAnswer(state, answer);
-      learn(state, answer);
       document.title = `${printable(shownTitle(state, answer))} – Image search`;
       if (onMap) {
         const place = await (await ask(`/v1/map/query?k=${state.k}`, { ...asked(state), signal: control.signal })).json();

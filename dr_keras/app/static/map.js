@@ -97,7 +97,7 @@ export class GalleryMap {
     }
     this.#index();
     this.#fill();
-    this.status.textContent = `${count.toLocaleString("en")} images`;
+    this.status.textContent = `${count.toLocaleString("en")} images by ${about.method}`;
     this.#tell();
   }
 

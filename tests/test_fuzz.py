@@ -1,0 +1,128 @@
+"""Uploads and requests of every kind, made by Hypothesis and Schemathesis: refused plainly, never a failure.
+
+FUZZ_INPUTS=100000 python -m pytest tests/test_fuzz.py -k upload     # as many uploads; a few hundred by default
+"""
+
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import schemathesis
+from conftest import draw_encoded, script, serving, write_folders
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dr_keras import load
+from dr_keras.app.server import create_app
+
+UPLOADS = int(os.environ.get("FUZZ_INPUTS", "400"))
+REQUESTS = 25  # of Schemathesis, a route and phase
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "TGA", "PPM")  # the last three are not taken
+SEEDS = [draw_encoded(seed, name, kind, size) for seed, name in enumerate(("disc", "bars")) for kind in KINDS
+         for size in (1, 20)]  # fmt: skip
+HEAD = b'Content-Disposition: form-data; name="image"'
+TOKEN = "correct horse battery"
+QUIET = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "database": None,
+}
+
+
+@pytest.fixture(scope="module")
+def place(workplace, tmp_path_factory):
+    """A working folder with an index of 16 pictures, `my-index`."""
+    place = tmp_path_factory.mktemp("fuzz")
+    shutil.copytree(workplace / "runs" / "small", place / "runs" / "small")
+    write_folders(place / "mine", each=4, seed=5)
+    result = script(place, "index.py", "add", "mine", "--run", "small", "--index", "my-index")
+    assert result.returncode == 0, result.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def page(place):
+    model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
+    with TestClient(create_app(model)) as made:
+        yield made
+
+
+@st.composite
+def broken_images(draw):
+    """An image's file with some of its bytes changed, left out, doubled, or replaced by another file's."""
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(0, 6))):
+        if not data:
+            break
+        # Headers are short and say most: half of all changes are among the first bytes.
+        at = draw(st.integers(0, min(len(data), 64) - 1) | st.integers(0, len(data) - 1))
+        what = draw(st.sampled_from(("byte", "number", "cut", "leave out", "double", "other", "text")))
+        if what == "byte":
+            data[at] = draw(st.integers(0, 255))
+        elif what == "number":
+            number = draw(st.sampled_from((0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)))
+            data[at : at + 4] = number.to_bytes(4, draw(st.sampled_from(("little", "big"))))
+        elif what == "cut":
+            del data[at:]
+        elif what == "leave out":
+            del data[at : at + draw(st.integers(1, 40))]
+        elif what == "double":
+            data[at:at] = data[at : at + draw(st.integers(1, 40))]
+        elif what == "other":
+            data[at:] = draw(st.sampled_from(SEEDS))[at:]
+        else:
+            data[at:at] = draw(st.binary(max_size=40))
+    return bytes(data)
+
+
+@settings(max_examples=UPLOADS, **QUIET)
+@given(data=broken_images() | st.binary(max_size=200))
+def test_every_upload_is_searched_for_or_refused(page, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about what it finds in broken files
+        answer = page.post("/v1/search?k=3", files={"image": ("x.png", data, "image/png")})
+    said = answer.json()
+    if answer.status_code == 200:
+        distances = [result["distance"] for result in said["results"]]
+        assert len(distances) == 3
+        assert np.isfinite(distances).all()
+    else:
+        assert answer.status_code in (400, 413, 415)
+        assert said["detail"]
+        assert "/" not in said["detail"].replace("and/or", "")  # no path of the server
+
+
+@settings(max_examples=max(100, UPLOADS // 10), **QUIET)
+@given(
+    body=st.binary(max_size=300)
+    | st.lists(
+        st.sampled_from(
+            (b"--x", b"\r\n", b"--", b'Content-Disposition: form-data; name="image"', b"; filename=a", b"x")
+        )
+        | st.binary(max_size=8),
+        max_size=30,
+    ).map(b"".join)
+)
+def test_every_form_is_read_or_refused(page, body):
+    answer = page.post("/v1/search", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert 400 <= answer.status_code < 500
+    assert answer.json()["detail"]
+
+
+@pytest.fixture(scope="module")
+def api(place):
+    arguments = ("--index", "my-index", "--writable", "--uploads", "uploads")
+    with serving(place, *arguments, env={"DR_KERAS_TOKEN": TOKEN}) as (_, address):
+        yield schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("api")
+
+
+@schema.parametrize()
+@settings(max_examples=REQUESTS, **QUIET)
+def test_the_api_is_as_it_is_described(case):
+    case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})

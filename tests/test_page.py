@@ -1,0 +1,307 @@
+"""The web page in a browser, as a person uses it: Debian's Chromium, driven by Playwright.
+
+Skipped where no Chromium is installed; .ci/run installs one.
+"""
+
+import base64
+import os
+import shutil
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2 as httpx
+import pytest
+from conftest import draw_encoded, script, serving, write_folders
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+expect = sync_api.expect
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+PHONE = {"width": 390, "height": 844}
+# What a finger has to hit and that is lower than 32 CSS pixels, or narrower than 24.
+SMALL = """[...document.querySelectorAll("button, input:not([type=range]):not(.hidden), summary")].map(one => {
+    const box = one.getBoundingClientRect();
+    return [one.outerHTML.slice(0, 60), box.width, box.height];
+}).filter(([, width, height]) => width && (height < 32 || width < 24))"""
+
+# The colours of words, and of what is behind them.
+COLOURS = """[...document.querySelectorAll(".class, .distance, .about, label, .hint, #status")].map(one => {
+    const colour = one => getComputedStyle(one).backgroundColor;
+    let behind = one;
+    while (behind.parentElement && /, 0\\)$|^transparent$/.test(colour(behind))) behind = behind.parentElement;
+    return [getComputedStyle(one).color, colour(behind)];
+})"""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not CHROMIUM and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium, or set $CHROMIUM"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def address(workplace, tmp_path_factory):
+    """A server with four classes of twelve pictures."""
+    place = tmp_path_factory.mktemp("page")
+    shutil.copytree(workplace / "runs" / "small", place / "runs" / "small")
+    write_folders(place / "mine", each=12, seed=5)
+    result = script(place, "index.py", "add", "mine", "--run", "small", "--index", "my-index")
+    assert result.returncode == 0, result.stderr
+    with serving(place, "--index", "my-index") as (_, found):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Opens an address of the page; at the end nothing may have gone wrong in it, or to another host."""
+    contexts, wrong, refused = [], [], []
+
+    def watch(page):
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("response", lambda got: refused.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+        page.on("requestfailed", lambda sent: wrong.append(f"{sent.url}: {sent.failure}") if gone(sent) else None)
+        page.on("request", lambda sent: wrong.append(sent.url) if elsewhere(sent.url) else None)
+
+    def gone(sent):
+        return "ERR_ABORTED" not in (sent.failure or "")  # the page itself leaves a search for a newer one
+
+    def elsewhere(url):
+        return urlsplit(url).scheme not in ("blob", "data") and not url.startswith(address)
+
+    def go(path="/", *, wait=True, **options):
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 800}, **options))
+        page = contexts[-1].new_page()
+        watch(page)
+        page.goto(address + path)
+        if wait:
+            page.wait_for_selector("#grid .card:first-child img")
+        return page
+
+    go.wrong = wrong
+    yield go
+    for context in contexts:
+        context.close()
+    assert not wrong, (wrong, refused)
+
+
+def ids(page):
+    """The shown images, after the search is done."""
+    page.wait_for_selector("body:not(.busy)")
+    return page.eval_on_selector_all("#grid .card", "cards => cards.map(card => card.dataset.id)")
+
+
+def classes(page):
+    return {id.split("/")[0] for id in ids(page)}
+
+
+def state(page):
+    return parse_qs(urlsplit(page.url).query)
+
+
+def answered(address, k=30, **body):
+    """What the API says, which the page has to show."""
+    said = httpx.post(f"{address}/v1/search", params={"k": k}, json=body)
+    return [result["id"] for result in said.json()["results"]]
+
+
+def click_card(page, place):
+    page.locator("#grid .card .find").nth(place).click()
+    page.wait_for_selector("body:not(.busy)")
+
+
+def test_the_first_look_shows_the_gallery(opened):
+    page = opened()
+    assert len(ids(page)) == 48
+    expect(page.locator("#about")).to_have_text("48 images of 4 classes, searched with small")
+    alts = page.eval_on_selector_all("#grid img", "images => images.map(image => image.alt)")
+    assert "disc, disc_3.png" in alts
+    loaded = "[...document.querySelectorAll('#grid img')].slice(0, 8).every(one => one.naturalWidth > 0)"
+    assert any(page.evaluate(loaded) or page.wait_for_timeout(100) for _ in range(50))
+
+
+def test_three_searches_by_a_click_and_back(opened, address):
+    page, seen = opened(), []
+    ids(page)
+    for place in (3, 1, 2):
+        wanted = ids(page)[place]
+        click_card(page, place)
+        assert state(page) == {"q": [wanted]}
+        assert ids(page) == answered(address, positives=[wanted])
+        seen.append(ids(page))
+    page.go_back()
+    assert ids(page) == seen[1]
+    page.go_forward()
+    assert ids(page) == seen[2]
+
+
+def test_an_image_is_uploaded_pasted_and_dropped(opened):
+    page = opened()
+    data = draw_encoded(seed=3, name="rings")
+    page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": data})
+    page.wait_for_url("**/?upload=*")
+    found = ids(page)
+    assert len(found) == 30
+    expect(page.locator("#query-images li")).to_contain_text(["your image"])
+    file = f"""new File([Uint8Array.from(atob("{base64.b64encode(data).decode()}"), c => c.charCodeAt(0))],
+        "mine.png", {{type: "image/png"}})"""
+    for event, field in (("ClipboardEvent('paste'", "clipboardData"), ("DragEvent('drop'", "dataTransfer")):
+        page.click("#clear")
+        page.wait_for_selector("#query", state="hidden")
+        page.evaluate(
+            f"""() => {{ const carried = new DataTransfer(); carried.items.add({file});
+            dispatchEvent(new {event}, {{{field}: carried, bubbles: true, cancelable: true}})) }}"""
+        )
+        page.wait_for_selector("#query:not([hidden])")
+        assert ids(page) == found
+    page.set_input_files("#file", {"name": "words.txt", "mimeType": "text/plain", "buffer": b"no picture"})
+    expect(page.locator("#problem")).to_have_text("words.txt is no image.")
+
+
+def test_a_file_that_only_says_that_it_is_an_image(opened):
+    page = opened()
+    page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture at all"})
+    expect(page.locator("#problem")).to_contain_text("no image of a known format")
+    assert all("415" in said for said in opened.wrong)  # the browser itself logs that an answer was refused
+    opened.wrong.clear()
+
+
+def test_more_like_this_and_less_like_that(opened, address):
+    page = opened("/?q=disc/disc_0.png")
+    first = ids(page)
+    page.locator("#grid .card").nth(1).locator(".more").click()
+    page.locator("#grid .card").nth(4).locator(".less").click()
+    expect(page.locator("#marked-count")).to_have_text("1 more like this, 1 less")
+    page.click("#marked-search")
+    page.wait_for_url("**not=*")
+    positives, negatives = ["disc/disc_0.png", first[1]], [first[4]]
+    assert state(page) == {"q": positives, "not": negatives}
+    assert ids(page) == answered(address, positives=positives, negatives=negatives) != first
+    assert not {first[1], first[4]} & set(ids(page))
+    page.locator("#query-images li.less button").click()
+    page.wait_for_url(lambda url: "not=" not in url)
+    assert ids(page) == answered(address, positives=positives)
+
+
+def test_filters(opened, address):
+    page = opened("/?q=disc/disc_0.png")
+    ids(page)
+    page.fill("#class", "rings")
+    page.press("#class", "Enter")
+    page.wait_for_url("**class=rings*")
+    assert classes(page) == {"rings"}
+    page.fill("#where", "label = disc")  # and of the class: none
+    page.press("#where", "Enter")
+    page.wait_for_url("**where=*")
+    assert ids(page) == []
+    expect(page.locator("#none")).to_be_visible()
+    page.click("#none-filters")
+    page.wait_for_url(lambda url: "class=" not in url and "where=" not in url)
+    assert len(ids(page)) == 30
+    page.eval_on_selector("#k", "one => { one.value = 0; one.dispatchEvent(new Event('change')) }")
+    page.wait_for_url("**k=10*")
+    assert ids(page) == answered(address, 10, positives=["disc/disc_0.png"])
+
+
+def test_no_match_and_the_nearest_anyway(opened, address):
+    page = opened("/?q=disc/disc_0.png&d=0.0001", wait=False)
+    expect(page.locator("#none h2")).to_be_visible()
+    expect(page.locator("#none-why")).to_contain_text("The nearest is at")
+    page.click("#none-near")
+    page.wait_for_selector("#grid .card")
+    assert ids(page) == answered(address, positives=["disc/disc_0.png"])
+
+
+def test_a_shared_address_shows_the_same_elsewhere(opened):
+    page = opened("/?q=disc/disc_0.png&not=bars/bars_1.png&class=disc&class=rings&k=20")
+    found = ids(page)
+    assert len(found) == 20
+    assert ids(opened(page.url.removeprefix(page.url.split("/?")[0]))) == found
+    page.reload()
+    assert ids(page) == found
+    lost = opened("/?upload=0123456789abcdef", wait=False)
+    expect(lost.locator("#problem")).to_contain_text("Drop it here")
+
+
+def test_the_keyboard_alone(opened, address):
+    page = opened("/?q=disc/disc_0.png")
+    first = ids(page)
+    page.keyboard.press("/")
+    page.keyboard.type("rings_2.png")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=rings%2Frings_2.png*")  # the name has become an id
+    assert ids(page) == answered(address, positives=["rings_2.png"]) != first
+    page.locator("#grid .card .find").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("+")
+    expect(page.locator("#grid .card").nth(1)).to_contain_class("is-more")
+    page.keyboard.press("Escape")
+    expect(page.locator("#marked")).to_be_hidden()
+    wanted = ids(page)[1]
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: parse_qs(urlsplit(url).query)["q"] == [wanted])
+
+
+def test_a_name_that_nothing_has(opened):
+    page = opened("/?q=disc_o.png", wait=False)
+    expect(page.locator("#problem")).to_contain_text("Near it: disc_")
+    assert all("404" in said for said in opened.wrong)
+    opened.wrong.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(opened, scheme):
+    page = opened("/?q=disc/disc_0.png", color_scheme=scheme)
+    page.set_viewport_size(PHONE)
+    ids(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    small = page.evaluate(SMALL)
+    assert not small
+    # Words stand out from what is behind them: 4.5 to 1, as WCAG asks for.
+    colours = page.evaluate(COLOURS)
+    assert colours
+    assert min(contrast(*pair) for pair in colours) >= 4.5
+
+
+def contrast(*colours):
+    """WCAG 2's ratio of two colours, as the browser gives them."""
+
+    def light(colour):
+        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(light, colours))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_map(opened):
+    page = opened("/?q=disc/disc_0.png")
+    page.click("[data-view=map]")
+    expect(page.locator("#map-status")).to_contain_text("48 images")
+    assert state(page)["view"] == ["map"]
+    canvas = page.locator("#points")
+    box = canvas.bounding_box()
+    tip = page.locator("#tip")
+    steps = [(x / 20, y / 20) for x in range(1, 20) for y in range(1, 20)]
+    for x, y in sorted(steps, key=lambda one: (one[0] - 0.5) ** 2 + (one[1] - 0.5) ** 2):  # until one is a point
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        page.wait_for_timeout(90)
+        if tip.is_visible():
+            break
+    expect(tip).to_be_visible()
+    page.mouse.down()
+    page.mouse.up()
+    page.click("#tip-search")
+    page.wait_for_url(lambda url: parse_qs(urlsplit(url).query)["q"] != ["disc/disc_0.png"])
+    page.click("[data-view=grid]")
+    assert len(ids(page)) == 30
