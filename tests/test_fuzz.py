@@ -5,11 +5,13 @@ FUZZ_INPUTS=100000 python -m pytest tests/test_fuzz.py -k upload     # as many u
 
 import os
 import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
-import schemathesis
 from conftest import draw_encoded, script, serving, write_folders
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -19,10 +21,10 @@ from dr_keras import load
 from dr_keras.app.server import create_app
 
 UPLOADS = int(os.environ.get("FUZZ_INPUTS", "400"))
-REQUESTS = 25  # of Schemathesis, a route and phase
+REQUESTS = "20"  # of Schemathesis, a route and phase
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "TGA", "PPM")  # the last three are not taken
 SEEDS = [draw_encoded(seed, name, kind, size) for seed, name in enumerate(("disc", "bars")) for kind in KINDS
-         for size in (1, 20)]  # fmt: skip
+         for size in (3, 20)]  # fmt: skip
 HEAD = b'Content-Disposition: form-data; name="image"'
 TOKEN = "correct horse battery"
 QUIET = {
@@ -112,17 +114,20 @@ def test_every_form_is_read_or_refused(page, body):
     assert answer.json()["detail"]
 
 
-@pytest.fixture(scope="module")
-def api(place):
+def test_the_api_is_as_it_is_described(place):
     arguments = ("--index", "my-index", "--writable", "--uploads", "uploads")
     with serving(place, *arguments, env={"DR_KERAS_TOKEN": TOKEN}) as (_, address):
-        yield schemathesis.openapi.from_url(f"{address}/openapi.json")
-
-
-schema = schemathesis.pytest.from_fixture("api")
-
-
-@schema.parametrize()
-@settings(max_examples=REQUESTS, **QUIET)
-def test_the_api_is_as_it_is_described(case):
-    case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})
+        found = subprocess.run(
+            [
+                Path(sys.executable).with_name("schemathesis"),
+                *("run", f"{address}/openapi.json", "--max-examples", REQUESTS, "--seed", "1", "--no-color"),
+                # That what a schema allows is accepted: it cannot say which bytes are an image, or which ids there are.
+                *("--exclude-checks", "positive_data_acceptance", "--suppress-health-check", "filter_too_much"),
+                *("--header", f"Authorization: Bearer {TOKEN}", "--request-timeout", "20"),
+            ],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert found.returncode == 0, found.stdout[-6000:]

@@ -550,6 +550,21 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert page.get("/favicon.ico").status_code == 200
 
 
+def test_a_method_that_a_path_has_not(page):
+    answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT does nothing here")
+    assert answer.headers["allow"] == "DELETE, GET"
+    assert page.get("/v1/search").headers["allow"] == "POST"
+
+
+def test_a_name_finds_its_image(page):
+    found = page.get("/v1/find", params={"name": "disc_0.png"}).json()
+    assert found == {
+        "id": "disc/disc_0.png", "name": "disc_0.png", "label": "disc", "class_name": "disc", "attributes": {}
+    }  # fmt: skip
+    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Near it: disc_")
+    refused(page.get("/v1/find", params={"name": ""}), 422, "name")
+
+
 def test_every_answer_has_its_headers(page):
     for answer in (page.get("/"), page.get("/v1/stats"), page.get("/v1/images/x"), page.get("/x"), page.put("/")):
         assert "default-src 'none'" in answer.headers["content-security-policy"]

@@ -20,6 +20,7 @@ from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 import dr_keras
@@ -390,6 +391,13 @@ def _handle_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return Problem(422, schemas.sentence(error.errors())).response()
 
+    @app.exception_handler(405)
+    async def other_method(request: Request, _: Exception) -> Response:
+        # One route of a path does not know the methods of its others.
+        matching = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
+        allowed = sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+        return Problem(405, f"{request.method} does nothing here", {"Allow": ", ".join(allowed)}).response()
+
     @app.exception_handler(RunError)
     async def broken(_: Request, error: RunError) -> Response:
         log.error("%s", error)
@@ -489,7 +497,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
         "/v1/images",
         response_model=schemas.Added,
         status_code=201,
-        responses=errors(401, 403, 408, 413, 415, 422, 507) | {200: {"model": schemas.Added}},
+        responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 507) | {200: {"model": schemas.Added}},
         openapi_extra=ADD_BODY | TOKEN,
         tags=["images"],
     )
