@@ -84,6 +84,7 @@ class Gallery:
         self._writing = threading.Lock()
         self._mapping = threading.Lock()
         self._state = 0  # counts the states of the index that were seen
+        self._stats: tuple[int, dict[str, Any]] | None = None
         self._map: tuple[int, Map] | None = None
         self._projector: tuple[int, Projector] | None = None
         self._layout = self._load_layout()
@@ -225,7 +226,9 @@ class Gallery:
         """What `index.py stats` says, without the server's folders, and what the page has to know."""
         with self._guard:
             self.refresh()
-            stats = self.index.stats()
+            if self._stats is None or self._stats[0] != self._state:  # it counts all images
+                self._stats = self._state, self.index.stats()
+            stats = dict(self._stats[1])
         for name in ("path", "root"):
             stats.pop(name, None)
         stats["run"] = self.model.run.path.name

@@ -84,6 +84,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         proxy_headers=False,
         server_header=False,
         log_level="info",
+        access_log=False,  # a page asks for dozens of pictures; /metrics counts them
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )

@@ -66,6 +66,7 @@ class Records:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._guard = threading.RLock()
+        self._names: tuple[int, dict[str, str]] | None = None  # of the classes, and the version that had them
 
     def held(self) -> "threading.RLock":
         """Keeps `refresh` in other threads away while several questions are asked: `with index.held(): ...`."""
@@ -111,7 +112,8 @@ class Records:
                     f"WHERE row IN ({', '.join('?' * len(part))})",
                     part,
                 ):
-                    found[row] = Entry(id, label, split, hash, size, mtime_ns, json.loads(attributes))
+                    known = {} if attributes == "{}" else json.loads(attributes)  # which most images have not
+                    found[row] = Entry(id, label, split, hash, size, mtime_ns, known)
         return [found[row] for row in wanted]
 
     def all_entries(self) -> Iterator[tuple[int, str, str, str]]:
@@ -133,7 +135,10 @@ class Records:
     def class_names(self) -> dict[str, str]:
         """Each label's name for people; the label itself where it has no other."""
         with self._guard, saying(self.folder):
-            return dict(self._db.execute("SELECT label, name FROM classes ORDER BY label"))
+            version = self._store.meta["version"]
+            if self._names is None or self._names[0] != version:
+                self._names = version, dict(self._db.execute("SELECT label, name FROM classes ORDER BY label"))
+            return dict(self._names[1])
 
     def own_classes(self) -> set[str]:
         """The classes of the run's own data, as far as the index holds it."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-FEW_QUERIES = 8  # up to here NumPy reads the gallery once a query faster than FAISS is imported
+FEW_QUERIES = 64  # up to here a product of matrices by NumPy is faster than FAISS, which has not to be imported then
+PRODUCTS = 1 << 25  # values of such a product at a time: 128 MiB
+GROUP = 32  # values of which the smallest is looked at first
 GALLERY_VALUES = 1 << 28  # values of a gallery that is not float32 to convert at a time: 1 GiB
 SCATTERED = 4  # times the rows wanted: looking at so many and leaving some out is faster than gathering those wanted
 LONG = 4096  # so many rows in a row are searched where they lie; shorter stretches are gathered, which copies them
@@ -149,18 +151,48 @@ def _search(queries: np.ndarray, vectors: np.ndarray, k: int, unit: bool) -> tup
 def numpy_search(
     queries: np.ndarray, vectors: np.ndarray, k: int, *, unit: bool = False, skip: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest` for float32 arrays and k <= N, a query at a time; `skip` (N,) is true where a row must not be found."""
+    """`nearest` for float32 arrays and k <= N; `skip` (N,) is true where a row must not be found."""
     lengths = 1 if unit else np.einsum("nd,nd->n", vectors, vectors)  # (N,)
+    left_out = None if skip is None else np.flatnonzero(skip)
     rows = np.empty((len(queries), k), np.int64)
     squared = np.empty((len(queries), k), np.float32)
-    for query, out_rows, out in zip(queries, rows, squared, strict=True):
-        values = lengths - 2 * (vectors @ query) + query @ query  # (N,)
-        if skip is not None:
-            values[skip] = np.inf
-        near = np.argpartition(values, k - 1)[:k] if k < len(values) else np.arange(len(values))
-        out_rows[:] = near[np.lexsort((near, values[near]))]
-        out[:] = np.maximum(values[out_rows], 0)
+    part = max(1, PRODUCTS // max(1, len(vectors)))
+    for start in range(0, len(queries), part):
+        some = queries[start : start + part]
+        # (Q, N). A product of matrices copies the gallery first, which is worth it from the third query on.
+        values = some @ vectors.T if len(some) > 2 else np.stack([vectors @ query for query in some])
+        values *= -2
+        values += lengths
+        if left_out is not None:
+            values[:, left_out] = np.inf
+        near = _smallest(values, k)
+        found = np.take_along_axis(values, near, axis=1)
+        order = np.lexsort((near, found))
+        rows[start : start + part] = np.take_along_axis(near, order, axis=1)
+        own = np.einsum("qd,qd->q", some, some)[:, None]
+        squared[start : start + part] = np.maximum(np.take_along_axis(found, order, axis=1) + own, 0)
     return rows, squared
+
+
+def _smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """The columns (Q, k) of each row's k smallest values, in any order.
+
+    The k smallest lie in the k groups whose smallest are smallest. Finding those minima takes one pass at the speed of
+    the memory, and what is left to be selected from is little.
+    """
+    queries, count = values.shape
+    if k >= count:
+        return np.broadcast_to(np.arange(count), (queries, count))
+    groups = count // GROUP  # group g has the columns g, g + groups, g + 2 groups, ...
+    if groups <= 2 * k:
+        return np.argpartition(values, k - 1, axis=1)[:, :k]
+    minima = values[:, : groups * GROUP].reshape(queries, GROUP, groups).min(axis=1)
+    chosen = np.argpartition(minima, k - 1, axis=1)[:, :k]  # (Q, k)
+    columns = (chosen[:, None, :] + groups * np.arange(GROUP)[:, None]).reshape(queries, -1)  # (Q, GROUP k)
+    rest = np.broadcast_to(np.arange(groups * GROUP, count), (queries, count - groups * GROUP))
+    columns = np.concatenate([columns, rest], axis=1)
+    near = np.argpartition(np.take_along_axis(values, columns, axis=1), k - 1, axis=1)[:, :k]
+    return np.take_along_axis(columns, near, axis=1)
 
 
 def load_faiss() -> Any:
