@@ -308,11 +308,17 @@ def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndar
 
 
 def add(model: Any, folder: Path) -> Any:
-    """The product's own path from a folder of new files to an index of their vectors; THE CALL THAT IS MEASURED."""
+    """`index.py add` of a folder of new files to a new index; THE CALL THAT IS MEASURED."""
     from rich.console import Console
 
+    from dr_keras.retrieval.folder import add_files
+    from dr_keras.retrieval.index import Index
+
+    place = Path(tempfile.mkdtemp(dir=folder.parent))
+    index = Index.create(place / "index", model.config.embedding_dim, root=folder, model=model.fingerprint)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        return model.use_gallery(folder, console=Console(file=nowhere)).index
+        add_files(index, [folder], model.reader, console=Console(file=nowhere))
+    return index
 
 
 def prepare(run: Run, place: Place) -> dict[str, Any]:

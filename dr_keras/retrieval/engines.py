@@ -33,6 +33,7 @@ from dr_keras.retrieval.store import QUICK
 ENGINES = ("flat", "hnsw", "ivfpq")
 FLAT_ROWS = 1_000_000  # exact up to here: one query reads 1 GB of 256-d vectors
 MOST_GAPS = 0.5  # of the rows left out: beyond, the rest is searched exactly, which costs less and misses nothing
+ORDINARY = 0.75  # of the proposals that are expected to be left by a condition: with fewer the rest is searched exactly
 TAIL = 0.1  # rows that came later, as a share of those in the engine, before it is built again
 SHORT_TAIL = 50_000  # rows that are searched exactly in a few milliseconds anyway
 
@@ -47,6 +48,8 @@ BREADTHS = {
 NEIGHBOURS = 32  # links of a node, FAISS's M
 CONSTRUCTION = 100  # nodes kept in view while the graph is built
 LIST_FACTOR = 4  # lists a square root of the rows
+MOST_LISTS = 8192  # twice as many take twice as long to train and to fill
+ITERATIONS = 10  # of k-means, by which the lists' centres are found
 TRAINING = 64  # vectors a list that the lists are trained on
 PART = 1 << 18  # vectors added at a time
 
@@ -202,9 +205,10 @@ class _Approximate:
             may = np.zeros(total + 1, bool)  # the last stands for -1
             may[allowed] = True
             rows = np.where(may[rows], rows, -1)
-            # The nearest that were proposed are good as a set. When more than half of them may not be found, neighbours
-            # that may be are beyond what was looked at.
-            rows[(rows >= 0).sum(axis=1) < min(least // 2, len(allowed))] = -1
+            # Where what is left out has little to do with the query, the share of it among the proposals is that among
+            # all rows. Where much more is left out, neighbours that may be found are beyond what was looked at.
+            expected = more * len(allowed) / total
+            rows[(rows >= 0).sum(axis=1) < ORDINARY * expected] = -1
         return rows
 
 
@@ -218,9 +222,10 @@ def _trained(name: str, vectors: np.ndarray) -> Any:
         index.hnsw.efConstruction = CONSTRUCTION
         sample = 65536
     else:
-        lists = 2 ** max(4, round(np.log2(LIST_FACTOR * count**0.5)))
+        lists = min(MOST_LISTS, 2 ** max(4, round(np.log2(LIST_FACTOR * count**0.5))))
         index = faiss.index_factory(dim, f"IVF{lists},PQ{_codes(dim)}x4fs")
         sample = TRAINING * lists
+        index.cp.niter = ITERATIONS
         index.cp.max_points_per_centroid = TRAINING
         index.cp.min_points_per_centroid = 1
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:sample])
