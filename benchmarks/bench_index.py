@@ -4,6 +4,7 @@
     pip install -e .[bench]
     python benchmarks/bench_index.py exact --rows 100000 1000000
     python benchmarks/bench_index.py approximate --rows 1000000 --save docs/images/recall.png
+    python benchmarks/bench_index.py approximate --index runs/NAME/index       # a trained network's vectors
     python benchmarks/bench_index.py ours --rows 10000000 --engine ivfpq      # inside 16 GiB
     python benchmarks/bench_index.py changes --rows 1000000
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", choices=("hnsw", "ivfpq"), default="hnsw")
     parser.add_argument("--folder", type=Path, help="where the index is made (default: a temporary folder)")
+    parser.add_argument("--index", type=Path, help="approximate: the vectors of this index, 1,000 of them as queries")
     parser.add_argument("--save", type=Path, help="picture of recall against queries a second")
     parser.add_argument("--engines", nargs="*", default=["hnsw", "ivfpq"], help="ours that are compared")
     parser.add_argument("--peers", nargs="*", default=["faiss", "faiss-ivfpq", "hnswlib", "usearch"])
@@ -113,6 +115,16 @@ def make_index(kind: Kind, rows: int, folder: Path) -> Index:
         f"  our index was made in {seconds:.1f} s (and its vectors in {time.perf_counter() - started - seconds:.1f} s)"
     )
     return index
+
+
+def split_index(path: Path, folder: Path) -> tuple[Index, np.ndarray]:
+    """An index of another one's vectors, and those that are left out of it, as queries."""
+    with Index.open(path) as other:
+        vectors = np.array(other.vectors[np.random.default_rng(0).permutation(other.searched_rows())])
+    index = Index.create(folder, vectors.shape[1], root="/")
+    index.add([Entry(f"{row}.jpg") for row in range(len(vectors) - QUERIES)], vectors[QUERIES:])
+    print(f"  in place of them {len(index):,} x {index.dim} of {path.name}", flush=True)
+    return index, vectors[:QUERIES]
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -180,10 +192,13 @@ def by_numpy(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
-    kind = Kind(options.dim)
-    queries = kind.make(QUERIES, 0)
     curves: dict[str, list[tuple[float, float]]] = {}
-    with make_index(kind, rows, folder) as index:
+    if options.index:
+        index, queries = split_index(options.index, folder)
+    else:
+        kind = Kind(options.dim)
+        index, queries = make_index(kind, rows, folder), kind.make(QUERIES, 0)
+    with index:
         vectors = index.vectors
         true, _ = nearest(queries, vectors, K)
         for engine in options.engines:
@@ -219,7 +234,7 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
             curves[peer] = sweep(peer, at, queries, true, options.rounds, breadths)
             del at
     if options.save:
-        picture(curves, rows, options.dim, options.save)
+        picture(curves, *vectors.shape, options.save)
 
 
 def sweep(

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Takes the README's pictures of the web page, in headless Chromium.
+
+make demo && pip install -e .[dev,map]
+python index.py map --run demo
+python benchmarks/page_pictures.py --run demo --query digit_0110.png --save docs/images
+"""
+
+import argparse
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+DESK, PHONE = {"width": 1200, "height": 760}, {"width": 390, "height": 760}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--query", required=True, help="the name of an image")
+    parser.add_argument("--save", type=Path, required=True, help="folder of the pictures")
+    options = parser.parse_args()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, str(ROOT / "serve.py"), "--run", options.run, "--port", address.rpartition(":")[2]]
+    server = subprocess.Popen(command)
+    try:
+        wait(address)
+        with sync_playwright() as playwright:
+            program = next(filter(None, map(shutil.which, BROWSERS)))
+            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            shoot(browser, address, options.query, options.save)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait(address: str) -> None:
+    for _ in range(200):
+        try:
+            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the server does not answer")
+
+
+def shoot(browser: Browser, address: str, query: str, folder: Path) -> None:
+    """A refined search, the map in the dark, and a phone."""
+    page = browser.new_page(viewport=DESK, device_scale_factor=1)
+    page.goto(f"{address}/?q={query}")
+    page.wait_for_selector("#grid .card")
+    page.locator("#grid .card").nth(2).locator(".more").click()
+    page.locator("#grid .card.other").first.locator(".less").click()
+    page.wait_for_timeout(800)
+    page.screenshot(path=folder / "page.png")
+
+    page = browser.new_page(viewport=DESK, color_scheme="dark")
+    page.goto(f"{address}/?q={query}&view=map")
+    page.wait_for_selector("#map-status:has-text('images')")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=folder / "page-map.png")
+
+    page = browser.new_page(viewport=PHONE, device_scale_factor=1, is_mobile=True, has_touch=True)
+    page.goto(f"{address}/?q={query}")
+    page.wait_for_selector("#grid .card")
+    page.wait_for_timeout(800)
+    page.screenshot(path=folder / "page-phone.png")
+
+
+if __name__ == "__main__":
+    main()
