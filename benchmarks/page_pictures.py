@@ -3,7 +3,7 @@
 
 make demo && pip install -e .[dev,map]
 python index.py map --run demo
-python benchmarks/page_pictures.py --run demo --query digit_0110.png --save docs/images
+python benchmarks/page_pictures.py --run demo --query digit_0449.png --save docs/images
 """
 
 import argparse

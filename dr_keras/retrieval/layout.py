@@ -22,6 +22,7 @@ FILE = "map.npz"
 FIT_ROWS = 20_000  # images that are fitted: a minute on two cores
 FEWEST = 30  # images; fewer have no neighbourhoods to be laid out by
 NEIGHBOURS = 15  # of an image that are to lie near it: UMAP's default
+LEAST, SPREAD = 0.8, 2.0  # how near points may lie, and how far clusters spread: they are to be looked at one by one
 ANCHORS = 4  # fitted images between which another one lies
 KEPT = 0.998  # of the images are within -1 and 1 on the longer side
 
@@ -106,7 +107,8 @@ def fit_umap(index: "Index", seed: int = 0) -> Layout:
     vectors = np.array(index.vectors[chosen])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a seed takes one thread
-        points = UMAP(n_neighbors=min(NEIGHBOURS, len(rows) - 1), random_state=seed).fit_transform(vectors)
+        made = UMAP(n_neighbors=min(NEIGHBOURS, len(rows) - 1), min_dist=LEAST, spread=SPREAD, random_state=seed)
+        points = made.fit_transform(vectors)
     points = np.nan_to_num(np.asarray(points, np.float32))
     middle = np.median(points, axis=0)
     reach = float(np.quantile(np.abs(points - middle).max(axis=1), KEPT)) or 1.0
