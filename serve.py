@@ -10,6 +10,7 @@ and stops.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def parse() -> argparse.Namespace:
 
 def serve(options: argparse.Namespace) -> None:
     """Loads the model and the index, and serves them."""
+    # OpenBLAS's threads wait in a loop after each product, which takes the cores from the network; not for so long.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")  # 2 ** 18 cycles: a tenth of a millisecond; before NumPy
     if options.gallery and options.index:
         raise InputError("--gallery and --index both name what is searched; give one of them")
     if options.concurrency < 1:

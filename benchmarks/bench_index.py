@@ -234,7 +234,7 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
             curves[peer] = sweep(peer, at, queries, true, options.rounds, breadths)
             del at
     if options.save:
-        picture(curves, *vectors.shape, options.save)
+        picture(curves, len(vectors), vectors.shape[1], options.save)
 
 
 def sweep(

@@ -15,11 +15,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-DESK, PHONE = {"width": 1200, "height": 760}, {"width": 390, "height": 760}
+DESK, PHONE = ViewportSize(width=1200, height=760), ViewportSize(width=390, height=760)
 
 
 def main() -> None:

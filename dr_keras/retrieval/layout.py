@@ -99,9 +99,9 @@ def fit_umap(index: "Index", seed: int = 0) -> Layout:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about TensorFlow, which its parametric variant would want
             from umap import UMAP
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise MissingPackage(
-            f"a map by UMAP needs the package {error.name}; install it with pip install 'dr_keras[map]'"
+            f"a map by UMAP needs umap-learn ({error}); install it with pip install 'dr_keras[map]'"
         ) from None
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:FIT_ROWS])
     vectors = np.array(index.vectors[chosen])
