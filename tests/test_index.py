@@ -355,6 +355,12 @@ def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(o
     assert (index.stats()["engine"]["name"], index.stats()["version"]) == (engine, version)
 
 
+def test_no_queries_find_nothing(of_engine):
+    index, _, _ = of_engine
+    rows, found = index.search(np.empty((0, index.dim), np.float32), 5)
+    assert rows.shape == found.shape == (0, 0)
+
+
 def test_other_threads_see_a_state_while_one_refreshes(index):
     index.add([Entry(f"{n}.png", "new") for n in range(20)], unit(20))
     before = len(index.vectors)

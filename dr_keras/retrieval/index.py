@@ -403,7 +403,7 @@ class Index(Records):
         if k < 1:
             raise InputError(f"{k} neighbours were asked for; ask for at least 1")
         own = np.empty((len(queries), 0), np.int64) if exclude is None else np.asarray(exclude)
-        own = own.reshape(len(queries), -1)
+        own = own[:, None] if own.ndim == 1 else own
         with self._guard:
             allowed = self._searched if where is None else self._rows_where(where)
             rows = self._candidates(queries, k + own.shape[1], allowed)
