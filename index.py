@@ -233,12 +233,13 @@ def duplicates(options: argparse.Namespace) -> int:
     if options.html:
         found.save_html(Path(options.html))
     for name, meaning in (
-        ("exact", "groups of equal files"),
-        ("near", "groups of nearly equal images"),
-        ("cross_class", "groups over several classes"),
-        ("leaks", "groups over several splits"),
+        ("exact", "of equal files"),
+        ("near", "of nearly equal images"),
+        ("cross_class", "over several classes"),
+        ("leaks", "over several splits"),
     ):
-        print(f"{len(getattr(found, name)):>7,} {meaning}")
+        count = len(getattr(found, name))
+        print(f"{count:>7,} {'group' if count == 1 else 'groups'} {meaning}")
     for file in (options.json, options.html):
         if file:
             print(f"saved {file}")

@@ -181,7 +181,7 @@ def test_duplicates_are_written_and_shown(place):
     said = say(
         place, "index.py", "duplicates", "mine", "--json", "found.json", "--html", "found.html", "--run", "small"
     )
-    assert "      1 groups of equal files\n" in said
+    assert "      1 group of equal files\n" in said
     found = json.loads((place / "found.json").read_text())
     assert found["exact"] == [["bars/bars_0.png", "disc/same.png"]]
     assert found["exact"][0] in found["cross_class"]

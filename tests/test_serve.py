@@ -13,19 +13,20 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
 import httpx2 as httpx
 import numpy as np
 import pytest
+import uvicorn
 from conftest import draw_encoded, script, serving, write_folders
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from dr_keras import load
-from dr_keras.app import guard, schemas
+from dr_keras.app import guard, protocol, schemas
 from dr_keras.app.batching import Batcher
 from dr_keras.app.files import Thumbnails, remove_upload, store_upload
 from dr_keras.app.gallery import Query
@@ -786,14 +787,11 @@ def said(host, port, data):
         return answer
 
 
-def test_a_head_that_does_not_come(monkeypatch, place):
-    import uvicorn
-
-    from dr_keras.app import protocol
-
-    monkeypatch.setattr(protocol.PatientProtocol, "head_seconds", 0.3)
-    monkeypatch.setattr(protocol.PatientProtocol, "most", 2)
-    app = create_app(load(place / "runs" / "small", runtime="litert", index=place / "my-index"))
+@contextmanager
+def listening(place, **settings):
+    """An application that listens, in a thread: its host and port."""
+    model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
+    app = create_app(model, Settings(**settings))
     config = uvicorn.Config(app, port=0, http=protocol.PatientProtocol, ws="none", log_level="error", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -801,7 +799,37 @@ def test_a_head_that_does_not_come(monkeypatch, place):
     try:
         while not server.started:
             time.sleep(0.02)
-        host, port = server.servers[0].sockets[0].getsockname()
+        yield server.servers[0].sockets[0].getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_client_that_does_not_take_its_answer(place):
+    Image.effect_noise((2000, 2000), 50).convert("RGB").save(place / "mine" / "disc" / "big.bmp")
+    added = script(place, "index.py", "add", "mine", "--index", "my-index")
+    assert added.returncode == 0, added.stderr
+    ask = b"GET /v1/images/disc/big.bmp HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with listening(place, send_seconds=0.3) as (host, port):
+        assert len(said(host, port, ask)) > 12_000_000
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((host, port))
+            slow.sendall(ask)
+            time.sleep(1)
+            assert b" 200 " in said(host, port, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            slow.settimeout(20)
+            got = 0
+            with suppress(ConnectionResetError):
+                while piece := slow.recv(1 << 20):
+                    got += len(piece)
+            assert got < 12_000_000
+
+
+def test_a_head_that_does_not_come(monkeypatch, place):
+    monkeypatch.setattr(protocol.PatientProtocol, "head_seconds", 0.3)
+    monkeypatch.setattr(protocol.PatientProtocol, "most", 2)
+    with listening(place) as (host, port):
         assert b"HTTP/1.1 408 " in said(host, port, b"GET / HTT")
         assert b"HTTP/1.1 408 " in said(host, port, b"")
         whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -818,9 +846,6 @@ def test_a_head_that_does_not_come(monkeypatch, place):
             answer = said(host, port, whole)
             assert b" 503 " in answer
             assert b"retry-after: 5" in answer
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.mark.parametrize(
