@@ -117,7 +117,8 @@ def served(place: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[byte
             time.sleep(0.01)
         yield process, port, time.perf_counter() - started
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        if process.wait(60) not in (0, -signal.SIGTERM):
+            raise SystemExit((place / "serve.log").read_text())
     finally:
         process.kill()
 
@@ -322,7 +323,7 @@ class Client:
             sent = ("GET", "/v1/map" if what == "map" else f"/v1/images/{name}?thumbnail=128", None, {})
         try:
             status, said = asked(self.port, *sent)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return what, 0, ""
         if what == "add" and status in (200, 201):
             id = json.loads(said)["id"]

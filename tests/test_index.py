@@ -73,6 +73,8 @@ def slow(queries, gallery, k):
 @pytest.mark.parametrize("k", [1, 5, 300, 1000])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
+    monkeypatch.setattr(search, "FEW_QUERIES", 8)  # more go through FAISS
+    monkeypatch.setattr(search, "PRODUCTS", 1000)  # and fewer in parts of 3
     monkeypatch.setattr(search, "GALLERY_VALUES", 700)  # a uint8 gallery goes in parts of 100
     gallery = (RANDOM.random((300, 7)) * 255).astype(dtype)
     asked = (RANDOM.random((queries, 7)) * 255).astype(dtype)
@@ -85,7 +87,8 @@ def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("queries", [2, 9])  # by NumPy and by FAISS
-def test_what_is_proposed_is_ranked_by_the_differences(queries):
+def test_what_is_proposed_is_ranked_by_the_differences(queries, monkeypatch):
+    monkeypatch.setattr(search, "FEW_QUERIES", 8)
     gallery, asked = unit(50, 7), unit(queries, 7)
     gallery[20:] = gallery[:30]
     asked[0] = gallery[3]
@@ -111,6 +114,7 @@ def test_what_is_proposed_is_ranked_by_the_differences(queries):
 @pytest.mark.parametrize("queries", [2, 9])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97, 1.0])
 def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, unit_length, monkeypatch):
+    monkeypatch.setattr(search, "FEW_QUERIES", 8)
     monkeypatch.setattr(search, "LONG", 8)
     monkeypatch.setattr(search, "GALLERY_VALUES", 350)  # gathered rows go in parts of 50
     gallery, asked = unit(400, 7), 1.5 * unit(queries, 7)

@@ -36,6 +36,7 @@ from dr_keras.app.server import create_app
 from dr_keras.app.settings import Settings, read_token
 from dr_keras.errors import InputError
 from dr_keras.retrieval.index import Index
+from dr_keras.retrieval.layout import Layout
 
 TOKEN = "correct horse battery"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -134,6 +135,7 @@ def test_a_search_with_images_that_are_sent(place, page):
         ({"positives": ["disc_0.png"], "max_distance": "near"}, 422, "max_distance"),
         ({"positives": ["disc_0.png"] * 65}, 422, "positives"),
         ({"positives": ["x" * 2000]}, 422, "positives.0"),
+        ({"positives": ["!" * 1000]}, 404, "no image is called"),
         ({"positives": "disc_0.png"}, 422, "positives"),
         ({"positives": ["disc_0.png"], "files": ["/etc/passwd"]}, 422, "files"),
         ([1, 2], 422, "the body"),
@@ -154,6 +156,8 @@ def test_bodies_that_are_no_request(page):
     refused(page.post("/v1/search", content=huge, headers=json_type), 400, "no JSON")
     lone = b'{"positives": ["\\udcff"]}'
     refused(page.post("/v1/search", content=lone, headers=json_type), 404, "no image is called")
+    half = b'{"positives": ["\\ud800"]}'
+    refused(page.post("/v1/search", content=half, headers=json_type), 422, "positives.0")
     refused(page.post("/v1/search", content=b"x" * 300_000, headers=json_type), 413, "at most 262,144")
     refused(page.post("/v1/search", content=b"x", headers={"Content-Type": "text/plain"}), 415, "'text/plain'")
     refused(page.post("/v1/search"), 415, "of no type")
@@ -501,6 +505,25 @@ def test_the_map(place, page):
     assert len(decode_map(page.get("/v1/map").content)[0]) == 15
 
 
+def test_a_map_has_another_key_when_it_is_laid_out_anew_and_follows_the_index(place, writable):
+    with client(place) as page:
+        first = page.get("/v1/map")
+        assert page.get("/v1/map", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
+    with Index.open(place / "my-index") as index:
+        vectors = np.array(index.vectors)
+        Layout(vectors, np.arange(2 * len(vectors), dtype=np.float32).reshape(-1, 2), index.model).save(index.folder)
+    with client(place) as page:
+        second = page.get("/v1/map", headers={"If-None-Match": first.headers["etag"]})
+        points, _, about = decode_map(second.content)
+        assert about["method"] == "UMAP"
+        np.testing.assert_allclose(points, np.arange(2 * len(vectors)).reshape(-1, 2), atol=1e-2)
+        added = writable.post("/v1/images", files={"image": draw_encoded(9)}, data={"label": "new"}, headers=BEARER)
+        assert added.status_code == 201
+        after, _, _ = decode_map(page.get("/v1/map").content)
+        assert np.array_equal(after[:-1], points)  # what was there stays where it is
+        assert {one["label"]: one["count"] for one in page.get("/v1/classes").json()}["new"] == 1
+
+
 def test_a_map_of_nothing(place, page):
     with Index.open(place / "my-index", write=True) as index:
         index.remove(index.matching("*"))
@@ -666,6 +689,8 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
             (Query(nothing, ["bars_2.png"]), 5),
         ]
         together = gallery.search_many(asked)
+        broken = gallery.search_many([*asked, (Query(nothing, [None]), 5)])  # whatever is wrong with one, is its own
+        assert [type(answer) for answer in broken] == [*map(type, together), TypeError]
         for answer, one in zip(together, asked, strict=True):
             if isinstance(answer, Problem):
                 with pytest.raises(Problem) as alone:

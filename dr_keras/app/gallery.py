@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ class Gallery:
         self._map: tuple[int, Map] | None = None
         self._projector: tuple[int, Projector] | None = None
         self._layout = self._load_layout()
+        self._placed: tuple[Projector, int, np.ndarray] | None = None
+        self._classes: tuple[int, list[dict[str, Any]]] | None = None
 
     def refresh(self) -> None:
         """Moves to the newest state of the index."""
@@ -119,8 +122,10 @@ class Gallery:
             for number, (query, k) in enumerate(asked):
                 try:
                     resolved = self._resolved(query)
-                except Problem as problem:
-                    answers[number] = problem
+                except RunError:
+                    raise
+                except Exception as error:  # is that query's alone, whatever it is
+                    answers[number] = error
                 else:
                     alike.setdefault((query.where or None, k), {})[number] = resolved
             for (where, k), together in alike.items():
@@ -147,6 +152,7 @@ class Gallery:
         with self._guard:
             resolved = self._resolved(query)
             answer = self.search(query, k)
+            self._check_current()
             rows = [self.index.row(result.id) for result in answer.results]
             own = [self.index.row(result.id) for result in resolved.known]
         x, y = map.projector(resolved.vector[None])[0].tolist()
@@ -238,6 +244,17 @@ class Gallery:
             stats["calibrated"] = None
         return stats
 
+    def classes(self) -> list[dict[str, Any]]:
+        """Label, name and number of images of each class that a search may find."""
+        with self._guard:
+            self.refresh()
+            if self._classes is None or self._classes[0] != self._state:
+                names = self.index.class_names()
+                counts = self.index.class_counts().items()
+                found = [{"label": label, "name": names.get(label, label), "count": count} for label, count in counts]
+                self._classes = self._state, found
+            return self._classes[1]
+
     # The map
 
     def map(self) -> Map:
@@ -253,6 +270,7 @@ class Gallery:
                 searched = self.index.searched_rows()
                 labels = {row: label for row, _, label, _ in self.index.all_entries()}
                 vectors = self.index.vectors  # what is mapped stays as it is, whatever is written
+                generation = self.index.generation
             rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
             places, known = numbered([labels[row] for row in rows.tolist()])
             counts = np.bincount(places, minlength=len(known)).tolist()
@@ -262,12 +280,21 @@ class Gallery:
             ]
             method = "UMAP" if self._layout else "PCA"
             projector = self._layout or self._current_projector(vectors, rows)
-            points = project_rows(projector, vectors, rows)
-            key = f"v{version}"
+            points = self._places(projector, vectors, generation)[rows]
+            # Another server may have laid out the same version differently.
+            key = f"v{version}-{zlib.crc32(points.tobytes()):08x}"
             data = encode_map(points, places, {"key": key, "method": method, "classes": classes})
             made = Map(key, rows, classes, projector, method, data)
             self._map = (state, made)
             return made
+
+    def _places(self, projector: Projector, vectors: np.ndarray, generation: int) -> np.ndarray:
+        """(R, 2): where each row lies. Rows never change in a generation, so only new ones are projected."""
+        old = self._placed
+        places = old[2] if old and old[:2] == (projector, generation) else np.empty((0, 2), np.float32)
+        new = project_rows(projector, vectors, np.arange(len(places), len(vectors)))
+        self._placed = projector, generation, np.concatenate([places, new])
+        return self._placed[2]
 
     def _load_layout(self) -> Layout | None:
         try:
@@ -297,9 +324,13 @@ class Gallery:
         if not 0 <= number < len(map.rows):
             raise Problem(404, f"the map has {len(map.rows):,} points; there is no number {number}")
         with self._guard:
-            if self._map is None or self._map[0] != self._state:  # another thread has refreshed meanwhile
-                raise Problem(409, "the map has changed; load it again")
+            self._check_current()
             return self.model.result(int(map.rows[number]))
+
+    def _check_current(self) -> None:
+        """Raises Problem 409 where another thread has refreshed since the map was made."""
+        if self._map is None or self._map[0] != self._state:
+            raise Problem(409, "the map has changed; load it again")
 
     # Writing
 

@@ -17,6 +17,10 @@ MAX_LABEL = 200  # characters
 def _id(value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID:
         raise ValueError(f"an id has 1 to {MAX_ID:,} characters")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("an id has no half of a character") from None
     return value
 
 

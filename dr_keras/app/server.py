@@ -189,7 +189,7 @@ class Server:
 
     async def search(self, query: Query, k: int) -> Answer:
         """The `k` nearest images of a query."""
-        if query.where:  # may take long, and nobody shall wait for another's condition
+        if query.where:  # would make those that came at the same time wait for its condition
             return await self.read(self.gallery.search, query, k)
         return await self.searcher.do((query, k))
 
@@ -257,7 +257,7 @@ class Server:
             pixels = await self._decoding(decode, data, self._size, self._resize)
         except ImageError as error:
             raise Problem(415, f"the image {error}") from None
-        vector = await self.embedder.do(pixels)
+        vector = (await self.embedder.do(pixels)).copy()  # not a part of the batch's array, which would stay
         self._kept[digest] = vector
         while len(self._kept) > KEPT_VECTORS:
             self._kept.popitem(last=False)
@@ -432,7 +432,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
     @app.get("/v1/classes", response_model=list[schemas.Class], responses=errors(), tags=["index"])
     async def classes() -> Response:
         """The classes of the images that a search may find."""
-        return no_store((await server.read(gallery.map)).classes)
+        return no_store(await server.read(gallery.classes))
 
     @app.get("/v1/sample", response_model=list[schemas.Image], responses=errors(422), tags=["index"])
     async def sample(k: K = 30) -> Response:

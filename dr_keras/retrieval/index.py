@@ -202,6 +202,11 @@ class Index(Records):
         """(R, D) float32, memory-mapped, by row; rows of images that were removed are among them."""
         return self._store.vectors
 
+    @property
+    def generation(self) -> int:
+        """How often the vectors were written anew; rows keep their numbers within one."""
+        return self._store.meta["generation"]
+
     def __len__(self) -> int:
         """How many images a search may find."""
         return self._store.rows if self._searched is None else len(self._searched)

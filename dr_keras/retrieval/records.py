@@ -140,6 +140,12 @@ class Records:
                 self._names = version, dict(self._db.execute("SELECT label, name FROM classes ORDER BY label"))
             return dict(self._names[1])
 
+    def class_counts(self) -> dict[str, int]:
+        """How many images of each label a search may find, by label."""
+        with self._guard, saying(self.folder):
+            counts = "SELECT label, count(*) FROM images WHERE row NOT IN hidden GROUP BY label ORDER BY label"
+            return dict(self._db.execute(counts))
+
     def own_classes(self) -> set[str]:
         """The classes of the run's own data, as far as the index holds it."""
         with self._guard, saying(self.folder):
@@ -195,11 +201,11 @@ class Records:
 
     def _similar_names(self, wanted: str) -> list[str]:
         for length in range(len(wanted), -1, -1):  # difflib is slow: let it look only at names that begin alike
-            start = wanted[:length]
+            start = as_text(wanted[:length])
             found = self._db.execute(
-                "SELECT DISTINCT name FROM images WHERE name >= CAST(?1 AS TEXT) "
-                "AND substr(name, 1, ?2) = CAST(?1 AS TEXT) ORDER BY name LIMIT 5000",
-                (as_text(start), length),
+                "SELECT DISTINCT name FROM images WHERE name >= CAST(? AS TEXT) AND name < CAST(? AS TEXT) "
+                "ORDER BY name LIMIT 5000",
+                (start, start + b"\xff"),  # no name has this byte, and all that begin so are below it
             ).fetchall()
             if len(found) >= 4 * SUGGESTIONS or not length:
                 return difflib.get_close_matches(wanted, [name for (name,) in found], n=SUGGESTIONS, cutoff=0.5)

@@ -325,6 +325,18 @@ async function drawSample(signal, onMap) {
 
 // ---- Searching
 
+// Where the query lies in the map; where the gallery has changed meanwhile, in the new one.
+async function placed(state, signal) {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await (await ask(`/v1/map/query?k=${state.k}`, { ...asked(state), signal })).json();
+    } catch (error) {
+      if (error.status !== 409 || attempt === 2) throw error;
+      await map.load();
+    }
+  }
+}
+
 async function render() {
   let state = readState();
   running?.abort();
@@ -352,8 +364,7 @@ async function render() {
       drawAnswer(state, answer);
       document.title = `${printable(shownTitle(state, answer))} – Image search`;
       if (onMap) {
-        const place = await (await ask(`/v1/map/query?k=${state.k}`, { ...asked(state), signal: control.signal })).json();
-        map.show(place, state.classes);
+        map.show(await placed(state, control.signal), state.classes);
       }
     } else {
       document.title = "Image search";
@@ -363,6 +374,7 @@ async function render() {
     if (onMap) $("none").hidden = true;
   } catch (error) {
     if (error.name === "AbortError") return;
+    if (!state.upload || uploads.has(state.upload)) drawQuery(state);
     $("problem").textContent = printable(sentence(error.message));
     $("problem").hidden = false;
     $("none").hidden = true;
