@@ -19,7 +19,7 @@ from dr_keras.errors import InputError
 from dr_keras.library import RUNTIMES, load
 
 if TYPE_CHECKING:
-    from dr_keras.library import Answer
+    from dr_keras.answers import Answer
 
 NO_MATCH = 3
 

@@ -67,7 +67,7 @@ def serve(options: argparse.Namespace) -> None:
         raise InputError(f"--concurrency is {options.concurrency}; at least 1 is expected")
     try:
         from dr_keras.app import protocol
-        from dr_keras.app.server import create_app
+        from dr_keras.app.routes import create_app
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"serving needs the package {error.name}; install it with pip install 'dr_keras[serve]'"

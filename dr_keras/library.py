@@ -2,21 +2,20 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from dr_keras.answers import Answer, Result
 from dr_keras.config import Config
 from dr_keras.console import stderr
 from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError, RunError
-from dr_keras.files import new_file, read_json
+from dr_keras.files import read_json
 from dr_keras.retrieval.embed import (
     Embedder,
     LiteRTEmbedder,
@@ -33,106 +32,6 @@ RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
 MANY = 1000  # images from which on OpenVINO's faster computing makes up for its slower start (docs/decisions/009)
 
 Images = np.ndarray | Iterable[Source]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One neighbour.
-
-    Attributes:
-        rank: from 1.
-        id: its id in the index.
-        path: its file.
-        label, class_name: its class folder, and the class's name for people.
-        distance: Euclidean distance to the query.
-        attributes: what else the index knows of it.
-    """
-
-    rank: int
-    id: str
-    path: Path
-    label: str
-    class_name: str
-    distance: float
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The base name of the file."""
-        return self.id.rpartition("/")[2]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What `Model.retrieve` found.
-
-    Attributes:
-        query: the query as it was asked; of several the first.
-        path: its file.
-        label, class_name: its class where the index knows it, else None; of several queries the one that all share.
-        results: the neighbours, nearest first; none where none was near enough.
-        queries: all queries as they were asked.
-        negatives: the images that the results should be unlike.
-        max_distance: how far a neighbour may be, or None.
-    """
-
-    query: str
-    path: Path
-    label: str | None
-    class_name: str | None
-    results: list[Result]
-    queries: Sequence[str] = ()
-    negatives: Sequence[str] = ()
-    max_distance: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            "query": self.query,
-            "label": self.label,
-            "results": [
-                {
-                    "rank": result.rank,
-                    "name": result.name,
-                    "id": result.id,
-                    "path": str(result.path),
-                    "label": result.label,
-                    "class_name": result.class_name,
-                    "distance": result.distance,
-                    "attributes": dict(result.attributes),
-                }
-                for result in self.results
-            ],
-            "queries": list(self.queries),
-            "negatives": list(self.negatives),
-            "max_distance": self.max_distance,
-        }
-
-    def save(self, file: Path) -> None:
-        """Saves a picture of the query and its neighbours, framed green where they have its class.
-
-        Raises:
-            InputError: the picture cannot be written there or has an ending that Pillow does not know.
-        """
-        from dr_keras import pictures
-
-        neighbours = [
-            pictures.Neighbour(
-                pictures.open_or_missing(result.path),
-                result.class_name,
-                result.distance,
-                None if self.label is None else result.label == self.label,
-            )
-            for result in self.results
-        ]
-        tiles = pictures.neighbour_tiles(pictures.open_or_missing(self.path), self.class_name, neighbours)
-        width = min(8, len(tiles))
-        picture = pictures.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
-        try:
-            with new_file(file) as temporary:
-                picture.save(temporary)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the picture {file} cannot be saved: {error}") from error
 
 
 class Model:

@@ -7,12 +7,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import fcntl
 import io
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +22,9 @@ from PIL import Image, ImageDraw
 
 from dr_keras.retrieval.index import Index
 from dr_keras.runs import Run
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
@@ -99,6 +104,39 @@ def workplace(shared: Path, folders: Path) -> Path:
             )
             assert result.returncode == 0, result.stderr
     return place
+
+
+def indexed(place: Path, workplace: Path, each: int = 4) -> Path:
+    """Puts a copy of the run `small`, class folders `mine` and an index of them, `my-index`, into a working folder."""
+    shutil.copytree(workplace / "runs" / "small", place / "runs" / "small")
+    write_folders(place / "mine", each=each, seed=5)
+    result = script(place, "index.py", "add", "mine", "--run", "small", "--index", "my-index")
+    assert result.returncode == 0, result.stderr
+    return place
+
+
+@pytest.fixture
+def place(workplace: Path, tmp_path: Path) -> Path:
+    """A working folder with an index of 16 pictures."""
+    return indexed(tmp_path, workplace)
+
+
+@pytest.fixture
+def page(place: Path) -> Iterator["TestClient"]:
+    """A client of a server of `place`."""
+    from served import client
+
+    with client(place) as made:
+        yield made
+
+
+@pytest.fixture
+def writable(place: Path) -> Iterator["TestClient"]:
+    """A client of a server of `place` that takes changes with `served.TOKEN`."""
+    from served import TOKEN, client
+
+    with client(place, writable=True, token=TOKEN, uploads=place / "uploads") as made:
+        yield made
 
 
 @contextmanager

@@ -19,18 +19,9 @@ from rich.console import Console
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
 from dr_keras.errors import InputError
-from dr_keras.retrieval import duplicates, duplicates_page
-from dr_keras.retrieval.duplicates import (
-    FREQUENCIES,
-    HASHED_SIDE,
-    LUMA,
-    Duplicates,
-    close_hashes,
-    close_vectors,
-    dct_hashes,
-    find_duplicates,
-    leaks_between,
-)
+from dr_keras.retrieval import duplicates, duplicates_page, looks
+from dr_keras.retrieval.duplicates import Duplicates, find_duplicates, leaks_between
+from dr_keras.retrieval.looks import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
 from dr_keras.runs import Run
 
 UNPACK = Path(__file__).parent.parent.parent / "shared" / "bin" / "tiny-imagenet"
@@ -164,8 +155,8 @@ def test_hashes_are_those_of_the_definition():
 
 @pytest.mark.parametrize("radius", [0, 3, 6])
 def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
-    monkeypatch.setattr(duplicates, "SEARCHED", 7)
-    monkeypatch.setattr(duplicates, "INDEXED", 30)
+    monkeypatch.setattr(looks, "SEARCHED", 7)
+    monkeypatch.setattr(looks, "INDEXED", 30)
     random = np.random.default_rng(radius)
     bits = random.integers(0, 2, (100, 64), np.uint8)
     for row in range(40, 100):  # most are another one with up to eight bits turned
@@ -177,8 +168,8 @@ def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
 
 
 def test_close_vectors_are_those_of_the_double_loop(monkeypatch):
-    monkeypatch.setattr(duplicates, "SEARCHED", 8)
-    monkeypatch.setattr(duplicates, "INDEXED", 24)
+    monkeypatch.setattr(looks, "SEARCHED", 8)
+    monkeypatch.setattr(looks, "INDEXED", 24)
     vectors = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = [(a, b) for a, b in combinations(range(90), 2) if np.linalg.norm(vectors[a] - vectors[b]) < 0.3]

@@ -4,7 +4,6 @@ FUZZ_INPUTS=100000 python -m pytest tests/test_fuzz.py -k upload     # as many u
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_encoded, script, serving, write_folders
+from conftest import draw_encoded, indexed, serving
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from served import TOKEN
 
 from dr_keras import load
-from dr_keras.app.server import create_app
+from dr_keras.app.routes import create_app
 
 UPLOADS = int(os.environ.get("FUZZ_INPUTS", "400"))
 REQUESTS = "20"  # of Schemathesis, a route and phase
@@ -26,7 +26,6 @@ KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "TGA", "PPM")  # th
 SEEDS = [draw_encoded(seed, name, kind, size) for seed, name in enumerate(("disc", "bars")) for kind in KINDS
          for size in (3, 20)]  # fmt: skip
 HEAD = b'Content-Disposition: form-data; name="image"'
-TOKEN = "correct horse battery"
 QUIET = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
@@ -36,13 +35,8 @@ QUIET = {
 
 @pytest.fixture(scope="module")
 def place(workplace, tmp_path_factory):
-    """A working folder with an index of 16 pictures, `my-index`."""
-    place = tmp_path_factory.mktemp("fuzz")
-    shutil.copytree(workplace / "runs" / "small", place / "runs" / "small")
-    write_folders(place / "mine", each=4, seed=5)
-    result = script(place, "index.py", "add", "mine", "--run", "small", "--index", "my-index")
-    assert result.returncode == 0, result.stderr
-    return place
+    """A working folder with an index of 16 pictures; what is done to it stays."""
+    return indexed(tmp_path_factory.mktemp("fuzz"), workplace)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""The index against plain NumPy and Python: every engine, every change, what is refused, and what damage does."""
+"""The index against plain NumPy and Python: every change, what is refused, and what damage does."""
 
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,20 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from searched import slow, unit
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval import engines, search, store
+from dr_keras.retrieval import store
 from dr_keras.retrieval.index import Entry, Index
-from dr_keras.retrieval.search import distances, nearest, stretches
-
-RANDOM = np.random.default_rng(0)
-
-
-def unit(count, length=8):
-    vectors = RANDOM.standard_normal((count, length)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def a_catalog(root):
@@ -62,73 +54,6 @@ def folder(tmp_path, vectors):
 def index(folder):
     with Index.open(folder, write=True) as index:
         yield index
-
-
-def slow(queries, gallery, k):
-    d = np.linalg.norm(queries[:, None].astype(np.float64) - gallery[None], axis=2)
-    return np.argsort(d, axis=1, kind="stable")[:, :k], np.sort(d, axis=1)[:, :k]
-
-
-@pytest.mark.parametrize("queries", [1, 8, 9, 60])
-@pytest.mark.parametrize("k", [1, 5, 300, 1000])
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
-    monkeypatch.setattr(search, "FEW_QUERIES", 8)  # more go through FAISS
-    monkeypatch.setattr(search, "PRODUCTS", 1000)  # and fewer in parts of 3
-    monkeypatch.setattr(search, "GALLERY_VALUES", 700)  # a uint8 gallery goes in parts of 100
-    gallery = (RANDOM.random((300, 7)) * 255).astype(dtype)
-    asked = (RANDOM.random((queries, 7)) * 255).astype(dtype)
-    rows, squared = nearest(asked, gallery, k)
-    _, expected = slow(asked, gallery, k)
-    assert rows.shape == squared.shape == (queries, min(k, 300))
-    np.testing.assert_allclose(np.sqrt(squared), expected, rtol=1e-3, atol=0.3)
-    np.testing.assert_allclose(distances(asked, gallery, rows), expected, rtol=1e-3, atol=0.3)
-    assert all(len(set(found)) == len(found) for found in rows.tolist())
-
-
-@pytest.mark.parametrize("queries", [2, 9])  # by NumPy and by FAISS
-def test_what_is_proposed_is_ranked_by_the_differences(queries, monkeypatch):
-    monkeypatch.setattr(search, "FEW_QUERIES", 8)
-    gallery, asked = unit(50, 7), unit(queries, 7)
-    gallery[20:] = gallery[:30]
-    asked[0] = gallery[3]
-    proposed = np.stack([RANDOM.permutation(50)[:40] for _ in range(queries)])
-    proposed[0] = np.r_[23, 3, -1, -1, np.setdiff1d(np.arange(50), [3, 23])[:36]]
-    rows, found = search.ranked(asked, gallery, proposed, 30)
-    assert (rows[0, :2].tolist(), found[0, :2].tolist()) == ([3, 23], [0, 0])
-    for query, some, places, values in zip(asked, proposed, rows, found, strict=True):
-        some = np.sort(some[some >= 0])
-        expected = np.linalg.norm(gallery[some].astype(np.float64) - query, axis=1)
-        np.testing.assert_allclose(values, np.sort(expected)[:30], atol=1e-6)
-        assert set(places.tolist()) <= set(some.tolist())
-        ties = values[:-1] == values[1:]
-        assert (places[:-1][ties] < places[1:][ties]).all()
-    few = np.full((queries, 3), -1)
-    few[:, 1] = 5
-    rows, found = search.ranked(asked, gallery, few, 2)
-    assert rows.tolist() == [[5, -1]] * queries
-    assert np.isinf(found[:, 1]).all()
-
-
-@pytest.mark.parametrize("unit_length", [False, True])
-@pytest.mark.parametrize("queries", [2, 9])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97, 1.0])
-def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, unit_length, monkeypatch):
-    monkeypatch.setattr(search, "FEW_QUERIES", 8)
-    monkeypatch.setattr(search, "LONG", 8)
-    monkeypatch.setattr(search, "GALLERY_VALUES", 350)  # gathered rows go in parts of 50
-    gallery, asked = unit(400, 7), 1.5 * unit(queries, 7)
-    rows = np.flatnonzero(RANDOM.random(400) < share)
-    found, squared = nearest(asked, gallery, 10, rows=rows, unit=unit_length)
-    places, expected = slow(asked, gallery[rows], 10)
-    assert np.array_equal(found, rows[places])
-    np.testing.assert_allclose(np.sqrt(squared), expected, atol=1e-3)
-
-
-def test_stretches():
-    assert stretches(np.array([], np.int64)).tolist() == []
-    assert stretches(np.array([4])).tolist() == [[4, 5]]
-    assert stretches(np.array([0, 1, 2, 5, 7, 8])).tolist() == [[0, 3], [5, 6], [7, 9]]
 
 
 def test_search_is_exact_and_only_over_what_is_not_held_out(index, vectors):
@@ -204,167 +129,6 @@ def test_a_copy_and_an_opened_index_are_the_same(index, tmp_path, vectors):
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["index.sqlite", "vectors-0.f32"]
 
 
-CENTRES = unit(40, 16)
-
-
-def clustered(count):
-    """Vectors (count, 16) around 40 centres, as those of a trained network are."""
-    vectors = CENTRES[RANDOM.integers(0, 40, count)] + 0.15 * RANDOM.standard_normal((count, 16))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture(scope="module", params=engines.ENGINES)
-def built(request, tmp_path_factory):
-    """An index of 3,000 images of 10 classes by each engine, and its vectors."""
-    vectors = clustered(3000)
-    folder = tmp_path_factory.mktemp("built") / "index"
-    with Index.create(folder, 16, root="/data") as index:
-        entries = [Entry(f"{row % 10}/{row}.png", str(row % 10), attributes={"row": row}) for row in range(3000)]
-        index.add(entries, vectors)
-        index.build(request.param)
-    return folder, vectors, request.param
-
-
-@pytest.fixture
-def of_engine(built, tmp_path):
-    """A copy of `built` that may be changed."""
-    folder, vectors, engine = built
-    shutil.copytree(folder, tmp_path / "index")
-    with Index.open(tmp_path / "index", write=True) as index:
-        assert index.stats()["engine"]["name"] == engine
-        yield index, vectors, engine
-
-
-def recall(found, true):
-    return np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, true, strict=True)])
-
-
-def agrees(index, vectors, allowed, where=None, k=20):
-    """Compares a search with the plain one over the rows that may be found."""
-    queries = clustered(50)
-    rows, found = index.search(queries, k, where=where)
-    places, _ = slow(queries, vectors[allowed], k)
-    assert recall(rows, allowed[places]) >= (1 if index.stats()["engine"]["exact"] else 0.9)
-    assert set(rows[rows >= 0].tolist()) <= set(allowed.tolist())
-    expected = np.linalg.norm(queries[:, None].astype(np.float64) - vectors[rows], axis=2)
-    np.testing.assert_allclose(found[rows >= 0], expected[rows >= 0], atol=1e-6)
-    assert (np.diff(np.where(rows >= 0, found, np.inf), axis=1) >= 0).all() or (rows < 0).any()
-
-
-def test_engines_find_the_nearest(of_engine):
-    index, vectors, engine = of_engine
-    agrees(index, vectors, np.arange(3000))
-    rows, found = index.search(vectors[5:6], 3)
-    assert (rows[0, 0], found[0, 0]) == (5, 0)
-    assert index.verify() == []
-    assert index.stats()["engine"]["recall"] >= (1 if engine == "flat" else engines.RECALL)
-
-
-@pytest.mark.parametrize(
-    ("where", "allowed"),
-    [
-        ("label = 3", lambda row: row % 10 == 3),
-        ("label != 3", lambda row: row % 10 != 3),
-        ("row >= 2990", lambda row: row >= 2990),
-        ("label IN (0, 1, 2, 3, 4, 5, 6) AND NOT row < 100", lambda row: row % 10 < 7 and row >= 100),
-    ],
-)
-def test_engines_filter(of_engine, where, allowed):
-    index, vectors, _ = of_engine
-    agrees(index, vectors, np.array([row for row in range(3000) if allowed(row)]), where, k=10)
-
-
-def test_engines_find_what_is_left_when_all_that_is_near_is_left_out(of_engine):
-    """Conditions and removals that go along with the vectors: the class of the query itself is not wanted."""
-    index, vectors, _ = of_engine
-    near = np.argmax(vectors @ CENTRES.T, axis=1)  # (3000,)
-    index.put([Entry(f"{row % 10}/{row}.png", f"c{near[row]}") for row in range(3000)], None)
-    for centre in (0, 7):
-        queries = vectors[near == centre][:8]
-        allowed = np.flatnonzero(near != centre)
-        places, _ = slow(queries, vectors[allowed], 20)
-        assert recall(index.search(queries, 20, where=f"label != c{centre}")[0], allowed[places]) > 0.9
-    index.remove([f"{row % 10}/{row}.png" for row in np.flatnonzero(near == 0)])
-    allowed = np.flatnonzero(near != 0)
-    places, _ = slow(vectors[near == 0][:8], vectors[allowed], 20)
-    assert recall(index.search(vectors[near == 0][:8], 20)[0], allowed[places]) > 0.9
-
-
-def test_a_reader_follows_when_the_engine_is_replaced(of_engine):
-    index, vectors, engine = of_engine
-    with Index.open(index.folder) as reader, Index.open(index.folder) as late:
-        agrees(reader, vectors, np.arange(3000))
-        index.remove([f"{row % 10}/{row}.png" for row in range(500)])
-        index.compact()
-        agrees(late, vectors, np.arange(3000))  # it has not loaded its engine, which is gone: exactly, then
-        assert reader.refresh()
-        agrees(reader, vectors[500:], np.arange(2500))
-        assert reader.stats()["engine"]["name"] == engine
-
-
-def test_a_condition_that_nothing_meets_finds_nothing(of_engine):
-    index, vectors, _ = of_engine
-    rows, found = index.search(vectors[:2], 5, where="label = dog")
-    assert rows.shape == found.shape == (2, 0)
-
-
-@pytest.mark.parametrize("most", [0.1, 0.8])
-def test_engines_forget_what_is_removed(of_engine, most, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 10**9)  # nothing is written anew
-    index, vectors, _ = of_engine
-    gone = RANDOM.permutation(3000)[: int(most * 3000)]
-    assert index.remove([f"{row % 10}/{row}.png" for row in gone]) == len(gone)
-    agrees(index, vectors, np.setdiff1d(np.arange(3000), gone))
-    assert index.stats()["gaps"] == len(gone)
-    assert index.verify() == []
-
-
-def test_engines_find_what_came_later(of_engine):
-    index, vectors, engine = of_engine
-    more = clustered(200)
-    index.add([Entry(f"new/{n}.png", "new") for n in range(200)], more)
-    vectors = np.concatenate([vectors, more])
-    agrees(index, vectors, np.arange(3200))
-    agrees(index, vectors, np.arange(3000, 3200), "label = new")
-    assert index.stats()["engine"]["rows"] == (3200 if engine == "flat" else 3000)
-
-
-def test_engines_survive_compaction(of_engine, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 100)
-    index, vectors, engine = of_engine
-    index.remove([f"{row % 10}/{row}.png" for row in range(0, 3000, 2)])
-    stats = index.stats()
-    assert (stats["rows"], stats["gaps"], stats["engine"]["name"]) == (1500, 0, engine)
-    agrees(index, vectors[1::2], np.arange(1500))
-    assert index.verify() == []
-    assert [entry.id for entry in index.entries([0, 1499])] == ["1/1.png", "9/2999.png"]
-    assert len(list(index.folder.glob("vectors-*"))) == 1
-    assert len(list(index.folder.glob("engine-*"))) == (engine != "flat")
-
-
-def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(of_engine, monkeypatch):
-    monkeypatch.setattr(engines, "SHORT_TAIL", 100)
-    index, _, engine = of_engine
-    index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
-    index.keep_up()
-    assert index.stats()["engine"]["rows"] == 3400
-    for flat, expected in ((3400, "flat"), (100, "ivfpq")):
-        monkeypatch.setattr(engines, "FLAT_ROWS", flat)
-        assert index.build() == expected
-        assert index.stats()["engine"]["chosen"] == "auto"
-    index.build(engine)
-    index.keep_up()  # a choice that was made stays
-    version = index.stats()["version"]
-    index.keep_up(engine)  # and what is there already is not built again
-    assert (index.stats()["engine"]["name"], index.stats()["version"]) == (engine, version)
-
-
-def test_no_queries_find_nothing(of_engine):
-    index, _, _ = of_engine
-    rows, found = index.search(np.empty((0, index.dim), np.float32), 5)
-    assert rows.shape == found.shape == (0, 0)
-
-
 def test_other_threads_see_a_state_while_one_refreshes(index):
     index.add([Entry(f"{n}.png", "new") for n in range(20)], unit(20))
     before = len(index.vectors)
@@ -387,36 +151,6 @@ def test_other_threads_see_a_state_while_one_refreshes(index):
         for one in looking:
             one.result()
     assert {count for *_, count in seen} <= set(range(before, before + 11))
-
-
-def test_where_too_few_are_left_for_an_engine_they_are_searched_exactly(of_engine, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 100)
-    index, vectors, engine = of_engine
-    assert index.remove([f"{row % 10}/{row}.png" for row in range(2900)]) == 2900
-    assert index.stats()["engine"] == {"name": "flat", "chosen": engine, "exact": True, "rows": 100, "recall": 1.0}
-    agrees(index, vectors[2900:], np.arange(100))
-    index.keep_up()
-    index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
-    index.keep_up()
-    assert index.stats()["engine"]["name"] == engine
-
-
-def test_a_damaged_engine_is_told_and_built_again(of_engine):
-    index, vectors, engine = of_engine
-    if engine == "flat":
-        with pytest.raises(InputError, match="engine is 'annoy'; choose one of auto, flat, hnsw, ivfpq"):
-            index.build("annoy")
-        return
-    file = next(index.folder.glob("engine-*"))
-    data = file.read_bytes()
-    for damaged in (data[: len(data) // 2], data[:-1] + bytes([data[-1] ^ 1])):
-        file.write_bytes(damaged)
-        assert "was altered" in index.verify()[0].what
-        with Index.open(index.folder) as other, pytest.raises(RunError, match="verify --repair"):
-            other.search(vectors[:1])
-    index.mend_engine()
-    assert index.verify() == []
-    agrees(index, vectors, np.arange(3000))
 
 
 def test_too_few_images_for_an_engine(index):

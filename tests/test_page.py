@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2 as httpx
 import pytest
-from conftest import draw_encoded, script, serving, write_folders
+from conftest import draw_encoded, indexed, serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 expect = sync_api.expect
@@ -43,11 +43,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def address(workplace, tmp_path_factory):
     """A server with four classes of twelve pictures."""
-    place = tmp_path_factory.mktemp("page")
-    shutil.copytree(workplace / "runs" / "small", place / "runs" / "small")
-    write_folders(place / "mine", each=12, seed=5)
-    result = script(place, "index.py", "add", "mine", "--run", "small", "--index", "my-index")
-    assert result.returncode == 0, result.stderr
+    place = indexed(tmp_path_factory.mktemp("page"), workplace, each=12)
     with serving(place, "--index", "my-index") as (_, found):
         yield found
 

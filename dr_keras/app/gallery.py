@@ -1,29 +1,26 @@
 """The model and the index as the server uses them: from several threads, always at the newest state."""
 
-import logging
 import os
 import threading
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from dr_keras.answers import Answer, Result
 from dr_keras.app.files import Format, Opened, open_image, remove_upload, store_upload
+from dr_keras.app.mapping import Map, Mapper, Snapshot
 from dr_keras.app.problems import Problem, busy
-from dr_keras.app.projection import Projector, encode_map, fit_pca, numbered, project_rows
 from dr_keras.errors import InputError, RunError
-from dr_keras.library import Answer, Model, Result
+from dr_keras.library import Model
 from dr_keras.retrieval.expansion import refined_query
 from dr_keras.retrieval.index import NO_CLASS, Entry, Index
-from dr_keras.retrieval.layout import Layout
 from dr_keras.retrieval.store import Locked
 
-log = logging.getLogger("uvicorn.error")
+T = TypeVar("T")
 
-GROWN = 0.1  # share by which a gallery has to grow or shrink until its projection is made anew
 CONDITION_SECONDS = 2.0  # that a stranger's condition may take
 UPLOADED = "uploaded image"  # what a search answers for the name of an image that was sent
 
@@ -46,27 +43,6 @@ class Query:
     include_self: bool = False
 
 
-@dataclass(frozen=True)
-class Map:
-    """The images that a search may find, in two dimensions, at one version of the index.
-
-    Attributes:
-        key: changes with the index.
-        rows: (N,) int64, ascending.
-        classes: label, name and number of images of each class.
-        projector: brings other vectors into it.
-        method: 'UMAP' or 'PCA'.
-        data: the points as `dr_keras.app.projection.encode_map` makes them.
-    """
-
-    key: str
-    rows: np.ndarray
-    classes: list[dict[str, Any]]
-    projector: Projector
-    method: str
-    data: bytes
-
-
 class Gallery:
     """What the server searches. Its methods may be called from several threads.
 
@@ -84,18 +60,20 @@ class Gallery:
         self._guard = self.index.held()
         self._writing = threading.Lock()
         self._mapping = threading.Lock()
-        self._state = 0  # counts the states of the index that were seen
-        self._stats: tuple[int, dict[str, Any]] | None = None
-        self._map: tuple[int, Map] | None = None
-        self._projector: tuple[int, Projector] | None = None
-        self._layout = self._load_layout()
-        self._placed: tuple[Projector, int, np.ndarray] | None = None
-        self._classes: tuple[int, list[dict[str, Any]]] | None = None
+        self._mapper = Mapper(self.index)
+        self._kept: dict[str, Any] = {}  # what was found out of the present state
 
     def refresh(self) -> None:
         """Moves to the newest state of the index."""
         with self._guard:
-            self._state += self.index.refresh()
+            if self.index.refresh():
+                self._kept.clear()
+
+    def _once(self, name: str, find: Callable[[], T]) -> T:
+        """What `find` returns, which is asked once a state of the index; the guard is held."""
+        if name not in self._kept:
+            self._kept[name] = find()
+        return self._kept[name]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -152,11 +130,11 @@ class Gallery:
         with self._guard:
             resolved = self._resolved(query)
             answer = self.search(query, k)
-            self._check_current()
+            self._check_current(map)
             rows = [self.index.row(result.id) for result in answer.results]
             own = [self.index.row(result.id) for result in resolved.known]
         x, y = map.projector(resolved.vector[None])[0].tolist()
-        return {"key": map.key, "x": x, "y": y, "neighbours": _numbers(map, rows), "queries": _numbers(map, own)}
+        return {"key": map.key, "x": x, "y": y, "neighbours": map.numbers(rows), "queries": map.numbers(own)}
 
     def _resolved(self, query: Query) -> "_Resolved":
         if not len(query.fresh) and not query.positives:
@@ -232,9 +210,7 @@ class Gallery:
         """What `index.py stats` says, without the server's folders, and what the page has to know."""
         with self._guard:
             self.refresh()
-            if self._stats is None or self._stats[0] != self._state:  # it counts all images
-                self._stats = self._state, self.index.stats()
-            stats = dict(self._stats[1])
+            stats = dict(self._once("stats", self.index.stats))  # it counts all images
         for name in ("path", "root"):
             stats.pop(name, None)
         stats["run"] = self.model.run.path.name
@@ -248,12 +224,12 @@ class Gallery:
         """Label, name and number of images of each class that a search may find."""
         with self._guard:
             self.refresh()
-            if self._classes is None or self._classes[0] != self._state:
-                names = self.index.class_names()
-                counts = self.index.class_counts().items()
-                found = [{"label": label, "name": names.get(label, label), "count": count} for label, count in counts]
-                self._classes = self._state, found
-            return self._classes[1]
+            return self._once("classes", self._count_classes)
+
+    def _count_classes(self) -> list[dict[str, Any]]:
+        names = self.index.class_names()
+        counts = self.index.class_counts().items()
+        return [{"label": label, "name": names.get(label, label), "count": count} for label, count in counts]
 
     # The map
 
@@ -262,55 +238,27 @@ class Gallery:
         with self._mapping:
             with self._guard:
                 self.refresh()
-                state = self._state
-                if self._map is not None and self._map[0] == state:
-                    return self._map[1]
-                version = self.index.stats()["version"]
-                names = self.index.class_names()
-                searched = self.index.searched_rows()
-                labels = {row: label for row, _, label, _ in self.index.all_entries()}
-                vectors = self.index.vectors  # what is mapped stays as it is, whatever is written
-                generation = self.index.generation
-            rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
-            places, known = numbered([labels[row] for row in rows.tolist()])
-            counts = np.bincount(places, minlength=len(known)).tolist()
-            classes = [
-                {"label": label, "name": names.get(label, label), "count": count}
-                for label, count in zip(known, counts, strict=True)
-            ]
-            method = "UMAP" if self._layout else "PCA"
-            projector = self._layout or self._current_projector(vectors, rows)
-            points = self._places(projector, vectors, generation)[rows]
-            # Another server may have laid out the same version differently.
-            key = f"v{version}-{zlib.crc32(points.tobytes()):08x}"
-            data = encode_map(points, places, {"key": key, "method": method, "classes": classes})
-            made = Map(key, rows, classes, projector, method, data)
-            self._map = (state, made)
+                if "map" in self._kept:
+                    return self._kept["map"]
+                state = self._snapshot()
+            made = self._mapper.make(state)  # takes seconds, in which searches go on
+            with self._guard:
+                if self.index.version == state.version:
+                    self._kept["map"] = made
             return made
 
-    def _places(self, projector: Projector, vectors: np.ndarray, generation: int) -> np.ndarray:
-        """(R, 2): where each row lies. Rows never change in a generation, so only new ones are projected."""
-        old = self._placed
-        places = old[2] if old and old[:2] == (projector, generation) else np.empty((0, 2), np.float32)
-        new = project_rows(projector, vectors, np.arange(len(places), len(vectors)))
-        self._placed = projector, generation, np.concatenate([places, new])
-        return self._placed[2]
-
-    def _load_layout(self) -> Layout | None:
-        try:
-            return Layout.load(self.index)
-        except RunError as error:
-            log.error("%s", error)
-            return None
-
-    def _current_projector(self, vectors: np.ndarray, rows: np.ndarray) -> Projector:
-        """The projector as it was, so that the map stays where it is, until the gallery has become another."""
-        count = len(rows)
-        if not count:
-            return lambda given: np.zeros((len(given), 2), np.float32)
-        if self._projector is None or abs(count - self._projector[0]) > GROWN * self._projector[0]:
-            self._projector = (count, fit_pca(vectors, rows))
-        return self._projector[1]
+    def _snapshot(self) -> Snapshot:
+        labels = {row: label for row, _, label, _ in self.index.all_entries()}
+        searched = self.index.searched_rows()
+        rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
+        return Snapshot(
+            self.index.version,
+            self.index.generation,
+            rows,
+            [labels[row] for row in rows.tolist()],
+            self.classes(),
+            self.index.vectors,
+        )
 
     def point(self, key: str, number: int) -> Result:
         """The image of a point of the map.
@@ -324,12 +272,12 @@ class Gallery:
         if not 0 <= number < len(map.rows):
             raise Problem(404, f"the map has {len(map.rows):,} points; there is no number {number}")
         with self._guard:
-            self._check_current()
+            self._check_current(map)
             return self.model.result(int(map.rows[number]))
 
-    def _check_current(self) -> None:
+    def _check_current(self, map: Map) -> None:
         """Raises Problem 409 where another thread has refreshed since the map was made."""
-        if self._map is None or self._map[0] != self._state:
+        if self._kept.get("map") is not map:
             raise Problem(409, "the map has changed; load it again")
 
     # Writing
@@ -420,12 +368,3 @@ def _locked() -> Problem:
 
 def _not_written() -> Problem:
     return Problem(507, "the change could not be written; the server's log says why")
-
-
-def _numbers(map: Map, rows: Sequence[int | None]) -> list[int]:
-    """The numbers in the map of those rows that are in it."""
-    wanted = np.array([row for row in rows if row is not None], np.int64)
-    places = np.searchsorted(map.rows, wanted)
-    there = places < len(map.rows)
-    there[there] = map.rows[places[there]] == wanted[there]
-    return places[there].tolist()

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,10 +90,3 @@ def decode_map(data: bytes) -> tuple[np.ndarray, np.ndarray, Any]:
     points = np.frombuffer(data, "<f4", 2 * count, 12).reshape(count, 2)
     labels = np.frombuffer(data, "<u4", count, 12 + 8 * count)
     return points, labels, json.loads(data[12 + 12 * count :])
-
-
-def numbered(labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Each label's number (N,) int64, and the labels in their order."""
-    names = sorted(set(labels))
-    places = {name: number for number, name in enumerate(names)}
-    return np.fromiter((places[label] for label in labels), np.int64, len(labels)), names

@@ -203,6 +203,11 @@ class Index(Records):
         return self._store.vectors
 
     @property
+    def version(self) -> int:
+        """How many changes were made to it."""
+        return self._store.meta["version"]
+
+    @property
     def generation(self) -> int:
         """How often the vectors were written anew; rows keep their numbers within one."""
         return self._store.meta["generation"]

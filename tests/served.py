@@ -1,0 +1,79 @@
+"""What the tests of the server ask it with."""
+
+import asyncio
+import json
+from contextlib import contextmanager
+from urllib.parse import unquote
+
+from fastapi.testclient import TestClient
+
+from dr_keras import load
+from dr_keras.app import guard
+from dr_keras.app.routes import create_app
+from dr_keras.app.settings import Settings
+
+TOKEN = "correct horse battery"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@contextmanager
+def client(place, **settings):
+    """A client of an application on the index `my-index`."""
+    model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
+    with TestClient(create_app(model, Settings(**settings))) as made:
+        yield made
+
+
+def search(client, k=30, **body):
+    answer = client.post("/v1/search", params={"k": k}, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(answer, status, words):
+    assert (answer.status_code, words in answer.json()["detail"]) == (status, True), (answer.status_code, answer.text)
+    assert answer.headers["content-security-policy"] == guard.POLICY
+    return answer
+
+
+class Raw:
+    """The answer to a request whose path nobody has tidied up, as HTTP clients do."""
+
+    def __init__(self, client, path):
+        self.headers, self.content = {}, b""
+        raw_path, _, query = path.encode().partition(b"?")
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": unquote(raw_path.decode()),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": [(b"host", b"testserver")],
+            "http_version": "1.1",
+            "scheme": "http",
+            "client": ("client", 1),
+            "server": ("testserver", 80),
+            "root_path": "",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+        }
+        asyncio.run(client.app(scope, self._receive, self._send))
+
+    async def _receive(self):
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def _send(self, message):
+        if message["type"] == "http.response.start":
+            self.status_code = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        self.content += message.get("body", b"")
+
+    @property
+    def text(self):
+        return self.content.decode()
+
+    def json(self):
+        return json.loads(self.content)
+
+
+def raw(client, path):
+    return Raw(client, path)
