@@ -15,7 +15,6 @@ same kind. Contenders take turns in one process; recall is the share of the true
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -23,26 +22,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from index_peers import PEERS, THREADS, K, Search, exact_contenders
 from machine import machine, spread
 
 from dr_keras.retrieval.index import Entry, Index
 from dr_keras.retrieval.search import nearest
 
-K = 30
 QUERIES = 1000
 CLASSES = 1000
 DIRECTIONS = 24
 PART = 100_000  # vectors made, and added, at a time
-THREADS = os.cpu_count() or 1
 BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # nodes of a graph kept in view
 LISTS = (1, 2, 4, 8, *BREADTHS)  # lists looked at
-LINKS, CONSTRUCTION = 32, 100  # of every graph
-
-Search = Callable[[np.ndarray], np.ndarray]  # (Q, D) -> rows (Q, K)
 
 
 def main() -> None:
@@ -160,69 +157,30 @@ def exact(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 print(f"  {count:,} at a time, {name}: {spread(values, 'ms', 1)}, {ratio:.3f} x FAISS", flush=True)
 
 
-def exact_contenders(vectors: np.ndarray, peers: list[str]) -> dict[str, Search]:
-    import faiss
-
-    flat = faiss.IndexFlatL2(vectors.shape[1])
-    flat.add(vectors)
-    found: dict[str, Search] = {"FAISS": lambda q: flat.search(q, K)[1], "NumPy": lambda q: by_numpy(q, vectors)}
-    if "usearch" in peers:
-        from usearch.index import MetricKind
-        from usearch.index import search as usearch_search
-
-        found["usearch"] = lambda q: np.asarray(
-            usearch_search(vectors, q, K, MetricKind.L2sq, exact=True, threads=THREADS).keys
-        ).reshape(len(q), K)
-    return found
-
-
-def by_numpy(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Brute force as one writes it: a product of matrices, as many queries at a time as fit into a gigabyte."""
-    out = np.empty((len(queries), K), np.int64)
-    block = max(1, 2**28 // len(vectors))
-    for start in range(0, len(queries), block):
-        similarity = queries[start : start + block] @ vectors.T
-        near = np.argpartition(-similarity, K, axis=1)[:, :K]
-        order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1)
-        out[start : start + block] = np.take_along_axis(near, order, axis=1)
-    return out
-
-
 # Approximate
 
 
+@dataclass
+class Contender:
+    """One that searches, at every breadth; what was measured of each."""
+
+    at: Callable[[int], Search]
+    breadths: list[int]
+    recalls: dict[int, float] = field(default_factory=dict)
+    rates: dict[int, list[float]] = field(default_factory=dict)
+
+
 def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
-    curves: dict[str, list[tuple[float, float]]] = {}
     if options.index:
         index, queries = split_index(options.index, folder)
     else:
         kind = Kind(options.dim)
         index, queries = make_index(kind, rows, folder), kind.make(QUERIES, 0)
-    with index:
+    with ExitStack() as opened:
+        opened.enter_context(index)
         vectors = index.vectors
         true, _ = nearest(queries, vectors, K)
-        for engine in options.engines:
-            started = time.perf_counter()
-            index.build(engine)
-            about = index.stats()["engine"]
-            size = next(folder.glob("engine-*")).stat().st_size
-            print(
-                f"  dr_keras {engine}: built in {time.perf_counter() - started:.1f} s, {size / 2**20:,.0f} MiB, "
-                f"measured itself at recall {about['recall']:.4f}",
-                flush=True,
-            )
-
-            def ours_at(breadth: int) -> Search:
-                assert index._engine
-                index._engine.breadth = breadth  # type: ignore[attr-defined]
-                return lambda q: index.search(q, K)[0]
-
-            index.search(queries[:1], K)  # loads the engine
-            assert index._engine
-            own = index._engine.breadth  # type: ignore[attr-defined]
-            breadths = sorted({*(LISTS if engine == "ivfpq" else BREADTHS), own})
-            curves[f"dr_keras {engine}"] = sweep(f"dr_keras {engine}", ours_at, queries, true, options.rounds, breadths)
-        index.build("flat")
+        contenders = {f"dr_keras {engine}": ours_with(engine, index, opened) for engine in options.engines}
         for peer in options.peers:
             started, before = time.perf_counter(), held()
             at = PEERS[peer](vectors)
@@ -230,93 +188,62 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 f"  {peer}: built in {time.perf_counter() - started:.1f} s, {held() - before:,.0f} MiB of memory",
                 flush=True,
             )
-            breadths = list(LISTS if peer == "faiss-ivfpq" else BREADTHS)
-            curves[peer] = sweep(peer, at, queries, true, options.rounds, breadths)
-            del at
+            contenders[peer] = Contender(at, list(LISTS if peer == "faiss-ivfpq" else BREADTHS))
+        in_turns(contenders, queries, true, options.rounds)
     if options.save:
+        curves = {
+            name: [(one.recalls[breadth], statistics.median(one.rates[breadth])) for breadth in one.breadths]
+            for name, one in contenders.items()
+        }
         picture(curves, len(vectors), vectors.shape[1], options.save)
 
 
-def sweep(
-    name: str, at: Callable[[int], Search], queries: np.ndarray, true: np.ndarray, rounds: int, breadths: list[int]
-) -> list[tuple[float, float]]:
-    """Recall and queries a second for each breadth, up to a recall of 0.999."""
-    points = []
-    for breadth in breadths:
-        search = at(breadth)
-        found = search(queries)
-        rates = []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            search(queries)
-            rates.append(len(queries) / (time.perf_counter() - started))
-        points.append((recall(found, true), statistics.median(rates)))
-        print(f"    {name} {breadth}: recall {points[-1][0]:.4f}, {spread(rates, 'queries/s', 0)}", flush=True)
-        if points[-1][0] > 0.999:
-            break
-    return points
-
-
-def faiss_graph(vectors: np.ndarray) -> Callable[[int], Search]:
-    import faiss
-
-    index: Any = faiss.IndexHNSWFlat(vectors.shape[1], LINKS)
-    index.hnsw.efConstruction = CONSTRUCTION
-    index.add(np.asarray(vectors))
+def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
+    """Our index with one of its engines, as a copy of its own, since an index has one at a time."""
+    place = index.folder.with_name(f"{index.folder.name}-{engine}")
+    index.save(place)
+    own = opened.enter_context(Index.open(place, write=True))
+    started = time.perf_counter()
+    own.build(engine)
+    size = next(place.glob("engine-*")).stat().st_size
+    print(
+        f"  dr_keras {engine}: built in {time.perf_counter() - started:.1f} s, {size / 2**20:,.0f} MiB, "
+        f"measured itself at recall {own.stats()['engine']['recall']:.4f}",
+        flush=True,
+    )
+    own.search(own.vectors[:1], K)  # loads the engine
+    loaded: Any = own._engine
 
     def at(breadth: int) -> Search:
-        index.hnsw.efSearch = breadth
-        return lambda q: index.search(q, K)[1]
+        loaded.breadth = breadth
+        return lambda q: own.search(q, K)[0]
 
-    return at
-
-
-def faiss_lists(vectors: np.ndarray) -> Callable[[int], Search]:
-    import faiss
-
-    count, dim = vectors.shape
-    lists = 2 ** round(np.log2(4 * count**0.5))
-    index: Any = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 2}x4fs,RFlat")
-    index.train(np.asarray(vectors[: 64 * lists]))
-    index.add(np.asarray(vectors))
-    index.k_factor = 5  # as many as ours are ranked exactly
-    inner: Any = faiss.downcast_index(index.base_index)
-
-    def at(breadth: int) -> Search:
-        inner.nprobe = breadth
-        return lambda q: index.search(q, K)[1]
-
-    return at
+    return Contender(at, sorted({*(LISTS if engine == "ivfpq" else BREADTHS), loaded.breadth}))
 
 
-def hnswlib_graph(vectors: np.ndarray) -> Callable[[int], Search]:
-    import hnswlib
-
-    index = hnswlib.Index("l2", vectors.shape[1])
-    index.init_index(len(vectors), M=LINKS, ef_construction=CONSTRUCTION)
-    index.add_items(np.asarray(vectors), num_threads=THREADS)
-
-    def at(breadth: int) -> Search:
-        index.set_ef(max(breadth, K))
-        return lambda q: index.knn_query(q, K, num_threads=THREADS)[0]
-
-    return at
-
-
-def usearch_graph(vectors: np.ndarray) -> Callable[[int], Search]:
-    from usearch.index import Index as Usearch
-
-    index = Usearch(ndim=vectors.shape[1], metric="l2sq", dtype="f32", connectivity=LINKS, expansion_add=CONSTRUCTION)
-    index.add(np.arange(len(vectors)), np.asarray(vectors), threads=THREADS)
-
-    def at(breadth: int) -> Search:
-        index.expansion_search = breadth
-        return lambda q: np.asarray(index.search(q, K, threads=THREADS).keys)
-
-    return at
-
-
-PEERS = {"faiss": faiss_graph, "faiss-ivfpq": faiss_lists, "hnswlib": hnswlib_graph, "usearch": usearch_graph}
+def in_turns(contenders: dict[str, Contender], queries: np.ndarray, true: np.ndarray, rounds: int) -> None:
+    """Recall and queries a second for each breadth, up to a recall of 0.999; all contenders once a round."""
+    for one in contenders.values():
+        for place, breadth in enumerate(one.breadths):
+            one.recalls[breadth] = recall(one.at(breadth)(queries), true)
+            if one.recalls[breadth] > 0.999:
+                del one.breadths[place + 1 :]
+                break
+        one.rates = {breadth: [] for breadth in one.breadths}
+    for turn in range(rounds):
+        names = list(contenders)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody is always the first
+            one = contenders[name]
+            for breadth in one.breadths:
+                search = one.at(breadth)
+                search(queries[:100])  # brings its memory and threads up
+                started = time.perf_counter()
+                search(queries)
+                one.rates[breadth].append(len(queries) / (time.perf_counter() - started))
+    for name, one in contenders.items():
+        for breadth in one.breadths:
+            rates = spread(one.rates[breadth], "queries/s", 0)
+            print(f"    {name} {breadth}: recall {one.recalls[breadth]:.4f}, {rates}", flush=True)
 
 
 def picture(curves: dict[str, list[tuple[float, float]]], rows: int, dim: int, file: Path) -> None:
