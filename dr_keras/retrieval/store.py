@@ -3,6 +3,7 @@
     index.sqlite       what is known of each image and in which row its vector lies; which rows are not searched
     vectors-G.f32      float32 (rows, D), row after row; G counts how often it was written anew without its gaps
     engine-....faiss   where one was built: an approximate index over the first rows, made again from the vectors
+    map.npz            where `index.py map` made one: where images lie in the page's map (`dr_keras.retrieval.layout`)
     lock               held by the one process that writes
 
 A change first appends its vectors behind the rows that are in use and brings them to the disk, then commits its
