@@ -107,3 +107,29 @@ class Answer:
                 picture.save(temporary)
         except (OSError, ValueError) as error:
             raise InputError(f"the picture {file} cannot be saved: {error}") from error
+
+
+def answered(
+    names: Sequence[str],
+    path: Path,
+    known: Sequence[Result | None],
+    found: Sequence[Result],
+    *,
+    negatives: Sequence[str] = (),
+    max_distance: float | None = None,
+) -> Answer:
+    """The answer of a search: what was found near enough, and the class that all queries share.
+
+    Args:
+        names: of the queries, as they were asked for.
+        path: the first one's file.
+        known: what the index knows of each, None where it knows nothing.
+        found: nearest first.
+        negatives: as in `Answer`.
+        max_distance: what is farther is left out.
+    """
+    if max_distance is not None:
+        found = [result for result in found if result.distance <= max_distance]
+    labels = {(result.label, result.class_name) if result else None for result in known}
+    label, class_name = (labels.pop() or (None, None)) if len(labels) == 1 else (None, None)
+    return Answer(names[0], path, label, class_name, list(found), list(names), list(negatives), max_distance)

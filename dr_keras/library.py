@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from dr_keras.answers import Answer, Result
+from dr_keras.answers import Answer, Result, answered
 from dr_keras.config import Config
 from dr_keras.console import stderr
 from dr_keras.data.images import Source, decode
@@ -199,12 +199,8 @@ class Model:
             own = [row for row in never if row is not None]
             found = self.neighbours(vector[None], k, exclude=own, where=where)[0]
             known = [self.result(row) if row is not None else None for row in rows[: len(names)]]
-        if limit is not None:
-            found = [result for result in found if result.distance <= limit]
-        labels = {(result.label, result.class_name) if result else None for result in known}
-        label, class_name = (labels.pop() or (None, None)) if len(labels) == 1 else (None, None)
         path = known[0].path if known[0] else files[names[0]]
-        return Answer(names[0], path, label, class_name, found, names, list(negatives), limit)
+        return answered(names, path, known, found, negatives=negatives, max_distance=limit)
 
     def calibrated_distance(self) -> float:
         """The distance that `evaluate.py --calibrate` found.

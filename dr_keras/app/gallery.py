@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dr_keras.answers import Answer, Result
+from dr_keras.answers import Answer, Result, answered
 from dr_keras.app.files import Format, Opened, open_image, remove_upload, store_upload
 from dr_keras.app.mapping import Map, Mapper, Snapshot
 from dr_keras.app.problems import Problem, busy
@@ -352,14 +352,10 @@ class _Resolved:
 
 
 def _answer(query: Query, resolved: _Resolved, found: list[Result]) -> Answer:
-    if resolved.limit is not None:
-        found = [result for result in found if result.distance <= resolved.limit]
-    known = resolved.known
-    labels = {(result.label, result.class_name) for result in known}
-    label, class_name = labels.pop() if len(labels) == 1 and not len(query.fresh) else (None, None)
     names = [UPLOADED] * len(query.fresh) + list(query.positives)
-    path = known[0].path if known and not len(query.fresh) else Path(UPLOADED)
-    return Answer(names[0], path, label, class_name, found, names, list(query.negatives), resolved.limit)
+    known = [None] * len(query.fresh) + resolved.known
+    path = known[0].path if known[0] else Path(UPLOADED)
+    return answered(names, path, known, found, negatives=query.negatives, max_distance=resolved.limit)
 
 
 def _locked() -> Problem:
