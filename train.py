@@ -50,7 +50,7 @@ def main() -> int:
 
 def train(config: Config, *, overwrite: bool = False, resume: bool = False) -> None:
     """Trains, once Keras is loaded."""
-    import_framework()
+    import_framework(config.backend)
     from dr_keras.training.run import run_training
 
     run_training(config, overwrite=overwrite, resume=resume)

@@ -23,8 +23,8 @@ from machine import machine, spread
 
 from dr_keras.config import Config
 from dr_keras.data import TRAIN
-from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import load_catalog
+from dr_keras.data.draws import Augmentation
 from dr_keras.data.pipeline import TripletSource, dataset
 from dr_keras.data.pixels import load_pixels
 from dr_keras.data.triplets import TripletSampler

@@ -34,7 +34,7 @@ import_framework()
 mark("loading Keras and TensorFlow")
 from dr_keras.config import Config
 from dr_keras.data import TRAIN
-from dr_keras.data.augment import Augmentation
+from dr_keras.data.draws import Augmentation
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pipeline import TripletSource
 from dr_keras.data.pixels import load_pixels

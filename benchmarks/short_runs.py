@@ -48,8 +48,9 @@ def short_run(config: Config, steps: int) -> list[str]:
 
     from dr_keras.console import stderr
     from dr_keras.data import MONITOR, TRAIN
-    from dr_keras.data.augment import Augmentation, augmented
+    from dr_keras.data.augment import augmented
     from dr_keras.data.catalog import load_catalog
+    from dr_keras.data.draws import Augmentation
     from dr_keras.data.pipeline import Share
     from dr_keras.data.pixels import load_pixels
     from dr_keras.data.sequence import batches

@@ -5,11 +5,16 @@ import sys
 import tempfile
 
 
-def import_framework() -> None:
+def import_framework(backend: str | None = None) -> None:
     """Imports Keras with its backend, without the lines that TensorFlow's C++ code prints while it is loaded.
+
+    Args:
+        backend: which one, where KERAS_BACKEND does not say otherwise.
 
     TF_CPP_MIN_LOG_LEVEL takes no effect on those. If the import fails they are printed after all.
     """
+    if backend:
+        os.environ.setdefault("KERAS_BACKEND", backend)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reports a missing GPU as an error
     sys.stderr.flush()
     shown = os.dup(2)

@@ -16,6 +16,7 @@ from dr_keras.console import stderr
 from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import read_json
+from dr_keras.framework import import_framework
 from dr_keras.retrieval.embed import (
     Embedder,
     LiteRTEmbedder,
@@ -340,6 +341,7 @@ def train(
         InputError: the data cannot be used, or a run of that name exists and `overwrite` is off.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
+    import_framework(config.backend)
     from dr_keras.training.run import run_training
 
     return Model(run_training(config, runs=Path(runs), overwrite=overwrite, resume=resume))

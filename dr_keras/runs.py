@@ -202,6 +202,8 @@ def resumable_run(config: Config, runs: Path = RUNS) -> Run:
         raise RunError(f"{run.path} is finished; there is nothing to resume")
     made_with, asked = run.config().to_dict(), config.to_dict()
     other = [name for name in asked if asked[name] != made_with[name] and name not in MAY_CHANGE]
+    if (made_with["store"] == "device") != (asked["store"] == "device"):  # which rounds otherwise
+        other.append("store")
     if other:
         raise RunError(f"{run.path} was made with other values of {flags(other)}; leave them out to resume it")
     return run

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data.augment import GREY, LUMA, Augmentation, _enhance, _table, _warp, augmented, mixed
+from dr_keras.data.augment import augmented, mixed
+from dr_keras.data.draws import GREY, LUMA, Augmentation, enhance, table, warp
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
@@ -85,22 +86,25 @@ def test_erasing_puts_one_colour_into_a_rectangle():
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_colour_maps_leave_what_they_should(name):
     colour = np.array([200.0, 30, 90, 1])
-    assert np.allclose(_enhance(name, 1.0), np.eye(4))
-    off = (_enhance(name, 0.0) @ colour)[:3]
+    unchanged, off = enhance(name, np.array([1.0, 0.0]))
+    assert np.allclose(unchanged, np.eye(4))
     expected = {"brightness": 0, "contrast": LUMA @ GREY, "saturation": LUMA @ colour[:3]}[name]
-    np.testing.assert_allclose(off, expected)
+    np.testing.assert_allclose((off @ colour)[:3], expected)
 
 
 def test_tables_and_warps():
-    assert _table("posterize", 0.0) == list(range(256))
-    assert set(_table("posterize", 1.0)) == set(range(0, 256, 32))
-    assert _table("solarize", 0.0) == list(range(256))
-    strong = _table("solarize", 1.0)
+    weak, strong = table("posterize", np.array([0.0, 1.0])).tolist()
+    assert weak == list(range(256))
+    assert set(strong) == set(range(0, 256, 32))
+    weak, strong = table("solarize", np.array([0.0, 1.0])).tolist()
+    assert weak == list(range(256))
     assert strong[:64] == list(range(64))
     assert strong[255] == 0
     for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):
-        assert np.allclose(_warp(name, 0.0, 32), np.eye(3))
-        assert np.isclose(np.linalg.det(_warp(name, 0.7, 32)), 1)  # areas stay
+        still, moved = warp(name, np.array([0.0, 0.7]), 32)
+        assert np.allclose(still, np.eye(3))
+        assert not np.allclose(moved, np.eye(3))
+        assert np.isclose(np.linalg.det(moved), 1)  # areas stay
 
 
 def test_mixing_equals_its_shares():

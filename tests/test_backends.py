@@ -56,7 +56,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
         "import json, sys, numpy as np\n"
         "from dr_keras.config import Config\n"
         "from dr_keras.data import TRAIN\n"
-        "from dr_keras.data.augment import Augmentation\n"
+        "from dr_keras.data.draws import Augmentation\n"
         "from dr_keras.data.catalog import load_catalog\n"
         "from dr_keras.data.pipeline import TripletSource\n"
         "from dr_keras.data.pixels import load_pixels\n"
@@ -200,7 +200,7 @@ def test_hosts_need_jax_and_a_batch_that_can_be_shared(tmp_path, folders):
 
 
 def test_parts_of_hosts_make_up_the_batch(folders):
-    from dr_keras.data.augment import Augmentation
+    from dr_keras.data.draws import Augmentation
     from dr_keras.data.pipeline import Share, TripletSource
     from dr_keras.data.triplets import TripletSampler
 

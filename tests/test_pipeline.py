@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from dr_keras.data.augment import Augmentation, gather
+from dr_keras.data.augment import gather
+from dr_keras.data.draws import Augmentation
 from dr_keras.data.pipeline import BRANCHES, TripletSource, dataset
 from dr_keras.data.triplets import TripletSampler
 

@@ -12,8 +12,8 @@ from conftest import ROOT, write_folders
 from rich.console import Console
 
 from dr_keras.data import TRAIN, pixels
-from dr_keras.data.augment import Augmentation
 from dr_keras.data.catalog import load_catalog
+from dr_keras.data.draws import Augmentation
 from dr_keras.data.images import decode
 from dr_keras.data.pipeline import TripletSource
 from dr_keras.data.pixels import decode_files, load_pixels

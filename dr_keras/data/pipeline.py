@@ -4,11 +4,12 @@ A dict and not a tuple, because `fit` takes a tuple of three for inputs, targets
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dr_keras.data.augment import Augmentation, augmented, mixed
+from dr_keras.data import augment
+from dr_keras.data.draws import Augmentation
 from dr_keras.data.pixels import Images
 from dr_keras.data.triplets import ImageSampler, TripletSampler
 
@@ -44,6 +45,25 @@ class Share:
         return chosen, slice(self.host * share, (self.host + 1) * share)
 
 
+class Augmenter(Protocol):
+    """Takes images out of a store and changes them: `dr_keras.data.augment`, or `on_device` beside it."""
+
+    def augmented(
+        self,
+        pixels: Any,
+        rows: np.ndarray,
+        how: Augmentation,
+        *,
+        size: int | None = None,
+        seed: tuple[int, ...] = (),
+        part: slice = ...,
+    ) -> Any: ...
+
+    def mixed(
+        self, images: Any, *, mixup: float, cutmix: float, seed: tuple[int, ...]
+    ) -> tuple[Any, np.ndarray, np.ndarray]: ...
+
+
 class Source(Protocol):
     """Makes the batch of any global step."""
 
@@ -71,6 +91,7 @@ class TripletSource:
         size: the side S of the images; as in the store by default.
         share: which part of a batch this host makes.
         begin: the global step that the stage begins with; the sampler's epochs are counted from there.
+        augmenter: what takes the images out of `pixels` and augments them.
     """
 
     pixels: Images
@@ -80,6 +101,7 @@ class TripletSource:
     size: int | None = None
     share: Share = Share()
     begin: int = 0
+    augmenter: Augmenter = augment
 
     @property
     def signature(self) -> Signature:
@@ -97,7 +119,7 @@ class TripletSource:
         triplets = self.sampler.batch(step - self.begin)
         chosen, part = self.share.of(len(triplets.query))
         batch = {
-            name: augmented(
+            name: self.augmenter.augmented(
                 self.pixels,
                 self.rows[getattr(triplets, name)[chosen]],
                 self.augmentation,
@@ -128,6 +150,7 @@ class ImageSource:
         size: the side S of the images; as in the store by default.
         share: which part of a batch this host makes.
         begin: the global step that the stage begins with; the sampler's epochs are counted from there.
+        augmenter: what takes the images out of `pixels` and augments them.
     """
 
     pixels: Images
@@ -140,6 +163,7 @@ class ImageSource:
     size: int | None = None
     share: Share = Share()
     begin: int = 0
+    augmenter: Augmenter = augment
 
     @property
     def signature(self) -> Signature:
@@ -161,14 +185,14 @@ class ImageSource:
         drawn, seed = self.sampler.batch(step - self.begin), self.sampler.seed
         chosen, part = self.share.of(len(drawn))
         places = drawn[chosen]
-        images = augmented(
+        images = self.augmenter.augmented(
             self.pixels, self.rows[places], self.augmentation, size=self.size, seed=(seed, _IMAGE, step), part=part
         )
         labels = self.labels[places[part]].astype(np.int32)
         others, own = labels, np.ones(len(labels), np.float32)
         if self.mixup or self.cutmix:
             mix_seed = (seed, _MIX, step, self.share.host)
-            images, partner, own = mixed(images, mixup=self.mixup, cutmix=self.cutmix, seed=mix_seed)
+            images, partner, own = self.augmenter.mixed(images, mixup=self.mixup, cutmix=self.cutmix, seed=mix_seed)
             others = labels[partner]
         return {"image": images, "label": labels, "other": others, "share": own}
 

@@ -50,13 +50,12 @@ def release(run: Run, place: Run) -> dict[str, float]:
     """
     import_framework()
     from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
-    from dr_keras.model.network import load_network
-    from dr_keras.model.released import rounded, write_weights
+    from dr_keras.model.released import rounded, run_network, write_weights
     from dr_keras.retrieval.embed import embed_with_network
 
-    if not (run.finished and run.network_file.is_file()):
+    if not (run.finished and (run.network_file.is_file() or run.weights_file.is_file())):
         raise RunError(f"{run.path} is no finished run; release one that train.py has brought to its end")
-    network, samples = load_network(run.network_file), np.load(run.samples_file, allow_pickle=False)
+    network, samples = run_network(run), np.load(run.samples_file, allow_pickle=False)
     before = embed_with_network(network, samples)
     network.set_weights(rounded(network.get_weights()))
     expected = embed_with_network(network, samples)

@@ -12,7 +12,7 @@ from PIL import Image
 from dr_keras.data.images import PADDING, decode
 from dr_keras.errors import RunError
 from dr_keras.files import new_file, new_folder
-from dr_keras.model.network import load_network
+from dr_keras.model.released import run_network
 from dr_keras.retrieval.embed import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.runs import Run
 
@@ -24,7 +24,7 @@ BATCHES = (1, 37)  # batch sizes that an export is tried with, besides all sampl
 
 
 def export(run: Run) -> dict[str, float]:
-    """Writes saved_model/ and embedding.tflite from embedding.keras, and checks both on the run's sample images.
+    """Writes saved_model/ and embedding.tflite from the run's network, and checks both on its sample images.
 
     Returns:
         The largest absolute differences: `saved_model`, `saved_model_bytes`, `litert`.
@@ -32,10 +32,10 @@ def export(run: Run) -> dict[str, float]:
     Raises:
         RunError: a file is absent, or an export differs from the network by more than its tolerance.
     """
-    for file in (run.network_file, run.samples_file):
+    for file in (run.weights_file if run.weights_file.is_file() else run.network_file, run.samples_file):
         if not file.is_file():
             raise RunError(f"{file} does not exist; the training of this run has not come to its end")
-    network = load_network(run.network_file)
+    network = run_network(run)
     samples = np.load(run.samples_file, allow_pickle=False)
     expected = embed_with_network(network, samples)
     differences = {}

@@ -23,7 +23,9 @@ def set_calls_per_step(network: keras.Model, calls: int) -> None:
             layer.momentum = STEP_MOMENTUM ** (1 / calls)
 
 
-def backbone(name: str, image: keras.KerasTensor, full: int, *, width: int, dropout: float) -> keras.KerasTensor:
+def backbone(
+    name: str, image: keras.KerasTensor, full: int, *, width: int, dropout: float, stem_stride: int | None = None
+) -> keras.KerasTensor:
     """The features of the ConvNet path.
 
     Args:
@@ -32,13 +34,14 @@ def backbone(name: str, image: keras.KerasTensor, full: int, *, width: int, drop
         full: the image size that the network is made for; its stem is the same for smaller ones.
         width: channels of a ResNet's first stage.
         dropout: rate of AlexNet's fully connected layers.
+        stem_stride: of a ResNet's first convolution; by default 1 below 48 px and else 2.
 
     Returns:
         Symbolic (B, F): F is 4096 for AlexNet and 8 * width for a ResNet.
     """
     if name == "alexnet":
         return _alexnet(image, full, dropout)
-    return _resnet(image, full, RESNET_BLOCKS[name], width)
+    return _resnet(image, full, RESNET_BLOCKS[name], width, stem_stride or (1 if full < 48 else 2))
 
 
 def _alexnet(x: keras.KerasTensor, size: int, dropout: float) -> keras.KerasTensor:
@@ -73,13 +76,15 @@ def _conv_relu(
     )(x)
 
 
-def _resnet(x: keras.KerasTensor, size: int, blocks: tuple[int, ...], width: int) -> keras.KerasTensor:
+def _resnet(
+    x: keras.KerasTensor, size: int, blocks: tuple[int, ...], width: int, stem_stride: int
+) -> keras.KerasTensor:
     """ResNet of basic blocks (He et al. 2015, table 1) with a stem that leaves a small image its detail.
 
-    The stem is one 3 x 3 convolution: stride 1 below 48 px, stride 2 from there on, and from 128 px on a
-    max-pool behind it, so that the first stage works on about 32 x 32.
+    The stem is one 3 x 3 convolution, from 128 px on with a max-pool behind it. At stride 2 (1 below 48 px) the first
+    stage works on about 32 x 32.
     """
-    x = _conv_norm(x, width, 3, 1 if size < 48 else 2, "stem")
+    x = _conv_norm(x, width, 3, stem_stride, "stem")
     x = layers.Activation("relu", name="stem_relu")(x)
     if size >= 128:
         x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)

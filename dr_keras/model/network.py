@@ -42,7 +42,9 @@ def embedding_network(config: Config, *, size: int | None = None, weights: bool 
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(image)  # [-1, 1]
     if config.backbone in BACKBONES:
-        features = backbone(config.backbone, x, full, width=config.width, dropout=config.dropout)
+        features = backbone(
+            config.backbone, x, full, width=config.width, stem_stride=config.stem_stride, dropout=config.dropout
+        )
     else:
         features = application_features(config.backbone, image, config.weights if weights else None)
     features = L2Normalization(name="convnet_normalised")(features)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dr_keras.data.augment import Augmentation, augmented
+from dr_keras.data.augment import augmented
+from dr_keras.data.draws import Augmentation
 from dr_keras.errors import MissingPackage, RunError
 from dr_keras.framework import import_framework
 

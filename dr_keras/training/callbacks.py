@@ -32,6 +32,17 @@ METRICS = (
 SMOOTHING = 20  # the progress line averages over about this many steps
 
 
+class Callbacks(keras.callbacks.CallbackList):
+    """A list of callbacks that get the metrics of a step as they are, on the device.
+
+    Keras's own makes numbers of them first, and so waits for every step before it starts the next one.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
 class StepLog(keras.callbacks.Callback):
     """Keeps the metrics of every step, and hands them on about once a second.
 
@@ -84,7 +95,7 @@ class StepLog(keras.callbacks.Callback):
         """Reads the waiting steps and hands them on."""
         rows = [
             {"step": step, "epoch": epoch, "learning_rate": self._learning_rate(step)}
-            | {name: float(logs[name]) for name in METRICS if name in logs}
+            | {name: float(keras.ops.convert_to_numpy(logs[name])) for name in METRICS if name in logs}
             for step, epoch, logs in self._waiting
         ]
         self._waiting = []
@@ -288,23 +299,29 @@ class Checkpoints(keras.callbacks.Callback):
         minutes: between two checkpoints inside an epoch.
     """
 
+    WORTH = 50  # the end of an epoch is saved once so many times what saving takes have passed since the last time
+
     def __init__(self, save: Callable[[], None], minutes: float) -> None:
         super().__init__()
         self._save, self._seconds = save, 60 * minutes
-        self._last = time.monotonic()
+        self._last, self._took = time.monotonic(), 0.0
         self.stop = False  # set to stop the run after the step that is under way
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.stop:
             self.model.stop_training = True
         if self.stop or time.monotonic() - self._last >= self._seconds:
-            self._save()
-            self._last = time.monotonic()
+            self._keep()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not self.stop:
-            self._save()
-            self._last = time.monotonic()
+        if not self.stop and time.monotonic() - self._last >= self.WORTH * self._took:
+            self._keep()
+
+    def _keep(self) -> None:
+        started = time.monotonic()
+        self._save()
+        self._last = time.monotonic()
+        self._took = self._last - started
 
 
 class EachEpoch(keras.callbacks.Callback):

@@ -12,6 +12,7 @@ import keras
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError
+from dr_keras.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ def set_up_devices(config: Config) -> Devices:
     """Joins the other hosts, if there are any, and spreads the batch over all devices. To be called before any network.
 
     Raises:
-        InputError: several hosts on another backend than JAX, a batch that cannot be shared out, or hosts that do not
-            find each other.
+        InputError: several hosts, or images on the device, on another backend than JAX; a batch that cannot be shared
+            out; hosts that do not find each other.
     """
     backend = keras.backend.backend()
     if config.hosts > 1:
@@ -44,14 +45,28 @@ def set_up_devices(config: Config) -> Devices:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the {config.hosts} hosts did not meet at {config.coordinator}: {reason}") from error
+    if config.store == "device" and backend != "jax":
+        raise InputError(f"--store device needs JAX, and Keras runs on {backend}; set KERAS_BACKEND=jax")
+    if backend == "jax" and on_gpu():
+        _keep_programs()
     devices = keras.distribution.list_devices() if backend == "jax" else []
     if len(devices) <= 1:
         keras.distribution.set_distribution(None)
         return Devices()
+    if config.store == "device":
+        raise InputError(f"--store device keeps the images on one device, and there are {len(devices)}; take another")
     if config.batch_size % len(devices):
         raise InputError(f"--batch-size is {config.batch_size}; it must be a multiple of the {len(devices)} devices")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
     return Devices(config.host_index, config.hosts, len(devices))
+
+
+def _keep_programs() -> None:
+    """Has JAX keep what it compiles in the cache: for a GPU that takes minutes, and a resumed run needs the same."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # else the person has said where
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
 
 
 @contextmanager

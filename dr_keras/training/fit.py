@@ -29,7 +29,7 @@ from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
 from dr_keras.training.watch import Monitor
 
 
-def initial_network(config: Config) -> keras.Model:
+def initial_network(config: Config, *, size: int | None = None) -> keras.Model:
     """The embedding network with the weights that training starts from; equal for equal seeds.
 
     Raises:
@@ -38,7 +38,7 @@ def initial_network(config: Config) -> keras.Model:
     state = random.getstate()
     random.seed(config.seed)  # Keras draws the seeds of its initialisers from here
     try:
-        return embedding_network(config)
+        return embedding_network(config, size=size)
     finally:
         random.setstate(state)
 
@@ -220,7 +220,9 @@ class Fit:
                             steps_per_epoch=rest,
                             verbose=0,
                             shuffle=False,  # the sampler has shuffled
-                            callbacks=[log, *averaging, checkpoints, each_epoch],
+                            callbacks=callbacks.Callbacks(
+                                [log, *averaging, checkpoints, each_epoch], add_history=True, model=model
+                            ),
                         )
                         if checkpoints.stop:
                             raise Interrupted(

@@ -5,6 +5,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from rich.console import Console
 from dr_keras import export
 from dr_keras.config import ARCHITECTURE, Config, flags
 from dr_keras.console import bar, stderr
-from dr_keras.data import TRAIN, VALIDATION
-from dr_keras.data.augment import Augmentation
+from dr_keras.data import TRAIN, VALIDATION, augment
 from dr_keras.data.catalog import Catalog, load_catalog
-from dr_keras.data.pipeline import ImageSource, Share, TripletSource
+from dr_keras.data.draws import Augmentation
+from dr_keras.data.pipeline import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.pixels import Images, StreamedImages, load_pixels
 from dr_keras.data.triplets import ImageSampler, TripletSampler
-from dr_keras.errors import MissingPackage, RunError
+from dr_keras.errors import InputError, MissingPackage, RunError
 from dr_keras.files import new_file, write_array, write_json
 from dr_keras.model.released import run_network
 from dr_keras.retrieval.duplicates import leaks_between
@@ -74,9 +75,8 @@ def run_training(
     catalog = load_catalog(
         config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=console
     )
-    catalog, pixels, report = load_pixels(
-        catalog, config.image_size, config.resize, store=config.store, console=console
-    )
+    store = "auto" if config.store == "device" else config.store  # they come to the device from there
+    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, store=store, console=console)
     data = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
     if done and done.data != data:
         raise RunError(f"the images in {catalog.root} are not those that {run.path} was started with")
@@ -156,15 +156,41 @@ def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
 def training_sources(
     config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
 ) -> dict[str, TripletSource | ImageSource]:
-    """What makes the batches of each stage. As many images pass the network in a step of either."""
+    """What makes the batches of each stage. As many images pass the network in a step of either.
+
+    On the device all batches are whole, filled up with their own first elements: JAX compiles a network for each shape.
+
+    Raises:
+        InputError: the images are to lie on the device, and are too many for that.
+    """
+    count, whole = config.batch_size, False
+    augmenter: Augmenter = augment
+    if config.store == "device":
+        from dr_keras.data import on_device
+
+        if isinstance(pixels, StreamedImages):
+            raise InputError("--store device needs all images in memory, and there is no room; take --store stream")
+        pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
     strong = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
     gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as the search will (docs/quality.md)
-    triplets = TripletSampler(labels, config.batch_size, config.seed, config.images_per_class)
-    images = ImageSampler(len(rows), 3 * config.batch_size, config.seed)
+    triplets = TripletSampler(labels, count, config.seed, config.images_per_class)
+    images = ImageSampler(len(rows), 3 * count, config.seed)
+
+    def part(batch: int) -> Share:
+        return replace(share, multiple=batch) if whole else share
+
     return {
-        TRIPLETS: TripletSource(pixels, rows, triplets, gentle, share=share),
+        TRIPLETS: TripletSource(pixels, rows, triplets, gentle, share=part(count), augmenter=augmenter),
         SOFTMAX: ImageSource(
-            pixels, rows, labels, images, strong, mixup=config.mixup, cutmix=config.cutmix, share=share
+            pixels,
+            rows,
+            labels,
+            images,
+            strong,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            share=part(3 * count),
+            augmenter=augmenter,
         ),
     }
 

@@ -1,6 +1,7 @@
 """Ranks the training images for the monitor images while a run goes on, and shows what they bring back."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,9 @@ class Monitor:
         self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], np.sqrt(squared)), step)
         return figures
 
-    def show_batch(self, batch: dict[str, np.ndarray], step: int) -> None:
+    def show_batch(self, batch: dict[str, Any], step: int) -> None:
         """Puts the first triplets or images of a batch, as the network sees them, on the board."""
+        batch = {name: np.asarray(values) for name, values in batch.items()}  # from the device, where they are there
         if "image" in batch:
             self._show_images(batch, step)
         else:

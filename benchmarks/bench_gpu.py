@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""How fast is training on a GPU, what share of the chip is that, and how many epochs fit into the time?
+
+    KERAS_BACKEND=jax python benchmarks/bench_gpu.py --preset tiny-imagenet-gpu --images 99000 --minutes 20
+
+Takes the flags of train.py besides its own, so that what holds it back can be looked for: --optimizer sgd,
+--precision float32, --batch-size 512. The images are noise; no data set is needed. For each phase of the run:
+
+- `alone`: images/s of `fit` on one batch that stays on the device.
+- `fed`: the same with the run's own batches, drawn, taken from the store and augmented. `fed / alone` is the share of
+  the time in which the device does not wait.
+- operations: two for each multiply-add of convolutions and matrices, three times those of the forward pass.
+
+Then images/s of embedding, by the network that a SavedModel holds (float32) and in bfloat16.
+"""
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from machine import machine
+
+from dr_keras.config import Config, add_flags, parse
+from dr_keras.framework import import_framework
+
+CLASSES = 200
+WARM = 3  # steps before the clock starts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    own = parser.add_argument_group("the benchmark's own")
+    own.add_argument("--images", type=int, default=99_000, help="of the training set (default: 99000)")
+    own.add_argument("--kept", type=int, default=20_000, help="how many of them there really are (default: 20000)")
+    own.add_argument("--seconds", type=float, default=5, help="about so long each measurement takes (default: 5)")
+    own.add_argument("--minutes", type=float, default=20, help="how long a run may take (default: 20)")
+    own.add_argument("--peak", type=float, default=989, help="the chip's bf16 TFLOP/s, dense (default: 989, an H100)")
+    said, options = parse(parser)
+    config = Config(**said)
+    import_framework(config.backend)
+    import keras
+
+    print(f"{machine()}; keras {keras.__version__} on {keras.backend.backend()}: {devices()}")
+    product = matrix_product(options.seconds)
+    print(f"a bf16 product of two large matrices: {product:.1f} TFLOP/s, {product / options.peak:.1%} of the peak")
+    measure(config, product, options)
+
+
+def devices() -> str:
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return ", ".join(device.device_kind for device in jax.devices())
+    return ", ".join(keras.distribution.list_devices())
+
+
+def matrix_product(seconds: float) -> float:
+    """TFLOP/s of a product of two square bfloat16 matrices: what can be had here."""
+    import keras
+    from keras import ops
+
+    side = 8192 if any(name.startswith("gpu") for name in keras.distribution.list_devices()) else 1024
+    matrix = ops.cast(keras.random.normal((side, side), seed=0), "bfloat16")
+
+    def step() -> Any:
+        return ops.matmul(matrix, matrix)
+
+    return 2 * side**3 * rate(step, seconds) / 1e12
+
+
+def rate(step: Callable[[], Any], seconds: float) -> float:
+    """Calls a second of what returns a tensor that is computed later."""
+    from keras import ops
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            last = step()
+        float(ops.sum(ops.cast(last, "float32")))  # waits for it
+        return time.perf_counter() - started
+
+    run(WARM)
+    once = run(WARM) / WARM
+    count = max(WARM, round(seconds / once))
+    return count / run(count)
+
+
+def measure(config: Config, product: float, options: argparse.Namespace) -> None:
+    from dr_keras.data.pipeline import Share
+    from dr_keras.model.operations import multiply_adds
+    from dr_keras.training.devices import set_up_devices
+    from dr_keras.training.fit import compiled_model, initial_network, precision, training_precision
+    from dr_keras.training.plan import phases
+    from dr_keras.training.run import training_sources
+
+    set_up_devices(config)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (options.kept, config.image_size, config.image_size, 3), np.uint8)
+    sources = training_sources(
+        config, pixels, np.arange(options.kept), random.integers(0, CLASSES, options.kept), Share()
+    )
+    batch = config.batch_size
+    lengths = {"softmax": -(-options.images // (3 * batch)), "triplets": -(-options.images // batch)}
+    course = phases(config, lengths)
+    print(
+        f"{config.backbone}, width {config.width}, {precision(config)}, {config.optimizer}, {3 * batch} images a step"
+    )
+    print("phase | compiled | alone | fed | fed / alone | TFLOP/s | of the peak | of the product | steps | minutes")
+    minutes = compiling = 0.0
+    for phase in course:
+        with training_precision(config):
+            network = initial_network(config, size=phase.size)
+            model = compiled_model(config, network, course[-1].last_step, CLASSES, phase.stage)
+        source = dataclasses.replace(sources[phase.stage], size=phase.size)
+        started = time.perf_counter()
+        alone, first = fitted(model, Constant(source.batch(0)), options.seconds)
+        fed, _ = fitted(model, source, options.seconds)
+        compiled = first - started
+        per_image = 6 * multiply_adds(network)
+        images = 3 * batch * fed
+        teraflops = images * per_image / 1e12
+        took = (phase.last_step - phase.first_step) / fed / 60
+        minutes, compiling = minutes + took, compiling + compiled / 60
+        print(
+            f"{phase.stage}, {phase.size} px | {compiled:.0f} s | {3 * batch * alone:,.0f}/s | {images:,.0f}/s | "
+            f"{fed / alone:.3f} | {teraflops:.1f} | {teraflops / options.peak:.1%} | {teraflops / product:.1%} | "
+            f"{phase.last_step - phase.first_step:,} | {took:.1f}",
+            flush=True,
+        )
+    epochs = config.epochs * max(options.minutes - compiling, 0) / minutes
+    print(f"{config.epochs} epochs take {minutes:.1f} min and {compiling:.1f} min of compiling; ", end="")
+    print(f"{options.minutes:g} min are enough for {epochs:.0f}, rankings of the monitor images not counted")
+    embedding(config, options.seconds)
+
+
+class Constant:
+    """A source that gives one batch again and again, from where it lies."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        import keras
+
+        self._batch = {name: keras.ops.convert_to_tensor(value) for name, value in batch.items()}
+
+    def batch(self, step: int) -> dict[str, Any]:
+        return self._batch
+
+
+def fitted(model: Any, source: Any, seconds: float) -> tuple[float, float]:
+    """Steps a second of `fit`, and the time at which its first step was done."""
+    import keras
+
+    from dr_keras.data.sequence import batches
+    from dr_keras.training.callbacks import Callbacks
+
+    class Clock(keras.callbacks.Callback):
+        times: dict[int, float]
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.times = {}
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch in (0, WARM - 1, self.params["steps"] - 1):
+                float(keras.ops.convert_to_numpy(logs["loss"]))  # waits for the step
+                self.times[batch] = time.perf_counter()
+
+    def run(count: int) -> dict[int, float]:
+        clock = Clock()
+        callbacks = Callbacks([clock], add_history=True, model=model, steps=count)
+        model.fit(batches(source, 0, count), steps_per_epoch=count, verbose=0, shuffle=False, callbacks=callbacks)
+        return clock.times
+
+    times = run(2 * WARM)
+    first = times[0]
+    count = WARM + max(WARM, round(seconds * WARM / (times[2 * WARM - 1] - times[WARM - 1])))
+    times = run(count)
+    return (count - WARM) / (times[count - 1] - times[WARM - 1]), first
+
+
+def embedding(config: Config, seconds: float) -> None:
+    """Prints images/s of the network that is kept, in float32 as a SavedModel holds it, and in bfloat16."""
+    import keras
+
+    from dr_keras.model.network import embedding_network
+    from dr_keras.model.operations import multiply_adds
+
+    side = config.image_size
+    for policy in ("float32", "mixed_bfloat16"):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        network = embedding_network(config, weights=False)
+        keras.config.set_dtype_policy(before)
+        for count in (1, 256, 1024):
+            images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+            done = count * rate(functools.partial(network.predict_on_batch, images), seconds)
+            teraflops = 2 * multiply_adds(network) * done / 1e12
+            print(f"embedding, {policy}, {count} at a time: {done:,.0f} images/s, {teraflops:.2f} TFLOP/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
