@@ -343,7 +343,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pretrain_epochs": 144,
         "progressive": "32:0.4,48:0.3",
         "batch_size": 256,
-        "learning_rate": 8e-3,
+        "learning_rate": 1.2e-2,
         "crop": 0.4,
         "operations": 2,
         "erase": 0.1,

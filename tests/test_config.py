@@ -84,6 +84,7 @@ def test_assignment_preset_is_the_assignment():
         {"learning_rate": 0},
         {"run": "../up"},
         {"shift": 64},
+        {"stem_stride": 4},
     ],
 )
 def test_values_out_of_range_are_refused_by_their_flag(wrong):
@@ -111,7 +112,7 @@ def test_a_bad_flag_is_one_line_on_stderr(tmp_path):
 
 
 def test_a_preset_that_does_not_exist():
-    with pytest.raises(InputError, match="--preset is 'none'; choose one of default, tiny-imagenet-cpu, assignment"):
+    with pytest.raises(InputError, match="--preset is 'none'; choose one of default, tiny-imagenet-cpu, tiny-imagenet-gpu"):
         Config.preset("none")
 
 

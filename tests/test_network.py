@@ -9,6 +9,7 @@ from dr_keras.config import Config
 from dr_keras.errors import RunError
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.network import L2Normalization, embedding_network, load_network, training_network
+from dr_keras.model.operations import multiply_adds
 from dr_keras.training.fit import initial_network
 
 SMALL = Config(backbone="resnet10", width=8, embedding_dim=16, image_size=32)
@@ -63,6 +64,26 @@ def test_low_resolution_paths_fit_every_size(backbone, size):
 def test_single_scale_has_only_the_convnet_path():
     names = [layer.name for layer in embedding_network(Config(width=4, multiscale=False)).layers]
     assert not any(name.startswith(("a_", "b_", "low_resolution")) for name in names)
+
+
+@pytest.mark.parametrize(("stride", "size", "side"), [(None, 64, 32), (1, 64, 64), (1, 32, 32), (2, 64, 32)])
+def test_the_stride_of_the_stem_is_that_of_every_image_size(stride, size, side):
+    config = replace(SMALL, image_size=64, stem_stride=stride)
+    network = embedding_network(config, size=size)
+    assert shape(network, "stem_relu")[:2] == (side, side)
+    assert shape(network, "stage4_block1_relu")[:2] == (side // 8, side // 8)
+
+
+def test_operations_are_those_of_the_layers():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same")(inputs)  # 16 x 16 places
+    x = keras.layers.DepthwiseConv2D(5, padding="valid")(x)  # 12 x 12
+    x = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    inner = keras.Model(inputs, x)
+    network = keras.Model(inputs, keras.layers.BatchNormalization()(inner(inputs)))
+    assert multiply_adds(network) == 16 * 16 * 9 * 3 * 8 + 12 * 12 * 25 * 8 + 8 * 10
+    # He et al. 2015 give 1.8e9 for a ResNet-18 at 224 px, whose stem is a 7 x 7 convolution.
+    assert 0.5e9 < multiply_adds(embedding_network(Config(width=64, multiscale=False))) < 0.6e9
 
 
 @pytest.mark.parametrize("multiscale", [True, False])

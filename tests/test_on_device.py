@@ -12,6 +12,7 @@ from dr_keras.data.augment import augmented, mixed
 from dr_keras.data.draws import Augmentation
 from dr_keras.data.pipeline import Share
 from dr_keras.runs import Run
+from dr_keras.training.average import _blended, _blended_on_device
 from dr_keras.training.run import training_sources
 
 jax = pytest.importorskip("jax")
@@ -94,6 +95,21 @@ def test_mixing_is_the_same(mixup, cutmix):
     assert np.abs(np.asarray(found).astype(int) - expected).max() <= (1 if mixup else 0)
     assert np.array_equal(found_partner, partner)
     assert np.array_equal(found_own, own)
+
+
+def test_the_average_of_weights_is_the_same_and_shares_no_memory():
+    weights = [RANDOM.normal(size=(5, 4)).astype(np.float32), np.array([3, 4], np.uint32)]
+    averages = [RANDOM.normal(size=(5, 4)).astype(np.float32), np.array([1, 2], np.uint32)]
+    blended = _blended_on_device()
+    for decay in (0.9, 0.0):
+        arrays, others = [jax.numpy.array(each) for each in weights], [jax.numpy.array(each) for each in averages]
+        found = blended(others if decay else arrays, arrays, decay)
+        for one, expected in zip(found, _blended(averages, weights, decay), strict=True):
+            np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+        for array in arrays:
+            array.delete()  # as the next step does, which writes over them
+        assert np.isfinite(found[0]).all()
+        assert np.array_equal(found[1], weights[1])
 
 
 def tiny(folders, run, *more):

@@ -4,6 +4,7 @@ import pytest
 from dr_keras.data.augment import gather
 from dr_keras.data.draws import Augmentation
 from dr_keras.data.pipeline import BRANCHES, TripletSource, dataset
+from dr_keras.data.sequence import BatchSequence
 from dr_keras.data.triplets import TripletSampler
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
@@ -49,6 +50,32 @@ def test_augmentation_is_per_image_and_seeded():
 
 def test_without_augmentation_pixels_are_untouched():
     assert np.array_equal(gather(PIXELS, np.array([4, 1])), PIXELS[[4, 1]])
+
+
+def test_a_sequence_is_in_order_whatever_was_looked_at_before():
+    made = source(flip=True)
+    sequence = BatchSequence(made, 3, 9)
+    assert sequence.num_batches == 6
+    for _ in range(2):
+        sequence[0]
+        sequence.on_epoch_end()
+        for number in range(6):
+            assert np.array_equal(sequence[number]["query"], made.batch(3 + number)["query"])
+        sequence.on_epoch_end()
+
+
+def test_what_goes_wrong_in_a_batch_is_raised_where_it_is_asked_for():
+    class Broken:
+        def batch(self, step):
+            if step == 2:
+                raise RuntimeError("step 2")
+            return {}
+
+    sequence = BatchSequence(Broken(), 0, 5)
+    assert sequence[0] == sequence[1] == {}
+    with pytest.raises(RuntimeError, match="step 2"):
+        sequence[2]
+    sequence.on_epoch_end()
 
 
 def test_batches_hold_the_samplers_images_with_their_classes():

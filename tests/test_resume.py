@@ -17,7 +17,7 @@ from conftest import ROOT, script, vectors_of
 from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
 from dr_keras.runs import Run
-from dr_keras.training.callbacks import METRICS, CollapseAlarm, EachEpoch, History, StepLog
+from dr_keras.training.callbacks import METRICS, Checkpoints, CollapseAlarm, EachEpoch, History, StepLog
 from dr_keras.training.checkpoint import Progress, read_progress, restore_checkpoint, save_checkpoint
 from dr_keras.training.fit import compiled_model, initial_network
 
@@ -233,6 +233,28 @@ def test_collapse_is_said_once_after_200_steps():
     for step in range(1000):  # now and then is no collapse
         alarm([row(step, 0.5 if step % 150 == 0 else 1.0, 0.5)])
     assert not said
+
+
+def test_the_end_of_an_epoch_is_saved_where_saving_is_cheap(monkeypatch):
+    now, saved = [0.0], []
+
+    def save():
+        saved.append(now[0])
+        now[0] += 2  # seconds that saving takes
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    checkpoints = Checkpoints(save, minutes=5)
+    checkpoints.set_model(keras.Sequential())
+    for epoch in range(40):
+        now[0] += 10
+        checkpoints.on_train_batch_end(0)
+        checkpoints.on_epoch_end(epoch)
+    assert saved[0] == 10  # nobody knows yet what saving takes
+    assert np.diff(saved).min() >= 50 * 2
+    assert len(saved) == 4
+    now[0] = saved[-1] + 2 + 300  # in the middle of an epoch
+    checkpoints.on_train_batch_end(0)
+    assert len(saved) == 5
 
 
 def test_early_stopping_counts_rankings_without_a_better_one():
