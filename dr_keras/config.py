@@ -350,7 +350,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mixup": 0.2,
         "cutmix": 0.5,
         "weight_average": 0.999,
-        "eval_every": 15,
+        "eval_every": 50,
         "checkpoint_minutes": 1.0,
     },
     # The assignment taken literally: the paper's network, uniform triplets, the Euclidean distance, g = 1.0, no more.

@@ -112,7 +112,7 @@ def test_a_bad_flag_is_one_line_on_stderr(tmp_path):
 
 
 def test_a_preset_that_does_not_exist():
-    with pytest.raises(InputError, match="--preset is 'none'; choose one of default, tiny-imagenet-cpu, tiny-imagenet-gpu"):
+    with pytest.raises(InputError, match="--preset is 'none'; choose one of default, tiny-imagenet-cpu,"):
         Config.preset("none")
 
 
