@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import script
 
-from dr_keras.config import PRESETS, Config, add_flags, parse
+from dr_keras.config import PRESETS, RATES, Config, add_flags, parse
 from dr_keras.errors import InputError
 
 
@@ -45,6 +45,13 @@ def test_flags_override_the_preset():
         "squared",
         128,
     )
+
+
+def test_each_optimizer_has_a_learning_rate_of_its_own():
+    assert Config().learning_rate == 6e-3
+    assert Config(optimizer="adamw").learning_rate == 2e-3
+    assert Config(optimizer="sgd", learning_rate=0.01).learning_rate == 0.01
+    assert Config.from_dict(Config(optimizer="sgd").to_dict()).learning_rate == RATES["sgd"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
