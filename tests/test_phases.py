@@ -10,11 +10,21 @@ from dr_keras.data.triplets import TripletSampler
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.classifier import ClassProxies
 from dr_keras.model.normalization import FusedBatchNormalization
-from dr_keras.training.fit import Fit, initial_network
+from dr_keras.training.fit import Fit, initial_network, learning_rate_at, learning_rates
 from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase
 
 CLASSES, BATCH = 5, 6
 SMALL = {"image_size": 32, "backbone": "resnet10", "width": 4, "embedding_dim": 8, "precision": "float32"}
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_the_rate_that_is_reported_is_the_rate_that_is_used(warmup, steps):
+    config = Config(warmup=warmup)
+    rates = learning_rates(config, steps)
+    used = [float(rates(step)) for step in range(steps)]
+    np.testing.assert_allclose([learning_rate_at(config, steps, n) for n in range(steps)], used, rtol=1e-4, atol=1e-9)
+    assert max(used) <= config.learning_rate * (1 + 1e-6)
 
 
 def batch_of(stage, size):

@@ -3,6 +3,7 @@
 import csv
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Callbacks(keras.callbacks.CallbackList):
 class StepLog(keras.callbacks.Callback):
     """Keeps the metrics of every step, and hands them on about once a second.
 
-    Reading a metric waits for the device, so steps are read in groups.
+    Reading a metric waits for the device, so they are read when `AHEAD` more steps are on their way to it: it always
+    has work, and never so much that a stop would take long.
 
     Args:
         first_step: the global step of the first batch.
@@ -58,6 +60,8 @@ class StepLog(keras.callbacks.Callback):
     Raises:
         InputError: at a step whose loss is not finite; its row is handed on first.
     """
+
+    AHEAD = 2
 
     def __init__(
         self,
@@ -73,7 +77,8 @@ class StepLog(keras.callbacks.Callback):
         self._epoch = 0
         self._learning_rate = learning_rate
         self._receivers = receivers
-        self._waiting: list[tuple[int, int, Mapping[str, Any]]] = []
+        self._waiting: deque[tuple[int, int, Mapping[str, Any]]] = deque()
+        self._rows: list[dict[str, float]] = []
         self._last = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -82,8 +87,10 @@ class StepLog(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._waiting.append((self.step, self._epoch, dict(logs)))
         self.step += 1
+        if len(self._waiting) > self.AHEAD:
+            self._read()
         if time.monotonic() - self._last >= 1:
-            self.flush()
+            self._hand_on()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.flush()
@@ -92,13 +99,19 @@ class StepLog(keras.callbacks.Callback):
         self.flush()
 
     def flush(self) -> None:
-        """Reads the waiting steps and hands them on."""
-        rows = [
-            {"step": step, "epoch": epoch, "learning_rate": self._learning_rate(step)}
-            | {name: float(keras.ops.convert_to_numpy(logs[name])) for name in METRICS if name in logs}
-            for step, epoch, logs in self._waiting
-        ]
-        self._waiting = []
+        """Reads the waiting steps and hands all on."""
+        while self._waiting:
+            self._read()
+        self._hand_on()
+
+    def _read(self) -> None:
+        """Reads the step that has waited longest."""
+        step, epoch, logs = self._waiting.popleft()
+        values = {name: float(keras.ops.convert_to_numpy(logs[name])) for name in METRICS if name in logs}
+        self._rows.append({"step": step, "epoch": epoch, "learning_rate": self._learning_rate(step)} | values)
+
+    def _hand_on(self) -> None:
+        rows, self._rows = self._rows, []
         self._last = time.monotonic()
         if rows:
             for receive in self._receivers:

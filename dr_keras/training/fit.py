@@ -1,6 +1,7 @@
 """Fits the network, stage after stage: initial weights, schedule, optimizer, and the one place that calls `fit`."""
 
 import dataclasses
+import math
 import random
 import signal
 import threading
@@ -51,6 +52,15 @@ def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.Lea
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(steps - warmup, 1), warmup_target=config.learning_rate, warmup_steps=warmup
     )
+
+
+def learning_rate_at(config: Config, steps: int, step: int) -> float:
+    """What `learning_rates` gives for a step, without the device, whose work it would have to wait for."""
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 def compiled_model(
@@ -165,10 +175,9 @@ class Fit:
         alarm = callbacks.CollapseAlarm(
             lambda text: console.print(text, style="bold red"), config.margin if config.mining == "none" else None
         )
-        rates = learning_rates(config, steps)
         log = callbacks.StepLog(
             done.step,
-            lambda step: float(rates(step)),
+            lambda step: learning_rate_at(config, steps, step),
             [history, self.board.steps, alarm, line],
             float32=precision(config) == "float32",
         )

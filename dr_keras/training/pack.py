@@ -71,7 +71,7 @@ def pack(run: Run, folder: Path, part: int = PART) -> list[Path]:
 
 
 def _write_weights(run: Run, made: Run) -> None:
-    import_framework()
+    import_framework(run.config().backend)
     from dr_keras.model.released import run_network, write_weights
 
     with new_file(made.weights_file) as temporary:
