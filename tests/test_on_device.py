@@ -1,10 +1,12 @@
 """Augmentation on the device that JAX computes on, against the same draws applied by Pillow."""
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import script
+from conftest import ROOT, script
 from test_resume import rows, start_and_signal
 
 from dr_keras.config import Config
@@ -114,9 +116,9 @@ def test_the_average_of_weights_is_the_same_and_shares_no_memory():
 
 def tiny(folders, run, *more):
     return [
-        *("--data", folders, "--run", run, "--store", "device", "--image-size", 24, "--progressive", "16:0.4"),
-        *("--backbone", "resnet10", "--width", 4, "--stem-stride", 1, "--embedding-dim", 8, "--epochs", 3),
-        *("--pretrain-epochs", 2, "--batch-size", 8, "--shift", 1, "--crop", 0.5, "--operations", 2, "--cutmix", 0.5),
+        *("--data", folders, "--run", run, "--store", "device", "--image-size", 24, "--progressive", "none"),
+        *("--backbone", "resnet10", "--width", 4, "--stem-stride", 1, "--embedding-dim", 8, "--epochs", 2),
+        *("--pretrain-epochs", 1, "--batch-size", 8, "--shift", 1, "--crop", 0.5, "--operations", 2, "--cutmix", 0.5),
         *("--mixup", 0.2, "--erase", 0.1, "--weight-average", 0.9, "--monitor", 0.1, "--validation", 0.2),
         *("--checkpoint-minutes", 0.002, "--eval-every", 0, *more),
     ]
@@ -134,6 +136,10 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
     assert child.wait() == -signal.SIGKILL
     child.stderr.close()
     assert not broken.finished
+    command = [sys.executable, "-m", "dr_keras.training.pack", str(broken.path), str(tmp_path / "packed")]
+    packed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert packed.returncode == 0, packed.stderr
+    assert (tmp_path / "packed" / "broken.tar.000").is_file()
     result = script(
         tmp_path, "train.py", "--resume", "--run", "broken", "--store", "memory", env={"KERAS_BACKEND": "jax"}
     )

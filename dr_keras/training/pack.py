@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.files import new_file
 from dr_keras.framework import import_framework
 from dr_keras.runs import Run
 
@@ -46,18 +45,20 @@ def pack(run: Run, folder: Path, part: int = PART) -> list[Path]:
             cannot be left out.
     """
     config = run.config()
+    import_framework(config.backend)
+    from dr_keras.model.released import run_network, write_weights
+    from dr_keras.training.checkpoint import reduce_checkpoint
+
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{run.path.name}.tar.*"):
         old.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Run(Path(place))
         if run.finished:
-            _write_weights(run, made)
+            write_weights(made.weights_file, run_network(run))
         elif config.optimizer == "adamw":
             raise RunError(f"{run.path} trains with adamw, whose steps go astray without its moments; copy all of it")
         else:
-            from dr_keras.training.checkpoint import reduce_checkpoint
-
             reduce_checkpoint(run.checkpoint_file, made.checkpoint_file)
         archive = made.path / "run.tar"
         with tarfile.open(archive, "w") as tar:
@@ -68,14 +69,6 @@ def pack(run: Run, folder: Path, part: int = PART) -> list[Path]:
             if run.tensorboard.is_dir():
                 tar.add(run.tensorboard, f"{run.path.name}/{run.tensorboard.name}")
         return _split(archive, folder / f"{run.path.name}.tar", part)
-
-
-def _write_weights(run: Run, made: Run) -> None:
-    import_framework(run.config().backend)
-    from dr_keras.model.released import run_network, write_weights
-
-    with new_file(made.weights_file) as temporary:
-        write_weights(temporary, run_network(run))
 
 
 def _split(archive: Path, name: Path, part: int) -> list[Path]:
