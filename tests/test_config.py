@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import script
 
-from dr_keras.config import PRESETS, RATES, Config, add_flags, parse
+from dr_keras.config import RATES, Config, add_flags, parse
 from dr_keras.errors import InputError
+from dr_keras.presets import PRESETS
 
 
 def parsed(*arguments: str) -> Config:
