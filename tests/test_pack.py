@@ -25,7 +25,7 @@ def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     run = Run(here / "runs" / "r")
-    averaged = ("--weight-average", "0.9", "--optimizer", "sgd", "--learning-rate", "0.05")
+    averaged = ("--weight-average", "0.9", "--optimizer", "sgd", "--learning-rate", "0.05", "--steps-per-epoch", "20")
     child = start_and_signal(here, [*flags(folders, "r"), *averaged], run, 10, signal.SIGINT)
     message = child.communicate(timeout=120)[1]
     assert child.returncode == 130, message
@@ -77,3 +77,7 @@ def test_what_cannot_be_packed_is_a_clear_error(workplace, tmp_path):
     with pytest.raises(RunError, match="adamw"):
         pack(half, tmp_path / "packed")
     assert not list((tmp_path / "packed").iterdir())
+    (tmp_path / "packed" / "half.tar.000").write_bytes(b"an earlier one")
+    with pytest.raises(RunError, match="adamw"):
+        pack(half, tmp_path / "packed")
+    assert (tmp_path / "packed" / "half.tar.000").read_bytes() == b"an earlier one"

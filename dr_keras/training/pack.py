@@ -19,7 +19,15 @@ from dr_keras.framework import import_framework
 from dr_keras.runs import Run
 
 PART = 15_000_000  # bytes
-TAKEN = ("config.json", "history.csv", "data-report.json", "metrics.json", "calibration.json", "samples.npy")
+TAKEN = (
+    "config.json",
+    "history.csv",
+    "data-report.json",
+    "metrics.json",
+    "calibration.json",
+    "samples.npy",
+    "tensorboard",
+)
 
 
 def main() -> int:
@@ -50,8 +58,6 @@ def pack(run: Run, folder: Path, part: int = PART) -> list[Path]:
     from dr_keras.training.checkpoint import reduce_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{run.path.name}.tar.*"):
-        old.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Run(Path(place))
         if run.finished:
@@ -62,12 +68,13 @@ def pack(run: Run, folder: Path, part: int = PART) -> list[Path]:
             reduce_checkpoint(run.checkpoint_file, made.checkpoint_file)
         archive = made.path / "run.tar"
         with tarfile.open(archive, "w") as tar:
-            for name in (*TAKEN, made.weights_file.name, made.checkpoint_file.name):
-                source = made.path / name if (made.path / name).exists() else run.path / name
-                if source.exists() and not (run.finished and source == run.checkpoint_file):
-                    tar.add(source, f"{run.path.name}/{name}")
-            if run.tensorboard.is_dir():
-                tar.add(run.tensorboard, f"{run.path.name}/{run.tensorboard.name}")
+            taken = [run.path / name for name in TAKEN]
+            for source in (*taken, made.weights_file, made.checkpoint_file):
+                if source.exists():
+                    tar.add(source, f"{run.path.name}/{source.name}")
+        for old in folder.iterdir():
+            if old.name.startswith(f"{run.path.name}.tar."):
+                old.unlink()
         return _split(archive, folder / f"{run.path.name}.tar", part)
 
 
