@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """How fast is training on a GPU, what share of the chip is that, and how many epochs fit into the time?
 
-    KERAS_BACKEND=jax python benchmarks/bench_gpu.py --preset tiny-imagenet-gpu --images 99000 --minutes 20
+    python benchmarks/bench_gpu.py --preset tiny-imagenet-gpu --images 99000 --minutes 20
+    python benchmarks/bench_gpu.py --preset tiny-imagenet-gpu --count      # only counts operations, needs no GPU
 
-Takes the flags of train.py besides its own, so that what holds it back can be looked for: --optimizer sgd,
---precision float32, --batch-size 512. The images are noise; no data set is needed. For each phase of the run:
+Runs on JAX, or on PyTorch by KERAS_BACKEND and --store memory. Takes the flags of train.py besides its own, so that
+what holds it back can be looked for: --optimizer sgd, --precision float32, --batch-size 512. The images are noise; no
+data set is needed. For each phase of the run:
 
 - `alone`: images/s of `fit` on one batch that stays on the device.
 - `fed`: the same with the run's own batches, drawn, taken from the store and augmented. `fed / alone` is the share of
@@ -17,15 +19,19 @@ Then images/s of embedding, by the network that a SavedModel holds (float32) and
 import argparse
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from machine import machine
+from machine import machine, spread
 
 from dr_keras.config import Config, add_flags, parse
 from dr_keras.framework import import_framework
+
+if TYPE_CHECKING:
+    from dr_keras.training.plan import Phase
 
 CLASSES = 200
 WARM = 3  # steps before the clock starts
@@ -40,15 +46,54 @@ def main() -> None:
     own.add_argument("--seconds", type=float, default=5, help="about so long each measurement takes (default: 5)")
     own.add_argument("--minutes", type=float, default=20, help="how long a run may take (default: 20)")
     own.add_argument("--peak", type=float, default=989, help="the chip's bf16 TFLOP/s, dense (default: 989, an H100)")
+    own.add_argument("--count", action="store_true", help="only count operations, and time what is drawn on the CPU")
     said, options = parse(parser)
     config = Config(**said)
-    import_framework(config.backend)
+    import_framework(config.backend or "jax")
     import keras
 
+    if keras.backend.backend() == "tensorflow":
+        sys.exit("bench_gpu.py measures training without tf.data: set KERAS_BACKEND=jax or torch")
+    count(config, options)
+    if options.count:
+        return
     print(f"{machine()}; keras {keras.__version__} on {keras.backend.backend()}: {devices()}")
     product = matrix_product(options.seconds)
     print(f"a bf16 product of two large matrices: {product:.1f} TFLOP/s, {product / options.peak:.1%} of the peak")
     measure(config, product, options)
+
+
+def count(config: Config, options: argparse.Namespace) -> None:
+    """Prints the arithmetic of the network and of the whole run, and how long the CPU draws for a step."""
+    from dr_keras.data.draws import Augmentation, draw_changes, draw_mixing
+    from dr_keras.model.network import embedding_network
+    from dr_keras.model.operations import multiply_adds
+
+    course, images = phases_of(config, options.images), 3 * config.batch_size
+    each = {size: multiply_adds(embedding_network(config, size=size)) for size, _ in config.sizes}
+    counted = ", ".join(f"{number / 1e9:.2f}e9 at {size} px" for size, number in each.items())
+    print(f"{embedding_network(config).count_params():,} parameters; multiply-adds of an image, forward: {counted}")
+    steps = {phase: phase.last_step - phase.first_step for phase in course}
+    total = sum(6 * each[phase.size] * images * number for phase, number in steps.items())
+    seen, seconds = images * course[-1].last_step, 60 * options.minutes
+    print(f"{config.epochs} epochs: {seen / 1e6:.1f} million images, {total:.2e} operations; ", end="")
+    print(f"{options.minutes:g} min ask for {total / seconds / 1e12:.0f} TFLOP/s")
+    how = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    shape, took = (config.image_size, config.image_size), []
+    for number in range(50):
+        started = time.perf_counter()
+        draw_changes(how, images, shape, config.image_size, (number,))
+        draw_mixing(images, shape, mixup=config.mixup, cutmix=config.cutmix, seed=(number,))
+        took.append(1000 * (time.perf_counter() - started))
+    print(f"draws of a step of {images} images on the CPU: {spread(took, 'ms', 1)}")
+
+
+def phases_of(config: Config, images: int) -> "tuple[Phase, ...]":
+    """The phases of a run with so many training images, each of which can be a query."""
+    from dr_keras.training.plan import phases
+
+    batch = config.batch_size
+    return phases(config, {"softmax": -(-images // (3 * batch)), "triplets": -(-images // batch)})
 
 
 def devices() -> str:
@@ -94,10 +139,10 @@ def rate(step: Callable[[], Any], seconds: float) -> float:
 
 def measure(config: Config, product: float, options: argparse.Namespace) -> None:
     from dr_keras.data.pipeline import Share
+    from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
     from dr_keras.training.devices import set_up_devices
-    from dr_keras.training.fit import compiled_model, initial_network, precision, training_precision
-    from dr_keras.training.plan import phases
+    from dr_keras.training.fit import compiled_model, precision, training_precision
     from dr_keras.training.run import training_sources
 
     set_up_devices(config)
@@ -107,8 +152,7 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
         config, pixels, np.arange(options.kept), random.integers(0, CLASSES, options.kept), Share()
     )
     batch = config.batch_size
-    lengths = {"softmax": -(-options.images // (3 * batch)), "triplets": -(-options.images // batch)}
-    course = phases(config, lengths)
+    course = phases_of(config, options.images)
     print(
         f"{config.backbone}, width {config.width}, {precision(config)}, {config.optimizer}, {3 * batch} images a step"
     )
@@ -116,7 +160,7 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
     minutes = compiling = 0.0
     for phase in course:
         with training_precision(config):
-            network = initial_network(config, size=phase.size)
+            network = embedding_network(config, size=phase.size)
             model = compiled_model(config, network, course[-1].last_step, CLASSES, phase.stage)
         source = dataclasses.replace(sources[phase.stage], size=phase.size)
         started = time.perf_counter()

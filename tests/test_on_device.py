@@ -1,5 +1,6 @@
 """Augmentation on the device that JAX computes on, against the same draws applied by Pillow."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -170,6 +171,33 @@ def test_every_batch_on_the_device_has_one_shape_and_holds_every_image():
         assert {len(value) for batch in batches for value in batch.values()} == {count}
     seen = np.concatenate([source.batch(step)["classes"][:, 0] for step in range(source.steps_per_epoch)])
     assert len(seen) == 50  # 47 queries and three of the last batch again
+
+
+def test_a_store_on_the_device_takes_one_device(tmp_path, folders):
+    env = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    result = script(tmp_path, "train.py", *tiny(folders, "r"), env=env)
+    assert result.returncode == 2
+    assert "on one device, and there are 2" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("said", [None, "elsewhere"])
+def test_what_is_compiled_for_a_gpu_is_kept(tmp_path, said):
+    """With a CPU that is taken for a GPU."""
+    code = (
+        "import jax\n"
+        "from dr_keras.config import Config\n"
+        "from dr_keras.training import devices\n"
+        "devices.on_gpu = lambda: True\n"
+        "devices.set_up_devices(Config())\n"
+        "jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8))).block_until_ready()\n"
+    )
+    env = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "DR_KERAS_CACHE": str(tmp_path / "cache")}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
+    if said:
+        env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / said)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | env, check=True, cwd=tmp_path)
+    assert any((tmp_path / (said or "cache/programs")).iterdir())
+    assert (tmp_path / "cache").exists() == (said is None)
 
 
 def test_a_store_on_the_device_needs_jax(tmp_path, folders):

@@ -7,7 +7,7 @@ the gather that makes the batch; Pillow applies the rest. `dr_keras.data.on_devi
 import numpy as np
 from PIL import Image
 
-from dr_keras.data.draws import GREY, Augmentation, Moves, draw_changes, draw_mixing, draw_moves
+from dr_keras.data.draws import GREY, VALUES, Augmentation, Moves, draw_changes, draw_mixing, draw_moves
 from dr_keras.data.pixels import Images
 
 UNCHANGED = np.eye(4)
@@ -41,7 +41,7 @@ def augmented(
     changes = draw_changes(how, len(rows), pixels.shape[1:3], side, seed)
     moved = Augmentation() if how.crop < 1 else how  # a crop flips and shifts on its own
     source = gather(pixels, rows, flip=moved.flip, shift=moved.shift, seed=seed, part=part)
-    chosen = np.arange(len(rows))[part].tolist()
+    chosen = range(len(rows))[part]
     out = np.empty((len(chosen), side, side, 3), np.uint8)
     for place, number in enumerate(chosen):
         image = Image.fromarray(source[place])
@@ -54,7 +54,7 @@ def augmented(
             (across, _, left), (_, down, top) = changes.maps[number].tolist()
             box = (left, top, left + across * side, top + down * side)
             image = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-        if how.operations:
+        if not np.array_equal(changes.tables[number], VALUES):
             image = image.point(changes.tables[number].tolist() * 3)
         if not np.array_equal(changes.colours[number], UNCHANGED):
             image = image.convert("RGB", changes.colours[number, :3].ravel().tolist())

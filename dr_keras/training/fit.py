@@ -30,7 +30,7 @@ from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
 from dr_keras.training.watch import Monitor
 
 
-def initial_network(config: Config, *, size: int | None = None) -> keras.Model:
+def initial_network(config: Config) -> keras.Model:
     """The embedding network with the weights that training starts from; equal for equal seeds.
 
     Raises:
@@ -39,7 +39,7 @@ def initial_network(config: Config, *, size: int | None = None) -> keras.Model:
     state = random.getstate()
     random.seed(config.seed)  # Keras draws the seeds of its initialisers from here
     try:
-        return embedding_network(config, size=size)
+        return embedding_network(config)
     finally:
         random.setstate(state)
 
