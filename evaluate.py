@@ -12,7 +12,7 @@ import json
 import sys
 from typing import Any
 
-from dr_keras.errors import InputError
+from dr_keras.cli.errors import run
 
 FIGURES = (
     *("precision@1", "precision@10", "precision@30", "recall@1", "recall@10", "recall@30"),
@@ -51,22 +51,17 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
-    try:
-        from dr_keras.evaluation import SearchOptions, evaluate_run
-        from dr_keras.library import load
+    from dr_keras.evaluation import SearchOptions, evaluate_run
+    from dr_keras.library import load
 
-        search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
-        result = evaluate_run(
-            load(options.run),
-            data=options.data,
-            baselines=options.baselines,
-            options=search,
-            calibrate_to=options.calibrate,
-        )
-    except InputError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 2
+    search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
+    result = evaluate_run(
+        load(options.run),
+        data=options.data,
+        baselines=options.baselines,
+        options=search,
+        calibrate_to=options.calibrate,
+    )
     if options.json:
         print(json.dumps(result, indent=2))
     else:
@@ -124,4 +119,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("evaluate.py", main))

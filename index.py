@@ -2,7 +2,8 @@
 """Keeps an index of images: adds, removes, brings it up to date with a folder, looks after it, finds duplicates.
 
 python index.py add my-pictures --run tiny-imagenet-64 --index my-index
-python index.py sync my-pictures --index my-index
+python index.py sync my-pictures --remove-missing --index my-index
+python index.py move /new/place/my-pictures --index my-index
 python index.py remove 'cats/*.png' --index my-index
 python index.py stats --index my-index
 python index.py verify --repair --index my-index
@@ -20,10 +21,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dr_keras.cli.errors import run
 from dr_keras.errors import InputError
 
 if TYPE_CHECKING:
     from dr_keras.library import Model
+    from dr_keras.retrieval.folder import Report
     from dr_keras.retrieval.index import Index
 
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
@@ -31,15 +34,7 @@ ENGINES = ("auto", "flat", "hnsw", "ivfpq")
 
 def main() -> int:
     options = parse()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
-    try:
-        return options.action(options)
-    except InputError as error:
-        print(f"index.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("index.py: stopped; what was done is kept, and the same command goes on", file=sys.stderr)
-        return 130
+    return options.action(options)
 
 
 def parse() -> argparse.Namespace:
@@ -68,9 +63,12 @@ def parse() -> argparse.Namespace:
         help="an attribute of all of them, for --where; the value is JSON or else text",
     )
     made = action(
-        "sync", sync, "make the index agree with a folder: add, embed again, remove what is gone", which, engine
+        "sync", sync, "make the index agree with a folder: add, embed again, say what is gone from it", which, engine
     )
     made.add_argument("folder", metavar="FOLDER")
+    made.add_argument("--remove-missing", action="store_true", help="remove from the index what is gone")
+    made = action("move", move, "say where the images lie now; nothing is embedded again", which)
+    made.add_argument("root", metavar="NEWROOT", help="the folder that holds what the index was made of")
     made = action("remove", remove, "remove images by id, by unique base name, or by a pattern with * and ?", which)
     made.add_argument("names", nargs="+", metavar="ID|NAME|GLOB")
     made = action("stats", stats, "show what the index holds", which)
@@ -106,7 +104,7 @@ def add(options: argparse.Namespace) -> int:
             index, options.paths, model.reader, label=options.label, attributes=attributes, console=stderr()
         )
         index.keep_up(options.engine)
-        print(f"{report}; {len(index):,} images in {index.folder}")
+        tell(report, index)
     return 0
 
 
@@ -116,9 +114,32 @@ def sync(options: argparse.Namespace) -> int:
 
     model, index = writable(options, Path(options.folder))
     with index:
-        report = sync_folder(index, options.folder, model.reader, console=stderr())
+        report = sync_folder(
+            index, options.folder, model.reader, console=stderr(), remove_missing=options.remove_missing
+        )
         index.keep_up(options.engine)
-        print(f"{report}; {len(index):,} images in {index.folder}")
+        tell(report, index)
+    return 0
+
+
+def tell(report: "Report", index: "Index") -> None:
+    """Prints what was done, and names on standard error what went wrong."""
+    print(f"{report}; {len(index):,} images in {index.folder}")
+    for line in report.details():
+        print(line, file=sys.stderr)
+
+
+def move(options: argparse.Namespace) -> int:
+    from dr_keras.console import stderr
+    from dr_keras.retrieval.index import Index
+    from dr_keras.retrieval.move import move_index
+
+    with Index.open(place(options), write=True) as index:
+        before = index.root
+        found = move_index(index, options.root, console=stderr())
+        print(f"{found}; {index.folder} was of {before} and is of {index.root} now")
+        if found.missing or found.changed:
+            print(f"index.py sync {options.root} embeds what has changed, and with --remove-missing removes the rest")
     return 0
 
 
@@ -299,11 +320,15 @@ def set_attribute(attributes: dict[str, Any], text: str) -> None:
         raise InputError(f"--set takes NAME=VALUE; {text!r} was given")
     for part in outer:
         attributes = attributes.setdefault(part, {})
+        if not isinstance(attributes, dict):
+            raise InputError(f"--set {text} says that {part} has parts, and another --set gave it a value")
+    if isinstance(attributes.get(last), dict):
+        raise InputError(f"--set {text} gives {last} a value, and another --set says that it has parts")
     try:
         attributes[last] = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         attributes[last] = value
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("index.py", main, stopped="stopped; what was done is kept, and the same command goes on"))

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dr_keras.answers import check_picture_name
+from dr_keras.cli.errors import run
 from dr_keras.errors import InputError
 from dr_keras.library import RUNTIMES, load
 
@@ -67,26 +69,23 @@ def main() -> int:
         help="what embeds a new file (auto: litert)",
     )
     options = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
-    try:
-        if options.gallery and options.index:
-            raise InputError("--gallery and --index both name what is searched; give one of them")
-        model = load(options.run, runtime=options.runtime, index=options.index)
-        if options.gallery:
-            model.use_gallery(options.gallery)
-        answer = model.retrieve(
-            options.query,
-            options.top,
-            include_self=options.include_self,
-            negatives=options.negative,
-            where=options.where,
-            max_distance=options.max_distance,
-        )
-        if options.save:
-            answer.save(Path(options.save))
-    except InputError as error:
-        print(f"retrieve.py: {error}", file=sys.stderr)
-        return 2
+    if options.gallery and options.index:
+        raise InputError("--gallery and --index both name what is searched; give one of them")
+    if options.save:
+        check_picture_name(options.save)  # before the search, which may take a while
+    model = load(options.run, runtime=options.runtime, index=options.index)
+    if options.gallery:
+        model.use_gallery(options.gallery)
+    answer = model.retrieve(
+        options.query,
+        options.top,
+        include_self=options.include_self,
+        negatives=options.negative,
+        where=options.where,
+        max_distance=options.max_distance,
+    )
+    if options.save:
+        answer.save(Path(options.save))
     if options.json:
         print(json.dumps(answer.to_dict()))
     else:
@@ -129,4 +128,4 @@ def show(answer: "Answer", where: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("retrieve.py", main))

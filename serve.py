@@ -14,18 +14,12 @@ import os
 import sys
 from pathlib import Path
 
+from dr_keras.cli.errors import run
 from dr_keras.errors import InputError, MissingPackage
 
 
 def main() -> int:
-    options = parse()
-    try:
-        serve(options)
-    except InputError as error:
-        print(f"serve.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    serve(parse())
     return 0
 
 
@@ -92,4 +86,4 @@ def serve(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("serve.py", main))

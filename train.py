@@ -13,8 +13,9 @@ import dataclasses
 import sys
 from typing import Any
 
+from dr_keras.cli.errors import run
 from dr_keras.config import Config, add_flags, parse
-from dr_keras.errors import InputError, Interrupted
+from dr_keras.errors import InputError
 from dr_keras.export import export_in_child
 from dr_keras.files import read_json, write_json
 from dr_keras.framework import import_framework
@@ -28,23 +29,13 @@ def main() -> int:
     actions.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
     actions.add_argument("--resume", action="store_true", help="go on with an unfinished run, from its last checkpoint")
     actions.add_argument("--export-only", action="store_true", help="export a finished run again and train nothing")
-    try:
-        said, action = parse(parser)
-        if action.export_only:
-            export_only(said.get("run"))
-        elif action.resume:
-            train(resumed(said), resume=True)
-        else:
-            train(Config(**starting_from(said)), overwrite=action.overwrite)
-    except Interrupted as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 130
-    except InputError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted; the run is not finished", file=sys.stderr)
-        return 130
+    said, action = parse(parser)
+    if action.export_only:
+        export_only(said.get("run"))
+    elif action.resume:
+        train(resumed(said), resume=True)
+    else:
+        train(Config(**starting_from(said)), overwrite=action.overwrite)
     return 0
 
 
@@ -74,4 +65,4 @@ def export_only(name: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("train.py", main, stopped="interrupted; the run is not finished"))

@@ -1,5 +1,6 @@
 """What a search answers: plain values, for people, JSON and a picture."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,10 +87,11 @@ class Answer:
         """Saves a picture of the query and its neighbours, framed green where they have its class.
 
         Raises:
-            InputError: the picture cannot be written there or has an ending that Pillow does not know.
+            InputError: the picture cannot be written there or has an ending that is not in `PICTURE_ENDINGS`.
         """
         from dr_keras import pictures
 
+        check_picture_name(file)
         neighbours = [
             pictures.Neighbour(
                 pictures.open_or_missing(result.path),
@@ -106,7 +108,19 @@ class Answer:
             with new_file(file) as temporary:
                 picture.save(temporary)
         except (OSError, ValueError) as error:
-            raise InputError(f"the picture {file} cannot be saved: {error}") from error
+            reason = getattr(error, "strerror", None) or error  # the system's own text names the temporary file
+            raise InputError(f"the picture {file} cannot be saved: {reason}") from error
+
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff", ".pdf")
+
+
+def check_picture_name(file: str | os.PathLike[str]) -> None:
+    """Raises InputError where a picture cannot be saved under a name, by its ending."""
+    ending = os.path.splitext(file)[1]
+    if ending.lower() not in PICTURE_ENDINGS:
+        received = f"the ending {ending}" if ending else "no ending"
+        raise InputError(f"the picture {file} has {received}; choose one of {', '.join(PICTURE_ENDINGS)}")
 
 
 def answered(

@@ -1,9 +1,13 @@
 """Files and folders that appear complete or not at all: written under a temporary name, then renamed."""
 
+import errno
+import hashlib
+import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +15,45 @@ from typing import Any
 
 import numpy as np
 
+from dr_keras.errors import InputError
+
 
 def cache_folder() -> Path:
-    """Where downloaded and generated data are kept: $DR_KERAS_CACHE, else ~/.cache/dr_keras."""
-    return Path(os.environ.get("DR_KERAS_CACHE") or Path.home() / ".cache" / "dr_keras")
+    """Where downloaded and generated data are kept: $DR_KERAS_CACHE, else ~/.cache/dr_keras.
+
+    Raises:
+        InputError: neither is known.
+    """
+    if named := os.environ.get("DR_KERAS_CACHE"):
+        return Path(named)
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise InputError("this user has no home directory to keep data in; set DR_KERAS_CACHE to a folder")
+    return Path(home) / ".cache" / "dr_keras"
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Opens a file for reading, unbuffered; nothing that could block, such as a pipe or a device.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    try:
+        # O_NONBLOCK: a pipe would wait for someone to write to it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as error:  # a null byte
+        raise OSError(errno.EINVAL, str(error), path) from None
+    file = io.FileIO(descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return file
+
+
+def sha256_of(path: str | os.PathLike[str]) -> bytes:
+    """SHA-256 of a regular file's content, 32 bytes; read in blocks. Raises OSError where it cannot be read."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @contextmanager
@@ -24,12 +63,10 @@ def new_file(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, because writers such as `keras.Model.save` choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}"
+    temporary.touch(exist_ok=False)  # with the rights that the process gives to new files
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the content
         os.replace(temporary, path)
@@ -48,10 +85,10 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             the same thing was faster) and this one is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}"
+    temporary.mkdir()
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
         old = Path(f"{temporary}.old")
         if replace and path.exists():  # a folder cannot be renamed onto one that holds files
             path.rename(old)
@@ -92,9 +129,3 @@ def sync_names(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

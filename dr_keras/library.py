@@ -1,6 +1,7 @@
 """dr_keras as a library: train, load, embed, search."""
 
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from dr_keras.data.images import Source, decode
 from dr_keras.errors import InputError, RunError
 from dr_keras.files import read_json
 from dr_keras.framework import import_framework
+from dr_keras.names import existing
 from dr_keras.retrieval.embed import (
     Embedder,
     LiteRTEmbedder,
@@ -38,6 +40,9 @@ Images = np.ndarray | Iterable[Source]
 class Model:
     """A finished run: embeds images and searches its gallery. Made by `load` and `train`.
 
+    Threads may share it: `embed`, `search`, `retrieve` and all others give each caller what is its own. The network
+    embeds for one caller at a time, on all cores. `use_index` and `use_gallery` change what all of them search.
+
     Args:
         run: the run folder.
         runtime: 'litert', 'openvino', 'saved_model', 'keras', or 'auto': LiteRT, for many images OpenVINO where it is
@@ -51,14 +56,27 @@ class Model:
         self.config = run.config()
         self._runtime = runtime
         self._embedders: dict[str, Embedder] = {}
+        self._index: Index | None = None
+        self._guard = threading.Lock()  # of the two above
 
-    @cached_property
+    @property
     def index(self) -> Index:
         """The gallery: the run's own index, opened when it is first wanted, or what `use_index` or `use_gallery` set.
 
         Raises:
             RunError: it is damaged, or this is a released model, which has none until it is given one.
         """
+        with self._guard:
+            if self._index is None:
+                self._index = self._own_index()
+            return self._index
+
+    @index.setter
+    def index(self, index: Index) -> None:
+        with self._guard:
+            self._index = index
+
+    def _own_index(self) -> Index:
         if not self.run.weights_file.is_file():
             return Index.open(self.run.index)
         raise RunError(
@@ -131,9 +149,11 @@ class Model:
             fast = "openvino" in self._embedders or (len(pixels) >= MANY and find_spec("openvino") is not None)
             if runtime == "litert" and fast:
                 runtime = "openvino"
-        if runtime not in self._embedders:
-            self._embedders[runtime] = self._make_embedder(runtime)
-        return self._embedders[runtime](pixels)
+        with self._guard:
+            if runtime not in self._embedders:
+                self._embedders[runtime] = self._make_embedder(runtime)
+            embedder = self._embedders[runtime]
+        return embedder(pixels)
 
     def embed(self, images: Images) -> np.ndarray:
         """Embeds images.
@@ -187,19 +207,20 @@ class Model:
         if isinstance(limit, str):
             raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
         asked = (*names, *negatives)
+        index = self.index  # another thread may put another one in its place
         # Other files are embedded first: meanwhile other threads may search, and the index may be refreshed.
-        files = {name: Path(os.path.expanduser(name)) for name in asked if self._row(name) is None}
+        files = {name: Path(_file(name)) for name in asked if _row(index, name) is None}
         fresh = dict(zip(files, self.embed(list(files.values())), strict=True)) if files else {}
-        with self.index.held():
-            rows = [None if name in files else self._row(name) for name in asked]
+        with index.held():
+            rows = [None if name in files else _row(index, name) for name in asked]
             vectors = np.stack(
-                [fresh[name] if row is None else self.index.vectors[row] for name, row in zip(asked, rows, strict=True)]
+                [fresh[name] if row is None else index.vectors[row] for name, row in zip(asked, rows, strict=True)]
             )
             vector = refined_query(vectors[: len(names)], vectors[len(names) :])
             never = rows[len(names) :] if include_self else rows  # what results should be unlike is never a result
             own = [row for row in never if row is not None]
-            found = self.neighbours(vector[None], k, exclude=own, where=where)[0]
-            known = [self.result(row) if row is not None else None for row in rows[: len(names)]]
+            found = _neighbours(index, vector[None], k, own, where)[0]
+            known = [_known(index, row) if row is not None else None for row in rows[: len(names)]]
         path = known[0].path if known[0] else files[names[0]]
         return answered(names, path, known, found, negatives=negatives, max_distance=limit)
 
@@ -218,57 +239,16 @@ class Model:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.run.calibration_file} cannot be read: {error}") from error
 
-    def _row(self, query: str) -> int | None:
-        """The row of an image that is named as a person would, or None where it is a file that the index lacks."""
-        file = Path(os.path.expanduser(query))
-        exists = os.path.isfile(file)  # pathlib's raises where a name is too long
-        if exists and query.startswith((".", "/", "~")):
-            root = os.path.join(self.index.root, "")
-            paths = (os.path.abspath(file), str(file.resolve()))  # class folders may be symbolic links
-            ids = (path.removeprefix(root).replace(os.sep, "/") for path in paths)
-            return next((row for id in ids if (row := self.index.row(id)) is not None), None)
-        try:
-            return self.index.find(query)
-        except InputError:
-            if exists:
-                return None
-            raise
-
     def neighbours(
         self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] | np.ndarray = (), where: str | None = None
     ) -> list[list[Result]]:
         """The `k` nearest images of each vector (Q, D), without the rows `exclude`, of all or (Q, X) of each, filled up
         with -1; `where` as in `retrieve`."""
-        others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
-        with self.index.held():
-            rows, distances = self.index.search(vectors, k, where=where, exclude=others)
-            good = rows >= 0
-            entries = dict(zip(rows[good].tolist(), self.index.entries(rows[good]), strict=True))
-            names = self.index.class_names()
-        return [
-            [
-                self._result(entries[row], names, rank, distance)
-                for rank, (row, distance) in enumerate(zip(*found, strict=True), start=1)
-                if row >= 0
-            ]
-            for found in zip(rows.tolist(), distances.tolist(), strict=True)
-        ]
+        return _neighbours(self.index, vectors, k, exclude, where)
 
     def result(self, row: int) -> Result:
         """What the index knows of one of its rows."""
-        with self.index.held():
-            return self._result(self.index.entries([row])[0], self.index.class_names())
-
-    def _result(self, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
-        return Result(
-            rank,
-            entry.id,
-            self.index.root / entry.id,
-            entry.label,
-            names[entry.label],
-            distance,
-            entry.attributes,
-        )
+        return _known(self.index, row)
 
     def _make_embedder(self, runtime: str) -> Embedder:
         if runtime == "saved_model":
@@ -297,6 +277,56 @@ class Model:
                 name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
                 raise InputError(f"{name!s} {error}") from error
         return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+
+
+def _file(query: str) -> str:
+    """The path that a query may be, in the form of Unicode in which it exists."""
+    return existing(os.path.expanduser(query))
+
+
+def _row(index: Index, query: str) -> int | None:
+    """The row of an image that is named as a person would, or None where it is a file that the index lacks."""
+    file = _file(query)
+    exists = os.path.lexists(file)  # what is no image is refused when it is read
+    if exists and query.startswith((".", "/", "~")):
+        root = os.path.join(index.root, "")
+        paths = (os.path.abspath(file), os.path.realpath(file))  # class folders may be symbolic links
+        ids = (path.removeprefix(root).replace(os.sep, "/") for path in paths)
+        return next((row for id in ids if (row := index.row(id)) is not None), None)
+    try:
+        return index.find(query)
+    except InputError:
+        if exists and not os.path.isdir(file):
+            return None
+        raise
+
+
+def _neighbours(
+    index: Index, vectors: np.ndarray, k: int, exclude: Sequence[int] | np.ndarray, where: str | None
+) -> list[list[Result]]:
+    others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
+    with index.held():
+        rows, distances = index.search(vectors, k, where=where, exclude=others)
+        good = rows >= 0
+        entries = dict(zip(rows[good].tolist(), index.entries(rows[good]), strict=True))
+        names, root = index.class_names(), index.root
+    return [
+        [
+            _result(root, entries[row], names, rank, distance)
+            for rank, (row, distance) in enumerate(zip(*found, strict=True), start=1)
+            if row >= 0
+        ]
+        for found in zip(rows.tolist(), distances.tolist(), strict=True)
+    ]
+
+
+def _known(index: Index, row: int) -> Result:
+    with index.held():
+        return _result(index.root, index.entries([row])[0], index.class_names())
+
+
+def _result(root: Path, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
+    return Result(rank, entry.id, root / entry.id, entry.label, names[entry.label], distance, entry.attributes)
 
 
 def load(

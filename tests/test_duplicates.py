@@ -313,8 +313,8 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     (tmp_path / "disc" / "gone.png").symlink_to("nowhere")
     found = find(tmp_path)
     assert found.skipped == {
-        "bars/broken again.png": "is no image that Pillow can read",
-        "bars/broken.png": "is no image that Pillow can read",
+        "bars/broken again.png": "is no image of a known format",
+        "bars/broken.png": "is no image of a known format",
         "bars/empty.png": "is empty (0 bytes)",
         "disc/gone.png": "cannot be read: No such file or directory",
     }
@@ -332,7 +332,7 @@ def test_a_folder_without_images_is_said_plainly(tmp_path, kind):
         folder.mkdir()
     elif kind == "file":
         folder.write_text("no folder")
-    with pytest.raises(InputError, match=r"does not exist; give|holds no images .*; give|is a file; give"):
+    with pytest.raises(InputError, match=r"does not exist; give|holds no images; give|is a file; give"):
         find(folder)
 
 

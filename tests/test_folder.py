@@ -64,8 +64,9 @@ def test_only_what_changes_is_embedded(index, pictures, reader, embed):
     (pictures / "broken.jpg").write_bytes(b"no picture")
     report = sync_folder(index, pictures, reader, console=stderr())
     assert counts(report) == (13, 0, 0, 0, 1)
-    assert report.first_skipped.startswith("broken.jpg (")
-    assert str(report) == f"13 added, 0 updated, 0 unchanged, 1 could not be read, {report.first_skipped} first"
+    assert report.unread == {"broken.jpg": "is no image of a known format"}
+    assert str(report) == "13 added, 0 updated, 0 unchanged, 1 could not be read"
+    assert report.details() == ["could not be read: broken.jpg is no image of a known format"]
     entry, vector = index.get("disc/disc_1.png")
     status = (pictures / "disc" / "disc_1.png").stat()
     content = hashlib.sha256((pictures / "disc" / "disc_1.png").read_bytes()).digest()
@@ -81,7 +82,12 @@ def test_only_what_changes_is_embedded(index, pictures, reader, embed):
     shutil.copy(pictures / "bars" / "bars_0.png", pictures / "plain" / "plain_0.png")
     shutil.copy(pictures / "bars" / "bars_1.png", pictures / "broken.jpg")
     (pictures / "bars" / "bars_2.png").write_bytes(b"broken now")
-    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (1, 1, 10, 1, 1)
+    report = sync_folder(index, pictures, reader, console=stderr())
+    assert (counts(report), report.missing) == ((1, 1, 10, 0, 1), ["rings/rings_0.png"])
+    assert str(report).endswith("10 unchanged, 1 missing, 1 could not be read")
+    assert report.details()[1:] == ["missing: rings/rings_0.png", "--remove-missing removes those that are missing"]
+    report = sync_folder(index, pictures, reader, remove_missing=True, console=stderr())
+    assert (counts(report), report.missing) == ((0, 0, 12, 1, 1), ["rings/rings_0.png"])
     assert embed.asked == [13, 2]
     assert index.get("disc/disc_0.png")[0].mtime_ns == 1
     assert np.array_equal(index.get("plain/plain_0.png")[1], index.get("bars/bars_0.png")[1])
@@ -115,7 +121,7 @@ def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(inde
     with pytest.raises(InputError, match="holds no images; if that is meant"):
         sync_folder(index, elsewhere, reader, console=stderr())
     assert len(index) == 16
-    assert counts(sync_folder(index, elsewhere, reader, empty=True, console=stderr()))[3] == 4
+    assert counts(sync_folder(index, elsewhere, reader, empty=True, remove_missing=True, console=stderr()))[3] == 4
 
 
 @pytest.mark.parametrize(
@@ -158,28 +164,34 @@ def test_what_cannot_be_read_for_a_while_is_not_forgotten(index, pictures, reade
     add_files(index, [pictures], reader, attributes={"note": "mine"}, label="keep", console=stderr())
     file = pictures / "bars" / "bars_0.png"
     os.utime(file, ns=(1, 1))
-    plain = open
+    opened, listed = os.open, os.scandir
 
     def refused(path, *arguments, **options):
         if str(path) == str(file):
             raise PermissionError(13, "Permission denied")
-        return plain(path, *arguments, **options)
+        return opened(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", refused)
+        patch.setattr("os.open", refused)
         report = sync_folder(index, pictures, reader, console=stderr())
     assert (report.skipped, report.removed, index.skipped()) == (1, 0, {})
     assert dict(index.get("bars/bars_0.png")[0].attributes) == {"note": "mine"}
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 12, 0, 0)
 
-    def unlisted(folder, onerror, **_):
-        onerror(PermissionError(13, "Permission denied", str(folder)))
-        yield from ()
+    def unlisted(folder):
+        if str(folder) == str(pictures / "disc"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
 
+    (pictures / "rings" / "rings_0.png").unlink()
+    shutil.move(pictures / "disc" / "disc_0.png", pictures)
     with monkeypatch.context() as patch:
-        patch.setattr("dr_keras.data.catalog.os.walk", unlisted)
-        with pytest.raises(InputError, match="cannot be listed: Permission denied"):
-            sync_folder(index, pictures, reader, console=stderr())
+        patch.setattr("os.scandir", unlisted)
+        report = sync_folder(index, pictures, reader, remove_missing=True, console=stderr())
+    # What lies in a folder that cannot be listed may be there still.
+    assert report.missing == ["rings/rings_0.png"]
+    assert report.unlisted == [(str(pictures / "disc"), "Permission denied")]
+    assert {"disc/disc_0.png", "disc/disc_1.png", "disc_0.png"} <= ids(index)
     assert len(index) == 12
 
 
@@ -212,7 +224,7 @@ def test_a_named_file_may_have_any_ending_and_stays_while_it_is_there(index, pic
     add_files(index, [pictures / "broken.png"], reader, console=stderr())  # is tried again, in vain
     (pictures / "broken.png").unlink()
     (pictures / "picture").unlink()
-    assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 12, 1, 0)
+    assert counts(sync_folder(index, pictures, reader, remove_missing=True, console=stderr())) == (0, 0, 12, 1, 0)
     assert index.skipped() == {}
 
 

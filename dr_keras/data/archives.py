@@ -49,7 +49,7 @@ def unpack(file: Path, folder: Path) -> None:
                 _unzip(file, temporary)
             else:
                 with tarfile.open(file) as tar:
-                    tar.extractall(temporary, filter="data")  # refuses absolute names, '..', links outside, devices
+                    tar.extractall(temporary, filter=_tar_filter)
             _take_away_top(temporary)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
         raise InputError(f"{file} cannot be unpacked to {folder.parent}: {error}") from error
@@ -61,7 +61,19 @@ def _unzip(file: Path, folder: Path) -> None:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise OSError(f"it needs {needed:,} bytes and {free:,} are free")
-        archive.extractall(folder)  # drops '..' and absolute prefixes from names, and checks each CRC
+        for member in archive.infolist():
+            member.filename = _with_slashes(member.filename)
+            archive.extract(member, folder)  # drops '..' and absolute prefixes from names, and checks each CRC
+
+
+def _tar_filter(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Refuses absolute names, '..', links outside and devices."""
+    return tarfile.data_filter(member.replace(name=_with_slashes(member.name), deep=False), folder)
+
+
+def _with_slashes(name: str) -> str:
+    """A name as some programs for Windows write it, folders parted by backslashes, as all others do."""
+    return name.replace("\\", "/") if "/" not in name else name
 
 
 def _take_away_top(folder: Path) -> None:

@@ -7,7 +7,7 @@ class's training images, only watch; validation images are kept for `evaluate.py
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from rich.console import Console
 from dr_keras.data import MONITOR, TRAIN, VALIDATION, digits
 from dr_keras.data.archives import archive_folder, is_archive
 from dr_keras.data.download import tiny_imagenet
-from dr_keras.data.images import EXTENSIONS
+from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures, pictures_in
 from dr_keras.data.manifest import read_manifest
+from dr_keras.data.splits import Splits, find_splits
 from dr_keras.data.tfds_sets import PREFIX as TFDS_PREFIX
 from dr_keras.data.tfds_sets import tfds_folder
 from dr_keras.errors import InputError
 
-HELD_OUT_FOLDERS = ("val", "validation", "valid", "dev", "test")  # the first that exists is taken
+LEVELS = 3  # folders around the class folders that are looked through, as archives and downloads have them
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Catalog:
         class_names: C names for people; the same as `classes` where the data set has no others.
         splits: (N,) uint8 of `TRAIN`, `MONITOR` and `VALIDATION`.
         missing: held-out images that cannot be used: listed and not there, or of a class without training images.
+        notes: what a person should know of how the data set was read.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class Catalog:
     class_names: tuple[str, ...]
     splits: np.ndarray
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,13 +78,16 @@ class _Listing:
         train: the training images of each class; never without one.
         held: the validation images with their class; empty where the data set has no such split.
         monitor: those of `train` that the data set itself gives to the monitor split.
-        missing: as in `Catalog`.
+        missing, notes: as in `Catalog`.
+        names: the folder that may hold words.txt.
     """
 
     train: dict[str, list[str]]
     held: list[tuple[str, str]]
     monitor: frozenset[str] = frozenset()
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    names: Path | None = None
 
 
 def load_catalog(
@@ -139,9 +145,10 @@ def load_catalog(
         ids=tuple(ids),
         labels=np.array(labels, np.int32),
         classes=classes,
-        class_names=_class_names(root, classes),
+        class_names=_class_names(listing.names or root, classes),
         splits=np.array(splits, np.uint8),
         missing=listing.missing,
+        notes=listing.notes,
     )
 
 
@@ -154,7 +161,7 @@ def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Pat
     elif isinstance(data, str) and data.startswith(TFDS_PREFIX):
         path = tfds_folder(data.removeprefix(TFDS_PREFIX), console)
     else:
-        path = Path(data).expanduser()
+        path = Path(os.path.expanduser(data))
     if path.is_file() and path.suffix.lower() != ".csv":
         if not is_archive(path):
             raise InputError(
@@ -185,21 +192,98 @@ def _list_manifest(file: Path) -> _Listing:
 
 
 def _list_folders(root: Path) -> _Listing:
-    train_root, held_root = _split_folders(root)
-    found = {name: list(images_below(train_root / name)) for name in _folders(train_root)}
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise InputError(f"{train_root} holds no class folders with images ({', '.join(sorted(EXTENSIONS))})")
-    held, missing = _held_out(held_root, found.keys()) if held_root else ([], [])
+    place, splits = data_folder(root)
+    train_root = place / splits.train if splits else place
+    train_root = _without_wrappers(train_root) if splits else train_root
+    walker = Walker()
+    found = {name: walker.pictures(train_root / name) for name in walker.folders(train_root)}
+    # A class that cannot be read is no class that is not there.
+    if walker.troubles:
+        name, reason = walker.troubles[0]
+        raise InputError(
+            f"{name} cannot be read: {reason}; a class that may not be read would be missing from the training. "
+            "Let it be read, or move it away"
+        )
+    held, missing, notes = [], [], []
+    if splits and splits.held_out:
+        held_root = _without_wrappers(place / splits.held_out[0], but=found.keys())
+        held, missing = _held_out(held_root, found.keys(), walker)
+    if walker.troubles:
+        name, reason = walker.troubles[0]
+        notes.append(
+            f"{len(walker.troubles):,} folders or files of held-out images cannot be read, {name} ({reason}) first"
+        )
+    unused = [*splits.held_out[1:], *splits.unlabeled] if splits else []
+    if unused:
+        notes.append(f"not used: {', '.join(f'{name}/' for name in unused)}")
+    again = walker.again()
+    if again:
+        one = min(again)
+        notes.append(
+            f"{len(again):,} paths lead to the file of another image and are left out, {one} to {again[one]} first"
+        )
+    train = {name: [file for file in files if file not in again] for name, files in found.items()}
+    train = {name: files for name, files in train.items() if files}
+    if not train:
+        raise InputError(_nothing_found(train_root))
     prefix = str(root) + os.sep
 
     def own(file: str) -> str:
         return file.removeprefix(prefix).replace(os.sep, "/")
 
     return _Listing(
-        train={name: [own(file) for file in files] for name, files in found.items()},
-        held=[(own(file), name) for file, name in held],
+        train={name: [own(file) for file in files] for name, files in train.items()},
+        held=[(own(file), name) for file, name in held if file not in again and name in train],
         missing=tuple(map(own, missing)),
+        notes=tuple(notes),
+        names=place,
+    )
+
+
+def data_folder(root: Path) -> tuple[Path, Splits | None]:
+    """The folder that holds a data set's class folders or its splits, at most `LEVELS` below `root`; and the splits.
+
+    Raises:
+        InputError: its folders can be read in two ways, see `dr_keras.data.splits.find_splits`.
+    """
+    place = root
+    for _ in range(LEVELS):
+        names = folders_with_pictures(place)
+        splits = find_splits(names, lambda name, here=place: folders_with_pictures(here / name), str(place))
+        if splits or len(names) != 1 or pictures_in(place):
+            return place, splits
+        inside = folders_with_pictures(place / names[0])
+        if len(inside) < 2 and not any(folders_with_pictures(place / names[0] / name) for name in inside):
+            return place, None
+        place = place / names[0]
+    return place, None
+
+
+def _without_wrappers(folder: Path, but: Collection[str] = ()) -> Path:
+    """The folder of a split's classes, which some archives put into one more folder: seg_train/seg_train/cats.
+
+    Args:
+        folder: of the split.
+        but: names that are classes, and so no folders around them.
+    """
+    for _ in range(LEVELS):
+        names = folders_with_pictures(folder)
+        if len(names) != 1 or names[0] in but or pictures_in(folder):
+            break
+        if len(folders_with_pictures(folder / names[0])) < 2:
+            break
+        folder = folder / names[0]
+    return folder
+
+
+def _nothing_found(folder: Path) -> str:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    there = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    direct = "; its images lie in no class folder" if pictures_in(folder) else ""
+    return (
+        f"{folder} holds no class folders with images{direct}. It holds: {there or 'nothing'}. Give the folder whose "
+        "folders are the classes"
     )
 
 
@@ -209,53 +293,20 @@ def _choose(rows: np.ndarray, share: float, seed: tuple[int, ...]) -> np.ndarray
     return np.random.default_rng(seed).permutation(rows)[:count]
 
 
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _split_folders(root: Path) -> tuple[Path, Path | None]:
-    """The folders of training and of held-out classes; `root` itself where train/ is a class like the others."""
-    others = [name for name in _folders(root) if name != "train" and name not in HELD_OUT_FOLDERS]
-    if not (root / "train").is_dir() or any(next(images_below(root / name), None) for name in others):
-        return root, None
-    return root / "train", next((root / name for name in HELD_OUT_FOLDERS if (root / name).is_dir()), None)
-
-
-def _held_out(folder: Path, classes: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _held_out(folder: Path, classes: Collection[str], walker: Walker) -> tuple[list[tuple[str, str]], list[str]]:
     """Held-out images with their classes, and those that cannot be used, by annotations or by class folders."""
     annotations, images = folder / "val_annotations.txt", folder / "images"
-    if annotations.is_file() and images.is_dir() and next(images_below(images), None):
+    if annotations.is_file() and images.is_dir() and has_pictures(images):
         return _annotated(annotations, images, classes)
     held: list[tuple[str, str]] = []
     unknown: list[str] = []
-    for name in _folders(folder):
-        files = sorted(images_below(folder / name))
+    for name in walker.folders(folder):
+        files = walker.pictures(folder / name)
         if name in classes:
             held += [(file, name) for file in files]
         else:
             unknown += files
     return held, unknown
-
-
-def images_below(folder: Path, *, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
-    """The image files at any depth, through symbolic links but into no folder twice, hidden ones left out.
-
-    Args:
-        folder: the folder.
-        onerror: called for a folder that cannot be listed; by default it is passed over.
-    """
-    seen = set()
-    for here, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
-                yield os.path.join(here, name)
 
 
 def _annotated(annotations: Path, images: Path, classes: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:

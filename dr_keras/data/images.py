@@ -2,21 +2,48 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
+from dr_keras.data import metadata
+from dr_keras.data.formats import FORMATS, HEAD_BYTES, UPDATE, Format, sniff
 from dr_keras.errors import ImageError
+from dr_keras.files import open_regular
 
 # More than any photo that a person searches with, little enough (0.4 GB as RGB) to decode without hurting the machine.
 MAX_PIXELS = 128_000_000
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit would warn at 89 million
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+WHOLE_BYTES = 64 * 2**20  # a larger file is not read into memory: its decoder takes of it what it needs
+BUFFER_BYTES = 2**18  # read of such a file at a time
 
 Source = str | os.PathLike[str] | bytes | Image.Image
 
 PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
+BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens as it shrinks
+
+# What a sample of whole numbers can be deep, where the file does not say: a mask, 4, 8, 12, 16, 24 and 31 bits.
+DEPTHS = (1, 4, 8, 12, 16, 24, 31)
+# And the largest value of a picture in floating point; of one whose largest lies between 1 and 15 it is not known.
+FLOAT_SCALES = (255, 4095, 65535)
+LEAST_OF_ONE = 1 / 32  # a picture from 0 to 1 that is nowhere brighter than this would be black
+
+_SAVE = "; save it with 8 bits a channel"
+
+_UPRIGHT = {  # what turns an image of each EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 0x112  # its tag
+_DNG_VERSION, _SUBFILE, _SUB_IMAGES, _PHOTOMETRIC = 50706, 254, 330, 262
+_SENSOR = (32803, 34892)  # photometric interpretations of what a sensor saw, not of a picture
 
 
 def decode(source: Source, size: int, resize: str = "stretch") -> np.ndarray:
@@ -30,22 +57,32 @@ def decode(source: Source, size: int, resize: str = "stretch") -> np.ndarray:
             fills up with grey.
 
     Returns:
-        (size, size, 3) uint8, RGB. EXIF orientation is applied, transparency is laid over white, 16-bit greys are
-        scaled to 8 bits, and of an animation the first frame is taken.
+        (size, size, 3) uint8, RGB. EXIF orientation is applied where it can be read, transparency is laid over white,
+        and of an animation the first frame is taken. Greys deeper than 8 bits are scaled to 8: by the depth that the
+        format declares (PGM, JPEG 2000), else by the least of `DEPTHS` that holds the largest value.
 
     Raises:
-        ImageError: the source is empty, no image, truncated, or larger than `MAX_PIXELS`.
+        ImageError: the source is empty, no image, truncated, larger than `MAX_PIXELS`, of a depth that cannot be told,
+            or of a format whose decoder is not installed (the message says what to install).
     """
     image = read(source, draft=2 * size)
     width, height = image.size
     if width == height == size:
         return np.asarray(image)
-    bilinear = Image.Resampling.BILINEAR  # Pillow's filter widens as it shrinks
     if resize == "crop":
-        return np.asarray(ImageOps.fit(image, (size, size), bilinear))
+        return np.asarray(ImageOps.fit(image, (size, size), BILINEAR))
     if resize == "pad":
-        return np.asarray(ImageOps.pad(image, (size, size), bilinear, PADDING))
-    return np.asarray(image.resize((size, size), bilinear))
+        return np.asarray(_padded(image, size))
+    return np.asarray(image.resize((size, size), BILINEAR))
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    """All of an image in the middle of a grey square; of the thinnest one line is left."""
+    longer = max(image.size)
+    width, height = (max(1, round(side / longer * size)) for side in image.size)
+    square = Image.new("RGB", (size, size), PADDING)
+    square.paste(image.resize((width, height), BILINEAR), (round((size - width) / 2), round((size - height) / 2)))
+    return square
 
 
 def read(source: Source, draft: int | None = None) -> Image.Image:
@@ -60,50 +97,224 @@ def read(source: Source, draft: int | None = None) -> Image.Image:
         ImageError: as in `decode`.
     """
     if isinstance(source, Image.Image):
-        try:
+        with _saying():
             source.load()  # one opened from a file may not be decoded yet
-            return _to_rgb(source)
-        except (OSError, ValueError) as error:
+            return _to_rgb(source, deep=False)
+    with opened(source) as (file, format):
+        try:
+            return _decoded(file, format, draft)
+        except ImageError:
+            raise
+        except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
+            # Damaged metadata never costs a picture: without it the pixels are tried once more.
+            if (plain := metadata.without(file, format.name)) is not None:
+                with _saying(error):
+                    return _decoded(io.BytesIO(plain), format, draft)
             raise ImageError(f"cannot be decoded: {error}") from error
-    data = source if isinstance(source, bytes) else _read_file(source)
-    if not data:
-        raise ImageError("is empty (0 bytes)")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
-            if draft is not None and image.format == "JPEG" and min(width, height) >= 2 * draft:
-                image.draft(None, (draft, draft))
-            image.load()
-            return _to_rgb(image)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError("is no image that Pillow can read") from None
-    except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
-        raise ImageError(f"cannot be decoded: {error}") from error
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
+@contextmanager
+def opened(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[IO[bytes], Format]]:
+    """An image's content, and its format by its first bytes.
+
+    Args:
+        source: a path, or the bytes of an encoded image.
+
+    Raises:
+        ImageError: the source is empty, no regular file, cannot be read, or is no picture.
+    """
+    with _bytes_of(source) as (file, size):
+        if not size:
+            raise ImageError("is empty (0 bytes)")
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        format = sniff(head, size, None if isinstance(source, bytes) else source)
+        if format is None:
+            raise ImageError("is no image of a known format")
+        yield file, format
+
+
+@contextmanager
+def _bytes_of(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[IO[bytes], int]]:
+    """The content and how many bytes it has; of a small file in memory, so that it is read at once."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source), len(source)
+        return
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        with open_regular(source) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > WHOLE_BYTES:
+                yield io.BufferedReader(file, BUFFER_BYTES), size
+                return
+            content = file.read()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    yield io.BytesIO(content), len(content)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+@contextmanager
+def _saying(first: Exception | None = None) -> Iterator[None]:
+    """Makes an ImageError of whatever goes wrong, or of what went wrong `first`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"cannot be decoded: {first or error}") from error
+
+
+def _decoded(file: IO[bytes], format: Format, draft: int | None) -> Image.Image:
+    with open_image(file, format) as image:
+        _check_size(*image.size)
+        if draft is not None and image.format == "JPEG" and min(image.size) >= 2 * draft:
+            image.draft(None, (draft, draft))
+        deep = isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()
+        return _to_rgb(image, deep=deep)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
+
+
+def open_image(file: IO[bytes], format: Format) -> Image.Image:
+    """Opens an image, as `PIL.Image.open` does, without decoding it (but for raw files).
+
+    Pillow's own function would try each format that it knows, also those for which it starts other programs, and it
+    compares sizes with a limit of the whole process, which is not ours to change.
+
+    Args:
+        file: the content, at its beginning.
+        format: what it is.
+
+    Raises:
+        ImageError: it needs a decoder that is not installed.
+        Exception: whatever Pillow's plug-in raises for damaged content.
+    """
+    if format.remedy:
+        return _open_with_extra(file, format)
+    if format.name == "TIFF":
+        image = _Tiff(file)
+        if _is_raw(image):
+            return _open_with_extra(file, FORMATS["RAW"])
+        return image
+    if format.name not in Image.OPEN:
+        Image.init()
+    if format.name not in Image.OPEN:
+        raise ImageError(f"is {format.name}, which this installation of Pillow does not read; {UPDATE}")
+    return Image.OPEN[format.name][0](file, "")
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """Pillow's, which else reads all metadata and turns the image when its pixels are complete."""
+
+    def load_end(self) -> None:
+        """Leaves the image as it is."""
+
+
+def _is_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether a TIFF is what a camera's sensor saw, with a small picture in front that would be taken for it."""
+    tags = image.tag_v2
+    reduced = tags.get(_SUBFILE) == 1 and _SUB_IMAGES in tags
+    return _DNG_VERSION in tags or reduced or tags.get(_PHOTOMETRIC) in _SENSOR
+
+
+def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
+    """Opens what the extra `photos` brings the decoders for."""
+    file.seek(0)
+    try:
+        if format.name == "HEIF":
+            from pillow_heif import HeifImageFile
+
+            return HeifImageFile(file)
+        if format.name == "JXL":
+            from pillow_jxl.JpegXLImagePlugin import JXLImageFile
+
+            return JXLImageFile(file)
+        if format.name == "RAW":
+            import rawpy
+
+            with rawpy.imread(file) as raw:
+                # Half the size: four cells of the sensor make a pixel, and nothing has to be guessed.
+                _check_size(raw.sizes.width // 2, raw.sizes.height // 2)
+                return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=True))
+    except ImportError:
+        pass  # said below
+    raise ImageError(f"is {format.name}, for which no decoder is installed; {format.remedy}")
+
+
+def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
+    """A loaded image upright, in RGB.
+
+    Args:
+        image: the image.
+        deep: whether its file has 16 bits a channel, of which Pillow took the upper 8.
+    """
     if image.mode == "RGB" and image.format == "JPEG" and "exif" not in image.info:
         return image  # nearly every image: nothing to do
-    image = ImageOps.exif_transpose(image)
+    method = _UPRIGHT.get(_orientation(image))
+    if method is not None:
+        format, info = image.format, image.info
+        image = image.transpose(method)
+        image.format, image.info = format, info
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion would clip at 255
+        return Image.fromarray(_eight_bits(np.asarray(image), image.format)).convert("RGB")
+    if deep:
+        _check_depth(image)
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.float32) / 257
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> object:
+    """Its EXIF orientation; that of an upright image where it has none that can be read."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever damaged metadata makes Pillow raise
+        return 1
+
+
+def _eight_bits(grey: np.ndarray, format: str | None) -> np.ndarray:
+    """Greys of any depth, (H, W), as uint8.
+
+    Raises:
+        ImageError: their range is of no known depth.
+    """
+    low, high = float(grey.min()), float(grey.max())
+    if not np.isfinite([low, high]).all():
+        raise ImageError("has values that are no numbers; save it with 8 bits")
+    scale = _float_scale(low, high) if grey.dtype.kind == "f" else _whole_scale(low, high, format)
+    return (grey.astype(np.float64) * (255 / scale)).clip(0, 255).astype(np.uint8)
+
+
+def _whole_scale(low: float, high: float, format: str | None) -> float:
+    if low < 0:
+        raise ImageError(f"has values from {low:.0f} to {high:.0f}, of which black and white are not known{_SAVE}")
+    if format in ("PPM", "JPEG2000"):  # Pillow has scaled these by the depth that they declare
+        return 65535
+    return next(2.0**bits - 1 for bits in DEPTHS if high < 2**bits)
+
+
+def _float_scale(low: float, high: float) -> float:
+    if low < -1e-3:
+        raise ImageError(f"has values from {low:g} to {high:g}, of which black and white are not known{_SAVE}")
+    if high == 0 or LEAST_OF_ONE <= high <= 1 + 1e-3:
+        return 1
+    scale = next((scale for scale in FLOAT_SCALES if 15 < high <= scale), None)
+    if scale is None:
+        raise ImageError(f"has values from {low:g} to {high:g}, a depth that is not known{_SAVE}")
+    return scale
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuses what is black, or nearly, in the upper 8 of its 16 bits: values of 12 bits or fewer."""
+    bands = image.getextrema()
+    colours = bands[: len(bands) - ("A" in image.getbands())] if isinstance(bands[0], tuple) else (bands,)
+    high = max(band[1] for band in colours)  # type: ignore[index]
+    if high <= 15:
+        raise ImageError(f"has 16 bits a channel, and uses the lower 12 of them at most{_SAVE}")

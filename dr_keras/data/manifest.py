@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
+from dr_keras.data.splits import NAMES
 from dr_keras.errors import InputError
+from dr_keras.names import existing
 
+_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": VALIDATION}
 SPLITS = {
     "": TRAIN,
-    "train": TRAIN,
-    "training": TRAIN,
     "monitor": MONITOR,
-    **dict.fromkeys(("validation", "valid", "val", "dev", "test"), VALIDATION),
+    **{name: _NUMBERS[kind] for name, kind in NAMES.items() if kind in _NUMBERS},
 }
 
 
@@ -31,8 +32,9 @@ def read_manifest(file: Path) -> list[Entry]:
 
     Args:
         file: CSV in UTF-8 whose first line names the columns, `path` and `label` among them. A path is relative to the
-            folder of the manifest, or absolute. `split` is train, monitor, or validation (val, dev and test mean the
-            same); without it, and where it is empty, an image is a training image.
+            folder of the manifest, or absolute. `split` is train, monitor, or validation, in any case, or another name
+            of `dr_keras.data.splits` (test means validation here); without it, and where it is empty, an image is a
+            training image.
 
     Raises:
         InputError: the file cannot be read, a column is absent, a row is incomplete or has another split (the message
@@ -52,9 +54,10 @@ def read_manifest(file: Path) -> list[Entry]:
                 where = f"{file}, line {rows.line_num}"
                 if not path or not label or "\0" in path:
                     raise InputError(f"{where}: path is {path!r} and label is {label!r}; both must be given")
-                if split.lower() not in SPLITS:
+                split = split.casefold()
+                if split not in SPLITS:
                     raise InputError(f"{where}: split is {split!r}; expected one of {', '.join(filter(None, SPLITS))}")
-                entry = Entry(_id(path, root), label, SPLITS[split.lower()])
+                entry = Entry(_id(path, root), label, SPLITS[split])
                 known = entries.setdefault(entry.id, entry)
                 if known != entry:
                     raise InputError(f"{where}: {path} has another class or split here than above")
@@ -66,6 +69,6 @@ def read_manifest(file: Path) -> list[Entry]:
 
 
 def _id(path: str, root: Path) -> str:
-    whole = os.path.normpath(root / path)
+    whole = existing(os.path.normpath(root / path))
     prefix = str(root) + os.sep
     return whole.removeprefix(prefix).replace(os.sep, "/")

@@ -33,7 +33,7 @@ from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
 from dr_keras.files import cache_folder, new_folder, read_json, write_json
 
-STORE_FORMAT = 1  # to be raised whenever the decoder gives other pixels for the same file
+STORE_FORMAT = 2  # to be raised whenever the decoder gives other pixels for the same file
 BLOCK = 256  # images that a process decodes between two progress reports, if they take no more than
 BLOCK_BYTES = 16 * 2**20
 ALONE = 512  # fewer images than this are decoded without child processes, which take 0.3 s to start
@@ -336,7 +336,7 @@ def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     np.add.at(table, (catalog.labels, catalog.splits), 1)
     single = [catalog.classes[label] for label in np.flatnonzero(table[:, 0] == 1)]
     empty = [catalog.classes[label] for label in np.flatnonzero(table[:, 0] == 0)]
-    notes = []
+    notes = [*catalog.notes]
     if single:
         notes.append(f"classes with one training image serve as negatives only: {', '.join(single)}")
     if empty:

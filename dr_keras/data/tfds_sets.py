@@ -12,13 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from dr_keras.console import bar, stderr
+from dr_keras.data.formats import HEAD_BYTES, sniff
+from dr_keras.data.splits import held_out
 from dr_keras.errors import InputError
 from dr_keras.files import cache_folder, new_folder
 
-HELD_OUT_SPLITS = ("validation", "val", "dev", "test")  # the first that exists is taken
 PREFIX = "tfds:"
-
-_KINDS = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
 
 
 def tfds_folder(name: str, console: Console | None = None) -> Path:
@@ -36,8 +35,8 @@ def tfds_folder(name: str, console: Console | None = None) -> Path:
     folder = cache_folder() / "tfds" / re.sub(r"[^\w.-]", "-", builder.info.full_name)
     if folder.is_dir():
         return folder
-    held_out = next((split for split in HELD_OUT_SPLITS if split in builder.info.splits), None)
-    splits = {"train": "train"} | ({"val": held_out} if held_out else {})
+    held = held_out(builder.info.splits)
+    splits = {"train": "train"} | ({"val": held[0]} if held else {})
     class_folders = _folder_names(builder.info.features[label].names)
     try:
         with new_folder(folder, replace=False) as temporary:
@@ -100,7 +99,8 @@ def _write(
     with bar(f"writing {split} of {builder.info.full_name}", total, console) as advance:
         for number, example in enumerate(tfds.as_numpy(dataset)):
             encoded = example[image]
-            suffix = next((suffix for start, suffix in _KINDS if encoded.startswith(start)), ".png")
+            format = sniff(encoded[:HEAD_BYTES], len(encoded))
+            suffix = format.ending if format else ".png"
             file = folder / class_folders[example[label]] / f"{split}_{number:07d}{suffix}"
             file.write_bytes(encoded)
             advance(1)

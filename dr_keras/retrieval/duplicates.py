@@ -22,11 +22,12 @@ from rich.console import Console
 
 from dr_keras.console import bar, stderr
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
-from dr_keras.data.catalog import Catalog, images_below, load_catalog
-from dr_keras.data.images import EXTENSIONS
+from dr_keras.data.catalog import Catalog, data_folder, load_catalog
+from dr_keras.data.folders import Trouble, Walker
 from dr_keras.data.pixels import decode_files
+from dr_keras.data.splits import Splits, meaning
 from dr_keras.errors import InputError
-from dr_keras.files import new_file
+from dr_keras.files import new_file, sha256_of
 from dr_keras.retrieval.looks import (
     FLAT,
     FREQUENCIES,
@@ -44,13 +45,6 @@ from dr_keras.retrieval.looks import (
     edge_correlation,
     thumbnails,
 )
-
-# Top-level folders that stand for a split wherever the folders of a data set are splits.
-FOLDER_SPLITS = {
-    "train": "train",
-    **dict.fromkeys(("val", "validation", "valid", "dev"), "validation"),
-    "test": "test",
-}
 
 # Euclidean distance of unit vectors, 0 to 2. In 15,000 training images the released network of Tiny ImageNet puts the
 # nearest two different pictures 0.197 apart, and more images come nearer; copies brightened by a tenth are 0.12 apart.
@@ -80,7 +74,7 @@ class Duplicates:
         labels: the class of each id that has one.
         class_names: the name for people of each class that has another.
         splits: the split of each id that has one: train, validation or test.
-        skipped: the reason for each id that could not be read.
+        skipped: the reason for each id that could not be read, and each folder that could not be looked at.
     """
 
     exact: Groups
@@ -159,6 +153,7 @@ def find_duplicates(
 
     copies: dict[int, list[str]] = defaultdict(list)
     skipped = {}
+    unlisted = {name: f"could not be looked at: {reason}" for name, reason in pictures.unlisted}
     for row, first in enumerate(content.tolist()):
         if row in reasons or first in reasons:
             skipped[pictures.ids[row]] = reasons.get(row) or reasons[first]
@@ -179,7 +174,7 @@ def find_duplicates(
         labels=pictures.labels,
         class_names=pictures.class_names,
         splits=pictures.splits,
-        skipped=skipped,
+        skipped=skipped | unlisted,
     )
 
 
@@ -209,13 +204,14 @@ def leaks_between(pixels: np.ndarray, splits: np.ndarray) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """All pictures of a folder; the attributes as in `Duplicates`."""
+    """All pictures of a folder, each file once; the attributes as in `Duplicates`."""
 
     root: Path
     ids: list[str]
     labels: dict[str, str]
     class_names: dict[str, str]
     splits: dict[str, str]
+    unlisted: Sequence[Trouble] = ()
 
 
 def _list_pictures(folder: str | os.PathLike[str], console: Console) -> _Pictures:
@@ -224,7 +220,7 @@ def _list_pictures(folder: str | os.PathLike[str], console: Console) -> _Picture
         catalog = load_catalog(folder, monitor=0, validation=0, seed=0, console=console)
         root = catalog.root
     except InputError:
-        root = Path(folder).expanduser()
+        root = Path(os.path.expanduser(folder))
         if not root.is_dir():
             raise
         root = root.resolve()
@@ -232,28 +228,30 @@ def _list_pictures(folder: str | os.PathLike[str], console: Console) -> _Picture
         splits = {TRAIN: "train", MONITOR: "train", VALIDATION: "validation"}
         return _Pictures(
             root,
-            list(catalog.ids),
+            _each_once(root, catalog.ids),
             _labels(catalog),
             dict(zip(catalog.classes, catalog.class_names, strict=True)),
             {name: splits[split] for name, split in zip(catalog.ids, catalog.splits.tolist(), strict=True)},
         )
-    if catalog and FOLDER_SPLITS.keys() >= set(catalog.classes):
-        catalog = None  # val/ and test/ and no train/ are no classes
     labels = _labels(catalog) if catalog else {}
-    ids = list(catalog.ids) if catalog else []
-    ids += _unlisted(root, ids)
+    walker = Walker()
+    own = str(root).rstrip(os.sep) + os.sep
+    below = [file.removeprefix(own).replace(os.sep, "/") for file in walker.pictures(root)]
+    ids = _each_once(root, [*(catalog.ids if catalog else ()), *below])
     if not ids:
-        raise InputError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}); give a folder that does")
-    in_splits = not catalog or _has_split_folders(catalog)
-    if catalog and in_splits:
-        labels = _labels_by_folder(ids, set(catalog.classes)) | labels
-    splits_by_name = {name: FOLDER_SPLITS.get(name.partition("/")[0]) for name in ids if in_splits and "/" in name}
+        raise InputError(f"{root} holds no images; give a folder that does")
+    place, splits_of_folder = _split_folders(root)
+    parts = {name: name.removeprefix(place).split("/") for name in ids}
+    if catalog and splits_of_folder:
+        labels = _labels_by_folder(parts, set(catalog.classes)) | labels
+    kinds = {name: _kind(part[0], splits_of_folder, alone=not catalog) for name, part in parts.items() if len(part) > 1}
     return _Pictures(
         root,
         ids,
         labels,
         dict(zip(catalog.classes, catalog.class_names, strict=True)) if catalog else {},
-        {name: split for name, split in splits_by_name.items() if split},
+        {name: kind for name, kind in kinds.items() if kind},
+        walker.troubles,
     )
 
 
@@ -261,31 +259,51 @@ def _labels(catalog: Catalog) -> dict[str, str]:
     return {name: catalog.classes[label] for name, label in zip(catalog.ids, catalog.labels.tolist(), strict=True)}
 
 
-def _unlisted(root: Path, ids: Iterable[str]) -> list[str]:
-    """The images below `root` that are not in `ids`, not by another way through symbolic links either; sorted."""
-    real: dict[str, str] = {}
-
-    def place(name: str) -> tuple[str, str]:
-        above, _, own = name.rpartition("/")
-        if above not in real:
-            real[above] = os.path.realpath(os.path.join(root, above))
-        return real[above], own
-
-    known = {place(name) for name in ids}
-    prefix = str(root).rstrip(os.sep) + os.sep
-    names = sorted(file.removeprefix(prefix).replace(os.sep, "/") for file in images_below(root))
-    return [name for name in names if place(name) not in known]
-
-
-def _has_split_folders(catalog: Catalog) -> bool:
-    """Whether the classes lie in a folder train/, and beside it are splits."""
-    prefixes = [f"train/{name}/" for name in catalog.classes]
-    return all(catalog.ids[row].startswith(prefixes[catalog.labels[row]]) for row in catalog.rows(TRAIN).tolist())
+def _each_once(root: Path, ids: Iterable[str]) -> list[str]:
+    """The ids, without those by which a file comes again, through links or another path."""
+    seen: set[tuple[int, int]] = set()
+    kept = {}
+    for name in ids:
+        if name in kept:
+            continue
+        try:
+            status = os.stat(os.path.join(root, name))
+        except OSError:
+            kept[name] = True  # reading it will say so
+            continue
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            kept[name] = True
+    return list(kept)
 
 
-def _labels_by_folder(ids: Iterable[str], classes: set[str]) -> dict[str, str]:
+def _split_folders(root: Path) -> tuple[str, Splits | None]:
+    """What stands in ids before the folders of splits or classes, and which of them are splits."""
+    try:
+        place, splits = data_folder(root)
+    except InputError:  # they can be read in two ways; for training that has to be told
+        return "", None
+    return "" if place == root else f"{place.relative_to(root).as_posix()}/", splits
+
+
+def _kind(folder: str, splits: Splits | None, *, alone: bool) -> str | None:
+    """The split of a top-level folder: train, validation or test.
+
+    Args:
+        folder: its name.
+        splits: those of the data set.
+        alone: whether the folder is no data set that can be trained on, so that names are all there is.
+    """
+    if splits:
+        kind = splits.kind(folder)
+    else:
+        known = meaning(folder) if alone else None
+        kind = known[0] if known and not known[1] else None
+    return None if kind == "unlabeled" else kind
+
+
+def _labels_by_folder(parts: dict[str, list[str]], classes: set[str]) -> dict[str, str]:
     """Classes by SPLIT/CLASS/..., of the splits in which one of `classes` is such a folder; test/images is no class."""
-    parts = {name: name.split("/") for name in ids}
     folders = {name: (part[0], part[1]) for name, part in parts.items() if len(part) > 2}
     with_classes = {split for split, label in folders.values() if label in classes}
     return {name: label for name, (split, label) in folders.items() if split in with_classes}
@@ -309,9 +327,7 @@ def _contents(files: Sequence[str], console: Console) -> tuple[np.ndarray, dict[
     with bar("comparing files", len(shared), console) as advance:
         for row in shared:
             try:
-                with open(files[row], "rb", buffering=0) as stream:
-                    digest = hashlib.file_digest(stream, "sha256").digest()
-                content[row] = first.setdefault(digest, row)
+                content[row] = first.setdefault(sha256_of(files[row]), row)
             except OSError as error:
                 content[row] = -1
                 reasons[row] = f"cannot be read: {error.strerror or error}"

@@ -1,6 +1,11 @@
-"""Images to vectors: by the Keras network after training; by LiteRT, the SavedModel or Keras for a new image."""
+"""Images to vectors: by the Keras network after training; by LiteRT, the SavedModel or Keras for a new image.
+
+Each embedder may be shared by threads. It takes one call at a time: its network is spread over all cores by itself, and
+interpreters and queues keep the images of a call inside themselves.
+"""
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +31,7 @@ Advance = Callable[[int], None]
 
 
 class Embedder(Protocol):
-    """Maps (N, H, W, 3) uint8 images of the model's size to (N, D) float32 vectors of unit length."""
+    """Maps (N, H, W, 3) uint8 images of the model's size to (N, D) float32 vectors of unit length; from any thread."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
@@ -88,9 +93,11 @@ class LiteRTEmbedder:
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
         self._batch = 0
+        self._guard = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        vectors = [self._run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        with self._guard:
+            vectors = [self._run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         return np.concatenate(vectors) if vectors else np.empty((0, int(self._output["shape"][-1])), np.float32)
 
     def _run(self, images: np.ndarray) -> np.ndarray:
@@ -133,8 +140,13 @@ class OpenVINOEmbedder:
             "ENABLE_CPU_PINNING": False,  # the decoder wants its share of every core
         }
         self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * threads)
+        self._guard = threading.Lock()  # the queue has one callback, and waits for the images of all
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        with self._guard:
+            return self._embed(images)
+
+    def _embed(self, images: np.ndarray) -> np.ndarray:
         vectors = np.empty((len(images), self._length), np.float32)
 
         def keep(request: Any, start: int) -> None:
@@ -159,9 +171,11 @@ class NetworkEmbedder:
         from dr_keras.model.released import run_network
 
         self._network = run_network(run)
+        self._guard = threading.Lock()  # Keras makes its function of prediction in the first call
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return embed_with_network(self._network, images)
+        with self._guard:
+            return embed_with_network(self._network, images)
 
 
 class SavedModelEmbedder:
@@ -176,12 +190,14 @@ class SavedModelEmbedder:
         self._model = tf.saved_model.load(str(folder))
         self._serve = self._model.signatures["serving_default"]
         self._length = int(next(iter(self._serve.structured_outputs.values())).shape[-1])
+        self._guard = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
-        parts = [
-            next(iter(self._serve(tf.constant(images[start : start + BATCH])).values())).numpy()
-            for start in range(0, len(images), BATCH)
-        ]
+        with self._guard:
+            parts = [
+                next(iter(self._serve(tf.constant(images[start : start + BATCH])).values())).numpy()
+                for start in range(0, len(images), BATCH)
+            ]
         return np.concatenate(parts) if parts else np.empty((0, self._length), np.float32)

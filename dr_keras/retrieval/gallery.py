@@ -47,9 +47,9 @@ def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console
         kept = Path(tempfile.mkdtemp(prefix="dr_keras-")) / key
         index = _opened(kept, dim, root, model, console)
     with index:
-        report = sync_folder(index, root, reader, console=console, empty=True)
-        if report.skipped:
-            console.print(f"{report.skipped} files could not be read, {report.first_skipped} first")
+        report = sync_folder(index, root, reader, console=console, empty=True, remove_missing=True)
+        for line in report.details():
+            console.print(line)
         if not len(index):
             raise InputError(f"{root} holds no image that can be read")
         index.keep_up()

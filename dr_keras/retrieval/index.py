@@ -172,8 +172,9 @@ class Index(Records):
         self.close()
 
     def close(self) -> None:
-        """Closes the files and lets others write."""
-        self._store.close()
+        """Closes the files and lets others write; waits for what other threads ask at the moment."""
+        with self._guard:
+            self._store.close()
 
     def refresh(self) -> bool:
         """Moves to the newest state that a writer has finished; returns whether there was a newer one."""
@@ -214,11 +215,13 @@ class Index(Records):
 
     def __len__(self) -> int:
         """How many images a search may find."""
-        return self._store.rows if self._searched is None else len(self._searched)
+        searched = self._searched  # another thread may refresh in between
+        return self._store.rows if searched is None else len(searched)
 
     def searched_rows(self) -> np.ndarray:
         """(N,) int64: the rows that a search may return, ascending."""
-        return np.arange(self._store.rows) if self._searched is None else self._searched
+        searched = self._searched
+        return np.arange(self._store.rows) if searched is None else searched
 
     # Changes
 
@@ -316,6 +319,20 @@ class Index(Records):
                     "UPDATE images SET hash = NULL, size = NULL, mtime_ns = NULL WHERE row = ?",
                     [(row,) for row in rows.values()],
                 )
+
+    def move(self, root: str, stamps: Mapping[str, tuple[bytes | None, int | None, int | None]]) -> None:
+        """Makes another folder the one that ids are relative to.
+
+        Args:
+            root: its whole path.
+            stamps: hash, size and mtime_ns of the images whose files have others there, by id.
+        """
+        with self._guard, self._changing() as db:
+            self._store.set_meta("root", root)
+            db.executemany(
+                "UPDATE images SET hash = ?, size = ?, mtime_ns = ? WHERE id = CAST(? AS TEXT)",
+                [(*stamp, as_text(id)) for id, stamp in stamps.items()],
+            )
 
     def skip(self, files: Mapping[str, tuple[int | None, int | None, str]]) -> None:
         """Remembers files that could not be read, so that they are tried again only when they change.

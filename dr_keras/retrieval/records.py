@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dr_keras.errors import InputError
+from dr_keras.names import forms, same_form, told_apart
 from dr_keras.retrieval.store import Store, saying
 
 if TYPE_CHECKING:
@@ -132,6 +133,12 @@ class Records:
             found = (self._db.execute(one, (as_text(id),)).fetchone() for id in ids)
             return {row[0]: row[1:] for row in found if row}
 
+    def ids_by_stamp(self, size: int | None, mtime_ns: int | None) -> list[str]:
+        """The ids of images whose files had this size and time."""
+        with self._guard, saying(self.folder):
+            wanted = "SELECT id FROM images WHERE mtime_ns = ? AND size = ?"
+            return [id for (id,) in self._db.execute(wanted, (mtime_ns, size))]
+
     def class_names(self) -> dict[str, str]:
         """Each label's name for people; the label itself where it has no other."""
         with self._guard, saying(self.folder):
@@ -157,7 +164,7 @@ class Records:
             return self.rows_of([id]).get(id)
 
     def find(self, name: str) -> int:
-        """The row of an image by its id, its path, or its base name where that is unique.
+        """The row of an image by its id, its path, or its base name where that is unique, in either form of Unicode.
 
         Raises:
             InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
@@ -169,20 +176,32 @@ class Records:
                 row = self.row(id)
                 if row is not None:
                     return row
-            base = (as_text(PurePosixPath(inside).name),)
-            same = self._db.execute("SELECT row, id FROM images WHERE name = CAST(? AS TEXT) ORDER BY row", base)
-            found = [(row, id) for row, id in same if id.endswith("/" + inside) or id == inside]
+            found = self._called(inside)
             if len(found) == 1:
                 return found[0][0]
             if not found:
-                near = ", ".join(self._similar_names(PurePosixPath(inside).name))
+                near = ", ".join(told_apart(self._similar_names(PurePosixPath(inside).name)))
         if found:
-            some = ", ".join(id for _, id in found[:SUGGESTIONS])
+            some = ", ".join(told_apart(id for _, id in found[: 2 * SUGGESTIONS])[:SUGGESTIONS])
             more = f" and {len(found) - SUGGESTIONS} more" if len(found) > SUGGESTIONS else ""
             raise InputError(f"{name!r} is the name of {len(found)} images: {some}{more}. Give one of these paths")
         raise InputError(
             f"no image is called {name!r}, and there is no such file" + (f". Near it: {near}" if near else "")
         )
+
+    def _called(self, inside: str) -> list[tuple[int, str]]:
+        """Row and id of the images whose ids end so, as it is written, or else as it looks."""
+        base = PurePosixPath(inside).name
+        by_name = "SELECT row, id FROM images WHERE name = CAST(? AS TEXT) ORDER BY row"
+        found = [one for form in forms(base) for one in self._db.execute(by_name, (as_text(form),))]
+        exact = [(row, id) for row, id in found if id.endswith("/" + inside) or id == inside]
+        if exact or inside.isascii():
+            return exact
+        if not found:  # a form that is neither of the two: every name that is not plain is looked at
+            others = self._db.execute("SELECT row, id FROM images WHERE name GLOB '*[^ -~]*' ORDER BY row")
+            found = list(others)
+        shown = same_form(inside)
+        return [(row, id) for row, id in found if same_form(id) == shown or same_form(id).endswith("/" + shown)]
 
     def matching(self, pattern: str) -> list[str]:
         """The ids that are `pattern`, or whose base name is, or else those that it fits with * and ?.

@@ -15,6 +15,7 @@ snapshot until it asks for a newer one; with a write-ahead log neither it nor th
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -33,6 +34,7 @@ from dr_keras.files import sync_names
 FORMAT = 2
 DATABASE = "index.sqlite"
 BLOCK = 65536  # vectors copied at a time
+FULL_BYTES = 2**16  # of free space: SQLite makes the file that coordinates its log half as large
 QUICK = 128 * 2**20  # bytes of vectors whose checksums are compared whenever they are opened: a tenth of a second
 
 SCHEMA = """
@@ -52,6 +54,7 @@ CREATE TABLE images (
 );
 CREATE INDEX images_name ON images (name);
 CREATE INDEX images_label ON images (label);
+CREATE INDEX images_time ON images (mtime_ns);
 CREATE TABLE hidden (row INTEGER PRIMARY KEY);
 CREATE TABLE segments (start INTEGER PRIMARY KEY, count INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE skipped (id TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL) WITHOUT ROWID;
@@ -360,13 +363,13 @@ class Store:
     def close(self) -> None:
         """Closes the database and gives the lock back."""
         self._state = None
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may hold the descriptor still
-            os.close(self._lock)
-            self._lock = None
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+        lock, self._lock = self._lock, None  # first: whoever closes a descriptor twice closes somebody else's file
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child may hold the descriptor still
+            os.close(lock)
 
     def __del__(self) -> None:
         if sys.meta_path is not None:  # else Python is ending, and the system gives the lock back
@@ -393,13 +396,24 @@ def saying(folder: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
-        raise RunError(f"{folder} cannot be used: {error}") from error
+        reason = "no space left on device" if _disk_is_full(folder, error) else error
+        raise RunError(f"{folder} cannot be used: {reason}") from error
     except sqlite3.DatabaseError as error:
         raise RunError(
             f"{folder / DATABASE} is damaged: {error}; move {folder} away and make the index again with index.py add"
         ) from error
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{folder} cannot be used: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _disk_is_full(folder: Path, error: sqlite3.Error) -> bool:
+    """Whether SQLite failed for want of space, which it also calls an I/O error where it made a file larger in vain."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    with suppress(OSError):
+        return code == sqlite3.SQLITE_IOERR and shutil.disk_usage(folder).free < FULL_BYTES
+    return False
 
 
 def _vectors_name(generation: int) -> str:
@@ -423,6 +437,7 @@ def _connect(folder: Path, *, write: bool) -> tuple[sqlite3.Connection, tuple[in
     if write:
         db = connect("mode=rw")
         db.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a loss of power
+        db.execute("CREATE INDEX IF NOT EXISTS images_time ON images (mtime_ns)")  # as an index made before has none
         return db, None
     # A connection that could write removes, when it is closed as the last, the files that SQLite keeps beside the
     # database while it is in use; one that can only read leaves them.

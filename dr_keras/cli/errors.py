@@ -1,0 +1,108 @@
+"""The one place where a command's errors are printed.
+
+What a person typed, mounted or forgot to install is one line on standard error and exit status 2. Anything else is a
+bug: one line says so, and where the traceback was written; exit status 70.
+"""
+
+import errno
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from dr_keras.errors import InputError, Interrupted
+
+REFUSED, BUG, STOPPED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h, 130 that of Ctrl-C
+BROKEN_PIPE = 141  # whoever read the output has gone, as `head` does
+
+# What the system says of a person's files and disks.
+_MENDABLE = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENOTEMPTY", "ELOOP", "ENAMETOOLONG"),
+        *(
+            "ENOSPC",
+            "EDQUOT",
+            "EFBIG",
+            "EIO",
+            "ESTALE",
+            "ENODEV",
+            "ENXIO",
+            "EBUSY",
+            "ETXTBSY",
+            "EXDEV",
+            "EMFILE",
+            "ENFILE",
+        ),
+        *("EADDRINUSE", "EADDRNOTAVAIL", "ECONNREFUSED", "ENETUNREACH", "ETIMEDOUT", "ENOMEM"),
+    )
+    if hasattr(errno, name)
+)
+
+
+def run(name: str, command: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """Runs a command and prints what goes wrong.
+
+    Args:
+        name: the command's, before each message.
+        command: returns the exit status.
+        stopped: what Ctrl-C leaves behind.
+
+    Returns:
+        The exit status: the command's own, or `REFUSED`, `BUG`, `STOPPED` or `BROKEN_PIPE`.
+    """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor need the terminal be
+        with suppress(AttributeError, ValueError):  # one that is replaced or closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except Interrupted as error:
+        return _say(name, str(error), STOPPED)
+    except InputError as error:
+        return _say(name, str(error), REFUSED)
+    except KeyboardInterrupt:
+        return _say(name, stopped, STOPPED)
+    except BrokenPipeError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be written goes nowhere
+        return BROKEN_PIPE
+    except MemoryError:
+        return _say(name, "there is not enough memory", REFUSED)
+    except OSError as error:
+        if error.errno in _MENDABLE:
+            return _say(name, _system(error), REFUSED)
+        return _bug(name, error)
+    except Exception as error:
+        return _bug(name, error)
+
+
+def _say(name: str, message: str, status: int) -> int:
+    print(f"{name}: {message}", file=sys.stderr)
+    return status
+
+
+def _system(error: OSError) -> str:
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    text = (error.strerror or str(error)).lower()
+    return f"{where}{text}"
+
+
+def _bug(name: str, error: Exception) -> int:
+    """Writes the traceback to a file, and says which."""
+    text = "".join(traceback.format_exception(error))
+    message = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
+    try:
+        handle, place = tempfile.mkstemp(prefix=f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        print(text, file=sys.stderr)
+        return _say(name, f"this is a bug of dr_keras ({what}); please report it with the lines above", BUG)
+    return _say(name, f"this is a bug of dr_keras ({what}); please report it with {place}", BUG)

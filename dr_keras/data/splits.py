@@ -1,0 +1,139 @@
+"""The names that people give to the splits of a data set: one table for folders, lists, TFDS and indexes."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from dr_keras.errors import InputError
+
+# What a name means, in any case. Of several held-out splits the first in this order is the one that evaluates.
+NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("unlabeled", "unlabelled", "unsupervised", "pred", "predict", "prediction"), "unlabeled"),
+}
+HELD_OUT = ("validation", "test")
+_FILLERS = frozenset(("set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder", "files"))
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_A-Za-z]+")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which folders of a data set are its splits.
+
+    Attributes:
+        train: the one that holds the training images.
+        held_out: those that hold validation and test images, the one that evaluates first.
+        unlabeled: those whose images have no classes; they are not used.
+    """
+
+    train: str
+    held_out: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
+
+    def kind(self, name: str) -> str | None:
+        """'train', 'validation', 'test' or 'unlabeled'; None for another folder."""
+        if name in (self.train, *self.held_out, *self.unlabeled):
+            found = meaning(name)
+            return found[0] if found else None
+        return None
+
+
+def meaning(name: str) -> tuple[str, str] | None:
+    """What the name of a split means, and what is put before or behind it: `seg_train` is ('train', 'seg').
+
+    Words such as 'set' and numbers count for nothing. None for a name without a split in it.
+    """
+    words = [word.casefold() for word in _WORDS.findall(name)]
+    words = [_without_filler(word) for word in words if word not in _FILLERS and not word.isdigit()]
+    splits = [word for word in words if word in NAMES]
+    if len(splits) != 1:
+        return None
+    return NAMES[splits[0]], " ".join(word for word in words if word not in NAMES)
+
+
+def find_splits(names: Collection[str], classes_of: Callable[[str], Sequence[str]], place: str) -> Splits | None:
+    """Which of the folders that hold images are splits.
+
+    Args:
+        names: the folders with images in a data set's folder.
+        classes_of: the folders with images in one of them.
+        place: the data set's folder, for messages.
+
+    Returns:
+        The splits, or None where all folders are classes.
+
+    Raises:
+        InputError: both can be meant; the message names both readings.
+    """
+    known = {name: what for name in names if (what := meaning(name))}
+    trains = [name for name, (kind, _) in known.items() if kind == "train"]
+    groups = {
+        name: [
+            other for other, what in known.items() if other != name and what[0] != "train" and what[1] == known[name][1]
+        ]
+        for name in trains
+    }
+    # A name such as steam_train is a split's only beside one such as steam_test.
+    sure = [name for name in trains if groups[name] or not known[name][1]]
+    if not sure:
+        _check_held_out_alone(names, known, classes_of, place)
+        return None
+    train = sure[0]
+    group = [train, *groups[train]]
+    others = sorted(set(names) - set(group))
+    if len(sure) == 1 and not others:
+        unlabeled = tuple(name for name in groups[train] if known[name][0] == "unlabeled")
+        return Splits(train, tuple(held_out(groups[train])), unlabeled)
+    if all(len(classes_of(name)) < 2 for name in sure):
+        return None  # no classes in it: it is one, such as the trains beside the cars
+    raise InputError(
+        f"{place} holds {_listed([f'{name}/' for name in sorted(names)])}, which can be read in two ways: "
+        f"{_listed([f'{name}/' for name in sorted({*sure, *group})])} as splits of the data, or every folder as a "
+        f"class. If they are splits, move the other folders away or give --data {place}/{train}; if they are classes, "
+        f"rename {train}/"
+    )
+
+
+def held_out(names: Collection[str]) -> list[str]:
+    """The validation and test splits among names of splits, the one that evaluates first."""
+    known = {name: what[0] for name in names if (what := meaning(name)) and what[0] in HELD_OUT}
+    return sorted(known, key=lambda name: (HELD_OUT.index(known[name]), _rank(name), name))
+
+
+def _check_held_out_alone(
+    names: Collection[str],
+    known: dict[str, tuple[str, str]],
+    classes_of: Callable[[str], Sequence[str]],
+    place: str,
+) -> None:
+    """Refuses validation and test folders without a training folder: those of a split look like classes."""
+    held = [name for name, (_, affix) in known.items() if not affix]
+    others = set(names) - set(held)
+    splits = len(held) > 1 and not others
+    splits = splits or any(others & set(classes_of(name)) for name in held)
+    if splits:
+        raise InputError(
+            f"{place} holds {_listed([f'{name}/' for name in sorted(names)])} and no train/, which can be read in two "
+            f"ways: {_listed([f'{name}/' for name in held])} as held-out images, or every folder as a class. If they "
+            "are held out, put the classes to train on into a folder train/; if they are classes, rename them"
+        )
+
+
+def _rank(name: str) -> int:
+    words = list(NAMES)
+    return min((words.index(word.casefold()) for word in _WORDS.findall(name) if word.casefold() in NAMES), default=0)
+
+
+def _without_filler(word: str) -> str:
+    """`trainset` as `train`."""
+    for filler in _FILLERS:
+        if word.endswith(filler) and word.removesuffix(filler) in NAMES:
+            return word.removesuffix(filler)
+    return word
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
