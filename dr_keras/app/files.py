@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dr_keras.app.problems import Problem
-from dr_keras.data.images import read
+from dr_keras.data import images
+from dr_keras.data.formats import Format
 from dr_keras.errors import ImageError
 from dr_keras.files import new_file
 
@@ -24,27 +26,6 @@ FILE_BYTES = 256 * 2**20  # of a file of the gallery that is read to make a thum
 PIECE = 2**18  # bytes of a file sent together
 MIN_SIDE, MAX_SIDE = 16, 1024  # pixels of a thumbnail
 QUALITY = 85  # of its JPEG: no artefacts that a person sees
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format of images: the ending of its files and its media type."""
-
-    ending: str
-    media_type: str
-
-
-# Pillow reads more, among them formats for which it starts other programs.
-FORMATS = {
-    "JPEG": Format(".jpg", "image/jpeg"),
-    "MPO": Format(".jpg", "image/jpeg"),  # a JPEG with a second picture behind it, as some phones take
-    "PNG": Format(".png", "image/png"),
-    "WEBP": Format(".webp", "image/webp"),
-    "GIF": Format(".gif", "image/gif"),
-    "BMP": Format(".bmp", "image/bmp"),
-    "TIFF": Format(".tiff", "image/tiff"),
-}
-OPENED = tuple(name for name in FORMATS if name != "MPO")  # Pillow finds out that a JPEG is an MPO by itself
 
 
 @dataclass(frozen=True)
@@ -136,21 +117,19 @@ def examine(data: bytes, pixels: int) -> Format:
     """
     if not data:
         raise Problem(400, "the image is empty (0 bytes)")
-    format, (width, height) = _header(io.BytesIO(data))
+    format, (width, height) = _header(data)
     if width * height > pixels:
         raise Problem(413, f"the image has {width:,} x {height:,} pixels; at most {pixels:,} are taken")
     return format
 
 
-def _header(file: "io.BytesIO | io.BufferedReader") -> tuple[Format, tuple[int, int]]:
-    known = ", ".join(name for name in OPENED)
+def _header(source: bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
+    """The format and the width and height of an image, by the one rule that training and indexes go by."""
     try:
-        with Image.open(file, formats=OPENED) as image:
-            return FORMATS[str(image.format)], image.size
-    except (UnidentifiedImageError, KeyError):
-        raise Problem(415, f"this is no image of a known format; send {known}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Problem(413, f"the image is too large: {error}") from None
+        with images.opened(source) as (content, format), images.open_image(content, format) as image:
+            return format, image.size
+    except ImageError as error:
+        raise Problem(415, f"this image {error}") from None
     except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
         raise Problem(415, f"this image cannot be read: {error}") from None
 
@@ -187,7 +166,7 @@ class Thumbnails:
 
 def _thumbnail(data: bytes, side: int) -> bytes:
     try:
-        image = read(data, draft=side)
+        image = images.read(data, draft=side)
     except ImageError as error:
         raise Problem(415, f"this image {error}") from None
     image.thumbnail((side, side), Image.Resampling.BICUBIC)

@@ -206,6 +206,6 @@ def _is_tga(head: bytes, size: int) -> bool:
         return False
     if (kind & ~8 == 1) != bool(has_map):
         return False
-    pixels = width * height * (bits + 7) // 8
-    least = 18 + id_bytes + map_count * (map_bits + 7) // 8 + (width * height // 128 if kind & 8 else pixels)
-    return size >= least
+    pixels = width * height * ((bits + 7) // 8)
+    least = 18 + id_bytes + map_count * ((map_bits + 7) // 8)
+    return size >= least + (width * height // 128 if kind & 8 else pixels)

@@ -114,11 +114,11 @@ def read(source: Source, draft: int | None = None) -> Image.Image:
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[IO[bytes], Format]]:
+def opened(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], Format]]:
     """An image's content, and its format by its first bytes.
 
     Args:
-        source: a path, or the bytes of an encoded image.
+        source: a path, the bytes of an encoded image, or a file that is open and stays so.
 
     Raises:
         ImageError: the source is empty, no regular file, cannot be read, or is no picture.
@@ -128,17 +128,22 @@ def opened(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[IO[bytes], 
             raise ImageError("is empty (0 bytes)")
         head = file.read(HEAD_BYTES)
         file.seek(0)
-        format = sniff(head, size, None if isinstance(source, bytes) else source)
+        format = sniff(head, size, source if isinstance(source, str | os.PathLike) else None)
         if format is None:
             raise ImageError("is no image of a known format")
         yield file, format
 
 
 @contextmanager
-def _bytes_of(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[IO[bytes], int]]:
+def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
     """The content and how many bytes it has; of a small file in memory, so that it is read at once."""
     if isinstance(source, bytes):
         yield io.BytesIO(source), len(source)
+        return
+    if not isinstance(source, str | os.PathLike):
+        size = source.seek(0, os.SEEK_END)
+        source.seek(0)
+        yield source, size
         return
     try:
         with open_regular(source) as file:
@@ -207,10 +212,13 @@ def open_image(file: IO[bytes], format: Format) -> Image.Image:
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's, which else reads all metadata and turns the image when its pixels are complete."""
+    """Pillow's, but for metadata: only the orientation is looked at when the pixels are complete, and applied."""
 
     def load_end(self) -> None:
-        """Leaves the image as it is."""
+        method = _UPRIGHT.get(self.tag_v2.get(ORIENTATION))
+        if method is not None:
+            self.im = self.im.transpose(method)
+            self._size = self.im.size
 
 
 def _is_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
@@ -241,7 +249,7 @@ def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
                 return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=True))
     except ImportError:
         pass  # said below
-    raise ImageError(f"is {format.name}, for which no decoder is installed; {format.remedy}")
+    raise ImageError(f"is {format.name}, which is not read here; {format.remedy}")
 
 
 def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
@@ -273,10 +281,13 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
 
 def _orientation(image: Image.Image) -> object:
     """Its EXIF orientation; that of an upright image where it has none that can be read."""
+    if isinstance(image, _Tiff):
+        return 1  # is turned already
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        found = image.getexif().get(ORIENTATION)
     except Exception:  # whatever damaged metadata makes Pillow raise
-        return 1
+        found = None
+    return metadata.orientation(image.info.get("exif")) if found is None else found
 
 
 def _eight_bits(grey: np.ndarray, format: str | None) -> np.ndarray:

@@ -7,7 +7,9 @@ from typing import IO
 MOST_BYTES = 256 * 2**20  # of a file that is looked at
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_DROPPED = (b"EXIF", b"XMP ", b"ICCP")
-_JFIF, _ADOBE, _COMMENT, _SCAN = 0xE0, 0xEE, 0xFE, 0xDA  # markers; Adobe's says how the colors are coded
+_ADOBE, _COMMENT, _SCAN = 0xEE, 0xFE, 0xDA  # markers; Adobe's says how the colors are coded
+_ADOBE_BYTES = 14  # of its segment, the length included
+_ORIENTATION = 0x112  # the tag of EXIF
 _ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a length
 
 
@@ -30,6 +32,23 @@ def without(file: IO[bytes], format: str) -> bytes | None:
     if format == "WEBP":
         kept = b"RIFF" + struct.pack("<I", len(kept) + 4) + b"WEBP" + kept
     return kept if kept != data else None
+
+
+def orientation(exif: object) -> int:
+    """The orientation of EXIF whose other entries may be damaged: 1 to 8, and 1 where there is none."""
+    data = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
+    order = {b"II": "little", b"MM": "big"}.get(data[:2])
+    if order is None:
+        return 1
+
+    def number(place: int, length: int) -> int:
+        return int.from_bytes(data[place : place + length], order)  # type: ignore[arg-type]
+
+    start = number(4, 4)
+    for entry in range(start + 2, start + 2 + 12 * number(start, 2), 12):
+        if number(entry, 2) == _ORIENTATION:
+            return number(entry + 8, 2)
+    return 1
 
 
 def _png_parts(data: bytes) -> Iterator[bytes]:
@@ -63,7 +82,8 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
         if marker == _SCAN:
             break
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in (_JFIF, _ADOBE) or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
+        says_colors = marker == _ADOBE and end - place >= _ADOBE_BYTES
+        if says_colors or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
             yield data[place:end]
         place = end
     yield data[place:]
