@@ -51,11 +51,11 @@ class Walker:
 
         Links are followed, those to folders last, so that what has a path of its own keeps it.
         """
-        found = list(self._walk(os.fspath(folder)))
+        found = sorted(self._walk(os.fspath(folder)))
         self._files += [path for path, _, _ in found]
         self._places += [place for _, place, _ in found]
         self._linked += [linked for _, _, linked in found]
-        return sorted(path for path, _, _ in found)
+        return [path for path, _, _ in found]
 
     def again(self) -> dict[str, str]:
         """Paths that lead to the same file as an earlier one, by symbolic or hard links, and that earlier path."""
@@ -68,7 +68,7 @@ class Walker:
         for place in same.tolist():
             row, before = int(order[place]), int(order[place - 1])
             kept = first.setdefault(self._places[row], self._files[before])
-            if _same_file(self._files[row], kept):
+            if self._files[row] != kept and _same_file(self._files[row], kept):
                 found[self._files[row]] = kept
         return found
 
