@@ -1,4 +1,4 @@
-"""Names of splits as people write them, in folders, archives and lists: splits, classes, or a refusal of both readings."""
+"""Names of splits as people write them: read as splits, as classes, or refused with both readings named."""
 
 import io
 import tarfile
