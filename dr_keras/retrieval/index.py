@@ -566,7 +566,6 @@ class Index(Records):
             described = self._described
             (images,) = self.one("SELECT count(*) FROM images")
             splits = dict(self._db.execute("SELECT split, count(*) FROM images GROUP BY split"))
-            files = [file for file in self.folder.iterdir() if file.is_file()]
             return {
                 "path": str(self.folder),
                 "root": str(self.root),
@@ -586,7 +585,7 @@ class Index(Records):
                 },
                 "rows": self._store.rows,
                 "gaps": self._store.rows - images,
-                "bytes": sum(file.stat().st_size for file in files),
+                "bytes": _bytes_in(self.folder),
                 "version": self._store.meta["version"],
             }
 
@@ -628,6 +627,15 @@ class Index(Records):
         from dr_keras.retrieval.tables import write_table
 
         write_table(self, Path(file))
+
+
+def _bytes_in(folder: Path) -> int:
+    """The size of the files in a folder, from which a writer may take some meanwhile."""
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 class _Change:

@@ -1,0 +1,181 @@
+"""What dr_keras hands out is shared by threads, and each gets what is its own."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import write_folders
+from PIL import Image
+
+from dr_keras import load
+from dr_keras.errors import RunError
+from dr_keras.files import new_file, new_folder
+from dr_keras.retrieval.index import Entry, Index
+
+THREADS = 8
+
+
+def in_threads(work, calls, threads=THREADS):
+    """What `work(number)` returns for each number, called by several threads at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, range(calls)))
+
+
+def pictures(count, side=32):
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "openvino", "saved_model", "keras", "auto"])
+def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    given = pictures(40)
+    want = load(workplace / "runs" / "small", runtime=runtime).embed(given)
+    model = load(workplace / "runs" / "small", runtime=runtime)  # nothing is loaded yet: the threads meet there too
+
+    def embed(number):
+        rows = (np.arange(1 + number % 21) + number) % 40
+        return np.abs(model.embed(given[rows]) - want[rows]).max()
+
+    assert max(in_threads(embed, 200)) < 1e-5
+
+
+def test_searches_of_threads_are_their_own(workplace):
+    model = load(workplace / "runs" / "small")
+    given = pictures(24)
+    want = [[result.id for result in found] for found in model.search(given, 5)]
+    names = [entry.id for entry in model.index.entries(range(24))]
+    kept = {name: [result.id for result in model.retrieve(name, 5).results] for name in names}
+
+    def search(number):
+        row = number % 24
+        if number % 3:
+            return [result.id for result in model.search(given[row : row + 1], 5)[0]] == want[row]
+        return [result.id for result in model.retrieve(names[row], 5).results] == kept[names[row]]
+
+    assert all(in_threads(search, 300))
+
+
+def test_encoded_images_and_pictures_of_pillow_come_from_threads_too(workplace, tmp_path):
+    model = load(workplace / "runs" / "small")
+    write_folders(tmp_path / "files", each=6)
+    files = sorted((tmp_path / "files").rglob("*.png"))
+    want = model.embed(files)
+
+    def embed(number):
+        row = number % len(files)
+        if number % 3 == 2:
+            with Image.open(files[row]) as image:
+                return np.abs(model.embed([image])[0] - want[row]).max()
+        source = files[row].read_bytes() if number % 3 else files[row]
+        return np.abs(model.embed([source])[0] - want[row]).max()
+
+    assert max(in_threads(embed, 120)) < 1e-6
+
+
+def unit(count, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_an_index_is_searched_while_another_writes_and_all_refresh(tmp_path):
+    """Each image's vector is known by its number, so that an answer of another state or row is seen."""
+    vectors = unit(600)
+    with Index.create(tmp_path / "index", 8, root=tmp_path) as writer:
+        writer.add([Entry(f"{number}.png", f"c{number % 3}") for number in range(200)], vectors[:200])
+        reader = Index.open(tmp_path / "index")
+        stop, wrong = threading.Event(), []
+
+        def write():
+            random = np.random.default_rng(1)
+            for start in range(200, 600, 20):
+                numbers = range(start, start + 20)
+                writer.add(
+                    [Entry(f"{number}.png", f"c{number % 3}") for number in numbers], vectors[start : start + 20]
+                )
+                some = random.choice(np.arange(start - 100, start), 5, replace=False)
+                writer.remove([id for id in (f"{number}.png" for number in some) if writer.row(id) is not None])
+                if start % 100 == 0:
+                    writer.compact()
+            stop.set()
+
+        def read(number):
+            random = np.random.default_rng(number)
+            while not stop.is_set():
+                if number % 4 == 0:
+                    reader.refresh()
+                with reader.held():
+                    wanted = int(random.integers(0, 200))
+                    rows, distances = reader.search(vectors[wanted][None], 3, where=f"label = c{wanted % 3}")
+                    entries = reader.entries(rows[0])
+                    own = reader.row(f"{wanted}.png")
+                for entry, distance in zip(entries, distances[0], strict=True):
+                    other = int(entry.id.removesuffix(".png"))
+                    right = np.linalg.norm(vectors[wanted] - vectors[other])
+                    if abs(distance - right) > 1e-5 or other % 3 != wanted % 3:
+                        wrong.append((wanted, entry, distance))
+                if own is not None and entries[0].id != f"{wanted}.png":
+                    wrong.append((wanted, entries))
+                len(reader), reader.searched_rows(), reader.stats(), reader.class_counts()
+
+        with ThreadPoolExecutor(THREADS + 1) as pool:
+            waiting = [pool.submit(write), *(pool.submit(read, number) for number in range(THREADS))]
+            for one in waiting:
+                one.result(timeout=120)
+        assert wrong == []
+        reader.close()
+        reader.close()
+        with pytest.raises(RunError, match="is closed"):
+            reader.search(vectors[:1], 1)
+
+
+def test_closing_from_several_threads_closes_nobody_elses_file(tmp_path):
+    for number in range(30):
+        index = Index.create(tmp_path / str(number), 8, root=tmp_path)
+        opened = []
+
+        def close_and_open(_, index=index, opened=opened):
+            index.close()
+            opened.append(os.open(tmp_path, os.O_RDONLY))  # would get the number that is closed twice
+
+        in_threads(close_and_open, 8)
+        for descriptor in opened:
+            os.fstat(descriptor)
+            os.close(descriptor)
+
+
+def test_files_that_threads_write_have_the_rights_of_the_process(tmp_path):
+    """The umask is the whole process's: whoever changes it for a moment changes it for all."""
+    before = os.umask(0o027)
+    stop = threading.Event()
+    modes = set()
+
+    def make_others():
+        while not stop.is_set():
+            file = tmp_path / f"{threading.get_ident()}"
+            file.touch()
+            modes.add(file.stat().st_mode & 0o777)
+            file.unlink()
+            time.sleep(0)
+
+    try:
+        other = threading.Thread(target=make_others)
+        other.start()
+
+        def make(number):
+            with new_file(tmp_path / f"file-{number}") as temporary:
+                temporary.write_text("x")
+            with new_folder(tmp_path / f"folder-{number}"):
+                pass
+            modes.add((tmp_path / f"file-{number}").stat().st_mode & 0o777)
+            return (tmp_path / f"folder-{number}").stat().st_mode & 0o777
+
+        folders = set(in_threads(make, 200))
+    finally:
+        stop.set()
+        other.join()
+        os.umask(before)
+    assert (modes, folders) == ({0o640}, {0o750})
