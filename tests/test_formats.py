@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
+from raw_photo import dng
 
 from dr_keras.data.formats import FORMATS, HEAD_BYTES, needs_decoder, says_picture, sniff
 from dr_keras.data.images import decode
@@ -170,24 +171,26 @@ def test_raw_files_that_are_tiff_inside_are_told_by_their_ending(tmp_path, name,
         decode(tmp_path / name, 8)
 
 
-@pytest.mark.parametrize("tags", [{50706: b"\x01\x04\0\0"}, {254: 1, 330: 8}, {262: 32803}])
-def test_raw_files_without_an_ending_are_told_by_their_tags(tags, monkeypatch):
+def test_raw_photos_without_an_ending_are_told_by_their_tags(monkeypatch):
     """Else the small picture in front would be taken for the photo."""
     monkeypatch.setitem(sys.modules, "rawpy", None)
-    from PIL import TiffImagePlugin
+    behind_small_picture = TiffImagePlugin.ImageFileDirectory_v2()
+    behind_small_picture[254], behind_small_picture[330] = 1, 8
+    behind_small_picture.tagtype[330] = 4
+    for data in (dng(1, 2, 3), encoded(ramp(), "TIFF", tiffinfo=behind_small_picture)):
+        with pytest.raises(ImageError, match="is RAW, which is not read here"):
+            decode(data, 8)
 
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
-    if tags == {262: 32803}:
-        data = encoded(ramp(), "TIFF").replace(
-            b"\x06\x01\x03\x00\x01\x00\x00\x00\x02\x00", b"\x06\x01\x03\x00\x01\x00\x00\x00\x23\x80"
-        )
-    else:
-        for tag, value in tags.items():
-            directory[tag] = value
-            directory.tagtype[tag] = 1 if isinstance(value, bytes) else 4
-        data = encoded(ramp(), "TIFF", tiffinfo=directory)
-    with pytest.raises(ImageError, match=r"RAW|cannot be decoded"):
-        decode(data, 8)
+
+def test_raw_photos_are_read_where_the_extra_is_installed(tmp_path):
+    pytest.importorskip("rawpy")
+    data = dng(40000, 20000, 5000)
+    (tmp_path / "photo").write_bytes(data)
+    for source in (data, tmp_path / "photo"):
+        pixels = decode(source, 16).reshape(-1, 3).astype(int)
+        assert (np.ptp(pixels, axis=0) <= 2).all()
+        assert pixels.mean(axis=0).argmax() == 0
+    assert decode(dng(5000, 20000, 40000), 16).reshape(-1, 3).mean(axis=0).argmax() == 2
 
 
 def test_heif_and_jxl_are_read_where_the_extra_is_installed():

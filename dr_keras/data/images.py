@@ -200,10 +200,7 @@ def open_image(file: IO[bytes], format: Format) -> Image.Image:
     if format.remedy:
         return _open_with_extra(file, format)
     if format.name == "TIFF":
-        image = _Tiff(file)
-        if _is_raw(image):
-            return _open_with_extra(file, FORMATS["RAW"])
-        return image
+        return _open_with_extra(file, FORMATS["RAW"]) if _is_raw(file) else _Tiff(file)
     if format.name not in Image.OPEN:
         Image.init()
     if format.name not in Image.OPEN:
@@ -221,9 +218,16 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
             self._size = self.im.size
 
 
-def _is_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether a TIFF is what a camera's sensor saw, with a small picture in front that would be taken for it."""
-    tags = image.tag_v2
+def _is_raw(file: IO[bytes]) -> bool:
+    """Whether a TIFF is what a camera's sensor saw; many have a small picture in front that would be taken for it."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+    except Exception:  # whatever a damaged directory makes Pillow raise; it is opened, and refused, as a picture
+        return False
+    finally:
+        file.seek(0)
     reduced = tags.get(_SUBFILE) == 1 and _SUB_IMAGES in tags
     return _DNG_VERSION in tags or reduced or tags.get(_PHOTOMETRIC) in _SENSOR
 
