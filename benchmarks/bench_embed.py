@@ -33,7 +33,7 @@ import numpy as np
 from machine import machine, spread
 from PIL import Image
 
-from dr_keras.data.catalog import images_below
+from dr_keras.data.folders import all_pictures
 from dr_keras.data.images import decode
 from dr_keras.data.pixels import decode_files
 from dr_keras.errors import ImageError, InputError
@@ -490,7 +490,7 @@ def write_files(place: Place, data: Path | None, count: int, run: Run) -> str:
 
 def readable(data: Path, size: int) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
     """The readable images below a folder, mixed, the same ones each time: ending, content, width and height."""
-    paths = sorted(images_below(data))
+    paths, _ = all_pictures([data])
     for row in np.random.default_rng(0).permutation(len(paths)):
         content = Path(paths[row]).read_bytes()
         try:
