@@ -16,7 +16,7 @@ from dr_keras.app import schemas
 from dr_keras.app.files import MAX_SIDE, MIN_SIDE
 from dr_keras.app.guard import HEADERS, Guard
 from dr_keras.app.problems import Problem
-from dr_keras.app.responses import described, no_store
+from dr_keras.app.responses import described, has_it, no_store
 from dr_keras.app.schemas import MAX_ID, MAX_K, MAX_LABEL, SearchRequest
 from dr_keras.app.server import FORM, IMAGES_OF_A_QUERY, Server, path_id
 from dr_keras.app.settings import Settings
@@ -172,7 +172,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
         x and y, nearly all within -1 and 1; N uint32, each point's class; JSON with key, method and classes."""
         made = await server.read(gallery.map)
         headers = {"ETag": f'"{made.key}"', "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == headers["ETag"]:
+        if has_it(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         return Response(made.data, media_type="application/octet-stream", headers=headers)
 
@@ -267,7 +267,7 @@ def _add_page(app: FastAPI) -> None:
             raise Problem(404, "there is no such page")
         tag = f'"{hashlib.sha256(files[name]).hexdigest()[:20]}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == tag:
+        if has_it(request, tag):
             return Response(status_code=304, headers=headers)
         return Response(files[name], media_type=STATIC_TYPES[Path(name).suffix], headers=headers)
 
