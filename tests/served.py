@@ -39,13 +39,13 @@ def refused(answer, status, words):
 class Raw:
     """The answer to a request whose path nobody has tidied up, as HTTP clients do."""
 
-    def __init__(self, client, path):
+    def __init__(self, client, path, method):
         self.headers, self.content = {}, b""
         raw_path, _, query = path.encode().partition(b"?")
         scope = {
             "type": "http",
-            "method": "GET",
-            "path": unquote(raw_path.decode()),
+            "method": method,
+            "path": unquote(raw_path.decode(errors="replace")),
             "raw_path": raw_path,
             "query_string": query,
             "headers": [(b"host", b"testserver")],
@@ -75,5 +75,5 @@ class Raw:
         return json.loads(self.content)
 
 
-def raw(client, path):
-    return Raw(client, path)
+def raw(client, path, method="GET"):
+    return Raw(client, path, method)

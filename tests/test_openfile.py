@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import draw_encoded
@@ -19,7 +20,7 @@ from dr_keras.app.openfile import OpenFile
 def descriptors():
     """What this process has open."""
     gc.collect()
-    return sorted(os.listdir("/proc/self/fd"))
+    return sorted(one.name for one in Path("/proc/self/fd").iterdir())
 
 
 @pytest.fixture
@@ -30,7 +31,11 @@ def file(tmp_path):
 
 def test_it_reads_what_is_asked_for(file):
     content = bytes(range(256)) * 100
-    assert (file.read(0, 100), file.read(25_000, 10_000), file.read(30_000, 5)) == (content[:100], content[25_000:], b"")
+    assert (file.read(0, 100), file.read(25_000, 10_000), file.read(30_000, 5)) == (
+        content[:100],
+        content[25_000:],
+        b"",
+    )
     file.close()
 
 

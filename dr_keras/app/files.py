@@ -107,7 +107,7 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
         status = os.fstat(raw.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise Problem(403, "this image's file is no plain file; it is not served")
-        file = io.BufferedReader(raw)
+        file: io.BufferedReader = io.BufferedReader(raw)
         try:
             format, _ = _header(file)
         finally:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dr_keras.answers import Result
+from dr_keras.answers import Answer, Result
 from dr_keras.app.files import Opened
 from dr_keras.app.problems import Problem
 
@@ -103,6 +103,15 @@ class FileResponse(Response):
             await send({"type": "http.response.body", "body": b""})
         finally:
             self._opened.close()
+
+
+def shown(answer: Answer, paths: bool) -> dict[str, Any]:
+    """What `retrieve.py --json` prints, with the files' paths on this machine only if `paths`."""
+    said = answer.to_dict()
+    if not paths:
+        for result in said["results"]:
+            del result["path"]
+    return said
 
 
 def described(result: Result) -> dict[str, Any]:

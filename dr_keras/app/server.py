@@ -265,6 +265,7 @@ class Server:
             raise Problem(422, f"the label has to be of at most {MAX_LABEL} printable characters")
         try:
             attributes = json.loads(values.get("attributes") or "{}")
+            json.dumps(attributes, allow_nan=False)  # NaN and Infinity are Python's, and are no JSON
         except (ValueError, RecursionError):
             attributes = None
         if not isinstance(attributes, dict):
@@ -274,8 +275,9 @@ class Server:
             return await self.write(self.gallery.add, images[0], format, vector, label, attributes)
         except RunError:
             raise
-        except InputError as error:
-            raise Problem(422, str(error)) from None
+        except InputError as error:  # names the image by its id, which may be a path of this machine
+            log.error("%s", error)
+            raise Problem(422, "the image cannot be added; the server's log says why") from None
 
 
 def _close_unused(opening: "Future[Opened]") -> None:
