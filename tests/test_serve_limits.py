@@ -304,7 +304,7 @@ def test_a_port_that_is_taken(place):
             protocol.serve(create_app(load(place / "runs" / "small", index=place / "my-index")), "127.0.0.1", sockets)
 
 
-def test_all_addresses_of_a_name(place):
+def test_all_addresses_of_a_name():
     with protocol.bound("localhost", 0) as sockets:
         assert len({one.getsockname()[1] for one in sockets}) == 1
         assert "127.0.0.1" in {one.getsockname()[0] for one in sockets}
