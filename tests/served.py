@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import threading
 from contextlib import contextmanager
-from urllib.parse import unquote
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
 
 from fastapi.testclient import TestClient
 
@@ -77,3 +80,44 @@ class Raw:
 
 def raw(client, path, method="GET"):
     return Raw(client, path, method)
+
+
+@contextmanager
+def proxy(address, below, strips):
+    """A reverse proxy that offers a server below a path, and may take that off: its own address."""
+    target = urlsplit(address).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked = self.path.removeprefix(below) if strips else self.path
+            if not self.path.startswith(below) or not asked.startswith("/"):
+                self.send_error(404)
+                return
+            behind = HTTPConnection(target, timeout=60)
+            behind.request(self.command, asked, body, dict(self.headers) | {"Host": target})
+            answer = behind.getresponse()
+            said = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("server", "date", "connection"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(said)
+            behind.close()
+
+        do_GET = do_HEAD = do_POST = do_DELETE = do
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,16 +1,13 @@
 """What monitors, caches and reverse proxies ask for: HEAD, entity tags, ranges, any name, a path above it all."""
 
 import re
-import threading
-from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 import pytest
 from conftest import draw_encoded, indexed, script, serving
-from served import BEARER, TOKEN, client, raw, refused, search
+from served import BEARER, TOKEN, client, proxy, raw, refused, search
 
 from dr_keras.app.projection import decode_map
 from dr_keras.app.routes import STATIC
@@ -170,47 +167,6 @@ def test_names_of_any_bytes(place):
 
 
 # Behind a proxy
-
-
-@contextmanager
-def proxy(address, below, strips):
-    """A reverse proxy that offers a server below a path, and may take that off: its own address."""
-    target = urlsplit(address).netloc
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked = self.path.removeprefix(below) if strips else self.path
-            if not self.path.startswith(below) or not asked.startswith("/"):
-                self.send_error(404)
-                return
-            behind = HTTPConnection(target, timeout=60)
-            behind.request(self.command, asked, body, dict(self.headers) | {"Host": target})
-            answer = behind.getresponse()
-            said = answer.read()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("server", "date", "connection"):
-                    self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(said)
-            behind.close()
-
-        do_GET = do_HEAD = do_POST = do_DELETE = do
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.parametrize("given", [False, True])
