@@ -11,6 +11,7 @@ from served import BEARER, TOKEN, client, proxy, raw, refused, search
 
 from dr_keras.app.projection import decode_map
 from dr_keras.app.routes import STATIC
+from dr_keras.errors import InputError
 from dr_keras.retrieval.index import Index
 
 IMAGE = "/v1/images/disc/disc_0.png"
@@ -328,6 +329,18 @@ def test_no_answer_tells_a_path_of_the_machine(hidden):
     for answer in answers:
         told = answer.text + str(answer.headers)
         assert SENTINEL not in told, (answer.request.method, answer.request.url, told)
+
+
+def test_a_refused_image_is_not_called_by_its_path(monkeypatch, hidden):
+    """An image in --uploads elsewhere has its whole path as its id, which the index's own errors tell."""
+    with client(hidden, writable=True, token=TOKEN, uploads=hidden / "uploads") as page:
+
+        def fail(*_):
+            raise InputError(f"the attributes of '{hidden}/uploads/a.png' are wrong")
+
+        monkeypatch.setattr(page.app.state.server.gallery, "add", fail)
+        answer = page.post("/v1/images", files={"image": draw_encoded(1)}, headers=BEARER)
+        assert SENTINEL not in refused(answer, 422, "log says why").text
 
 
 def decode_key(page):
