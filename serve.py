@@ -42,6 +42,10 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="a name by which clients may address the server (default: at 127.0.0.1 its own names, else any)",
     )
+    parser.add_argument(
+        "--root-path", default="", metavar="PATH", help="the path below which a reverse proxy offers it, as /photos"
+    )
+    parser.add_argument("--show-paths", action="store_true", help="tell clients where files lie on this machine")
     parser.add_argument("--concurrency", type=int, default=64, metavar="N", help="requests at a time (default: 64)")
     parser.add_argument("--writable", action="store_true", help="let clients with the token add and remove images")
     parser.add_argument("--uploads", metavar="FOLDER", help="with --writable: where images that are added are stored")
@@ -77,12 +81,15 @@ def serve(options: argparse.Namespace) -> None:
         token=read_token(options.token_file) if options.writable else None,
         uploads=Path(options.uploads).absolute() if options.uploads else None,
         hosts=hosts,
+        root_path=options.root_path.rstrip("/"),
+        show_paths=options.show_paths,
         concurrency=options.concurrency,
     )
-    model = load(options.run, runtime="litert", index=options.index)
-    if options.gallery:
-        model.use_gallery(options.gallery)
-    protocol.serve(create_app(model, settings), options.host, options.port)
+    with protocol.bound(options.host, options.port) as sockets:  # before what takes long
+        model = load(options.run, runtime="litert", index=options.index)
+        if options.gallery:
+            model.use_gallery(options.gallery)
+        protocol.serve(create_app(model, settings), options.host, sockets)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import threading
 from contextlib import contextmanager
-from urllib.parse import unquote
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
 
 from fastapi.testclient import TestClient
 
@@ -39,13 +42,13 @@ def refused(answer, status, words):
 class Raw:
     """The answer to a request whose path nobody has tidied up, as HTTP clients do."""
 
-    def __init__(self, client, path):
+    def __init__(self, client, path, method):
         self.headers, self.content = {}, b""
         raw_path, _, query = path.encode().partition(b"?")
         scope = {
             "type": "http",
-            "method": "GET",
-            "path": unquote(raw_path.decode()),
+            "method": method,
+            "path": unquote(raw_path.decode(errors="replace")),
             "raw_path": raw_path,
             "query_string": query,
             "headers": [(b"host", b"testserver")],
@@ -75,5 +78,46 @@ class Raw:
         return json.loads(self.content)
 
 
-def raw(client, path):
-    return Raw(client, path)
+def raw(client, path, method="GET"):
+    return Raw(client, path, method)
+
+
+@contextmanager
+def proxy(address, below, strips):
+    """A reverse proxy that offers a server below a path, and may take that off: its own address."""
+    target = urlsplit(address).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked = self.path.removeprefix(below) if strips else self.path
+            if not self.path.startswith(below) or not asked.startswith("/"):
+                self.send_error(404)
+                return
+            behind = HTTPConnection(target, timeout=60)
+            behind.request(self.command, asked, body, dict(self.headers) | {"Host": target})
+            answer = behind.getresponse()
+            said = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("server", "date", "connection"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(said)
+            behind.close()
+
+        do_GET = do_HEAD = do_POST = do_DELETE = do
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2 as httpx
 import pytest
 from conftest import draw_encoded, indexed, serving
+from served import proxy
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 expect = sync_api.expect
@@ -59,7 +60,7 @@ def browser():
 @pytest.fixture
 def opened(browser, address):
     """Opens an address of the page; at the end nothing may have gone wrong in it, or to another host."""
-    contexts, wrong, refused = [], [], []
+    contexts, wrong, refused, places = [], [], [], []
 
     def watch(page):
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
@@ -72,13 +73,14 @@ def opened(browser, address):
         return "ERR_ABORTED" not in (sent.failure or "")  # the page itself leaves a search for a newer one
 
     def elsewhere(url):
-        return urlsplit(url).scheme not in ("blob", "data") and not url.startswith(address)
+        return urlsplit(url).scheme not in ("blob", "data") and not url.startswith(tuple(places))
 
-    def go(path="/", *, wait=True, **options):
+    def go(path="/", *, wait=True, at=address, **options):
+        places.append(at)
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 800}, **options))
         page = contexts[-1].new_page()
         watch(page)
-        page.goto(address + path)
+        page.goto(at + path)
         if wait:
             page.wait_for_selector("#grid .card:first-child img")
         return page
@@ -123,6 +125,46 @@ def test_the_first_look_shows_the_gallery(opened):
     assert "disc, disc_3.png" in alts
     loaded = "[...document.querySelectorAll('#grid img')].slice(0, 8).every(one => one.naturalWidth > 0)"
     assert any(page.evaluate(loaded) or page.wait_for_timeout(100) for _ in range(50))
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_below_a_path(opened, strips, workplace, tmp_path):
+    """Behind a reverse proxy, which takes the path off or leaves that to the server."""
+    place = indexed(tmp_path, workplace)
+    arguments = ("--index", "my-index", *(() if strips else ("--root-path", "/photos")))
+    with serving(place, *arguments) as (_, server), proxy(server, "/photos", strips) as outside:
+        below = f"{outside}/photos/"
+        page = opened("/" if strips else "/?k=20", at=below.rstrip("/"))
+        assert len(ids(page)) == 16
+        loaded = "[...document.querySelectorAll('#grid img')].slice(0, 8).every(one => one.naturalWidth > 0)"
+        assert any(page.evaluate(loaded) or page.wait_for_timeout(100) for _ in range(50))
+        wanted = ids(page)[3]
+        click_card(page, 3)
+        assert page.url.startswith(f"{below}?")
+        assert state(page)["q"] == [wanted]
+        assert wanted not in ids(page)
+        page.set_input_files("#file", {"name": "m.png", "mimeType": "image/png", "buffer": draw_encoded(3)})
+        page.wait_for_url(f"{below}?upload=*")
+        assert len(ids(page)) > 0
+        page.go_back()
+        assert wanted not in ids(page)
+        page.reload()
+        assert wanted not in ids(page)
+        page.click("[data-view=map]")
+        expect(page.locator("#map-status")).to_contain_text("16 images")
+        page.locator("#points").focus()
+        page.screenshot(path=tmp_path / "map.png")
+        page.click("[data-view=grid]")
+        page.screenshot(path=tmp_path / "grid.png")
+        page.click("#clear")
+        page.wait_for_url(lambda url: "q=" not in url)
+        page.click(".brand")
+        page.wait_for_url(below)
+        assert len(ids(page)) == 16
+        if not strips:
+            page.goto(below.rstrip("/"))
+            page.wait_for_url(below)
+        assert (tmp_path / "grid.png").stat().st_size > 10_000
 
 
 def test_three_searches_by_a_click_and_back(opened, address):

@@ -17,9 +17,19 @@ from dr_keras.app.problems import Problem
 from dr_keras.retrieval.index import Index
 
 
+def printed(said, *, paths=False):
+    """What retrieve.py printed, as the server says it."""
+    answer = json.loads(said.stdout)
+    for result in answer["results"]:
+        assert paths or result.pop("path")
+    return answer
+
+
 def test_a_search_answers_what_retrieve_prints(place, page):
     said = script(place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", "--json", "--top", "7")
-    assert search(page, 7, positives=["disc_0.png"]) == json.loads(said.stdout)
+    assert search(page, 7, positives=["disc_0.png"]) == printed(said)
+    with client(place, show_paths=True) as other:
+        assert search(other, 7, positives=["disc_0.png"]) == printed(said, paths=True)
     more = ("--query", "disc_1.png", "--negative", "bars_1.png", "--where", "label != rings", "--max-distance", "1.2")
     said = script(place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", *more, "--json")
     found = search(
@@ -29,7 +39,7 @@ def test_a_search_answers_what_retrieve_prints(place, page):
         where="label != rings",
         max_distance=1.2,
     )
-    assert found == json.loads(said.stdout)
+    assert found == printed(said)
     schemas.SearchResponse.model_validate(found)
     none = search(page, positives=["disc_0.png"], max_distance=0)
     assert (none["results"], none["max_distance"]) == ([], 0)
@@ -112,8 +122,17 @@ def test_a_name_finds_its_image(page):
 
 def test_a_method_that_a_path_has_not(page):
     answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT does nothing here")
-    assert answer.headers["allow"] == "DELETE, GET"
-    assert page.get("/v1/search").headers["allow"] == "POST"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD"
+    for method, path, allowed in (
+        ("GET", "/v1/search", "POST"),
+        ("HEAD", "/v1/images", "POST"),
+        ("POST", "/v1/images/two%0Alines.png", "DELETE, GET, HEAD"),
+        ("DELETE", "/v1/stats", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ):
+        answer = page.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed), path
 
 
 def test_images_are_added_and_removed(place, writable):
@@ -168,7 +187,7 @@ def test_changes_that_are_refused(place, writable, page):
     refused(add(files={"picture": b"x"}), 422, "images come as the field 'image'")
     refused(add(files={"image": b"GIF89a, not"}), 415, "")
     refused(add(files=files, data={"attributes": "[1]"}), 422, "a JSON object")
-    refused(add(files=files, data={"attributes": '{"a": NaN}'}), 422, "are not what JSON can say")
+    refused(add(files=files, data={"attributes": '{"a": NaN}'}), 422, "a JSON object")
     refused(add(files=files, data={"label": "a\nb"}), 422, "printable characters")
     refused(add(files=files, data={"label": "a" * 201}), 422, "printable characters")
     assert not list((place / "uploads").iterdir())

@@ -44,9 +44,9 @@ def test_settings_that_make_no_server(monkeypatch, tmp_path):
 def test_the_page_loads_nothing_from_elsewhere(page):
     html = page.get("/").text
     assert page.get("/").headers["content-type"] == "text/html; charset=utf-8"
-    parts = re.findall(r'(?:src|href)="(/static/[^"]+)"', html)
-    assert {"/static/app.js", "/static/style.css", "/static/icon.svg"} <= set(parts)
-    for part in (*parts, "/static/map.js"):
+    parts = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
+    assert {"static/app.js", "static/style.css", "static/icon.svg"} <= set(parts)
+    for part in (*parts, "static/map.js"):
         answer = page.get(part)
         assert answer.status_code == 200
         assert not re.search(r"(?<!xmlns=\")https?://", answer.text)
@@ -76,7 +76,7 @@ def test_what_watches_the_server(page):
     page.get("/v1/images/nothing")
     text = page.get("/metrics").text
     assert 'dr_keras_requests_total{method="POST",route="/v1/search",status="200"} 1.0' in text
-    assert 'dr_keras_requests_total{method="GET",route="/v1/images/{id:path}",status="404"} 1.0' in text
+    assert 'dr_keras_requests_total{method="GET",route="/v1/images/{id}",status="404"} 1.0' in text
     assert "dr_keras_images 16.0" in text
     document = page.get("/openapi.json").json()
     assert {"/v1/search", "/v1/images/{id}", "/v1/images", "/v1/stats", "/v1/map"} <= set(document["paths"])
@@ -273,10 +273,41 @@ def test_a_head_that_does_not_come(monkeypatch, place):
         (("--index", "absent"), "is no index"),
         (("--index", "my-index", "--writable"), "needs a token"),
         (("--index", "my-index", "--concurrency", "0"), "at least 1"),
+        (("--index", "my-index", "--port", "99999"), "--port is 99999; a number from 0 to 65535"),
+        (("--index", "my-index", "--port", "-1"), "--port is -1"),
+        (("--index", "my-index", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),  # documentation's, nobody's
+        (("--index", "my-index", "--host", "no.such.invalid"), "cannot listen at no.such.invalid"),
+        (("--index", "my-index", "--host", "x" * 70), "cannot listen at xxx"),
+        (("--index", "my-index", "--root-path", "photos"), "a path such as /photos is expected"),
+        (("--index", "my-index", "--root-path", "/a/../b"), "a path such as /photos is expected"),
+        (("--index", "my-index", "--root-path", "/v1/x"), "the server's own paths begin so"),
     ],
 )
 def test_flags_that_make_no_server(place, arguments, words):
-    result = script(place, "serve.py", *arguments, env={"DR_KERAS_TOKEN": ""})
+    refused_to_start(script(place, "serve.py", "--port", "0", *arguments, env={"DR_KERAS_TOKEN": ""}), words)
+
+
+def refused_to_start(result, words):
     assert result.returncode == 2
     assert words in result.stderr
-    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_a_port_that_is_taken(place):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = script(place, "serve.py", "--index", "my-index", "--port", port)
+        refused_to_start(result, f"cannot listen at 127.0.0.1, port {port}: Address already in use")
+        # Another process that had bound the port too, and listens first.
+    with protocol.bound("127.0.0.1", port) as sockets, socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(InputError, match=f"port {port}: Address already in use"):
+            protocol.serve(create_app(load(place / "runs" / "small", index=place / "my-index")), "127.0.0.1", sockets)
+
+
+def test_all_addresses_of_a_name():
+    with protocol.bound("localhost", 0) as sockets:
+        assert len({one.getsockname()[1] for one in sockets}) == 1
+        assert "127.0.0.1" in {one.getsockname()[0] for one in sockets}
+        with pytest.raises(ConnectionRefusedError):  # nobody waits for a server that may never come
+            socket.create_connection(sockets[0].getsockname()[:2])
+    assert [one.fileno() for one in sockets] == [-1] * len(sockets)

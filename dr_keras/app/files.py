@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import IO
 
 from PIL import Image
 
-from dr_keras.app.problems import Problem
+from dr_keras.app.openfile import OpenFile
+from dr_keras.app.problems import Problem, busy
 from dr_keras.data import images
 from dr_keras.data.formats import Format
 from dr_keras.errors import ImageError
@@ -23,16 +24,23 @@ from dr_keras.files import new_file
 
 CACHE_BYTES = 64 * 2**20  # of thumbnails: about 16,000 of 128 pixels
 FILE_BYTES = 256 * 2**20  # of a file of the gallery that is read to make a thumbnail: more than any photo has
-PIECE = 2**18  # bytes of a file sent together
 MIN_SIDE, MAX_SIDE = 16, 1024  # pixels of a thumbnail
 QUALITY = 85  # of its JPEG: no artefacts that a person sees
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An image's file, open for reading; whoever has it closes `descriptor`."""
+    """An image's file, open for reading; whoever has it closes it, and may do so twice.
 
-    descriptor: int
+    Attributes:
+        file: its content.
+        size: in bytes.
+        mtime_ns: time of its last change, in nanoseconds since 1970.
+        inode: its number in its file system.
+        format: of the image.
+    """
+
+    file: OpenFile
     size: int
     mtime_ns: int
     inode: int
@@ -42,29 +50,14 @@ class Opened:
     def etag(self) -> str:
         return f'"{self.inode:x}-{self.size:x}-{self.mtime_ns:x}"'
 
-    def pieces(self) -> Iterator[bytes]:
-        """The content, piece by piece; the file is closed at the end."""
-        try:
-            place = 0
-            while place < self.size:  # no more than was promised, though the file may grow
-                piece = os.pread(self.descriptor, min(PIECE, self.size - place), place)
-                if not piece:
-                    return
-                place += len(piece)
-                yield piece
-        finally:
-            self.close()
-
     def content(self) -> bytes:
         """All of it; the file stays open."""
         if self.size > FILE_BYTES:
             raise Problem(413, f"the image has {self.size:,} bytes; of at most {FILE_BYTES:,} a thumbnail is made")
-        with open(self.descriptor, "rb", closefd=False) as file:
-            return file.read(self.size)
+        return self.file.read(0, self.size)
 
     def close(self) -> None:
-        with suppress(OSError):
-            os.close(self.descriptor)
+        self.file.close()
 
 
 def open_image(path: Path, folders: Iterable[Path]) -> Opened:
@@ -75,29 +68,42 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
         folders: it has to lie below one of them, after all symbolic links are followed.
 
     Raises:
-        Problem: 404 where it is gone, 403 where it lies elsewhere or is no plain file, 415 where it is no image.
+        Problem: 404 where it is gone, 403 where it lies elsewhere or is no plain file, 415 where it is no image, 503
+            where it cannot be opened now.
     """
     real = os.path.realpath(path)
     if not inside(real, folders):
         raise Problem(403, "this image's file lies outside of the gallery, behind a symbolic link; it is not served")
     try:
-        # O_NOFOLLOW: nothing may be put in place of the file that was looked at. O_NONBLOCK: a pipe would wait.
-        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        raw = io.FileIO(real, opener=_open)  # owns the descriptor from its first moment on
+    except IsADirectoryError:
+        raise Problem(403, "this image's file is no plain file; it is not served") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO):
             raise Problem(403, "this image's file may not be read by the server") from None
-        raise Problem(404, "this image is in the index and its file is gone; index.py sync removes it") from None
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise Problem(
+                404, "this image is in the index and its file is gone; index.py sync --remove-missing removes it"
+            ) from None
+        raise busy("this image's file cannot be opened now; try again") from None  # no descriptor or disk, say
     try:
-        status = os.fstat(descriptor)
+        status = os.fstat(raw.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise Problem(403, "this image's file is no plain file; it is not served")
-        with open(descriptor, "rb", closefd=False) as file:
+        file: io.BufferedReader = io.BufferedReader(raw)
+        try:
             format, _ = _header(file)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        return Opened(descriptor, status.st_size, status.st_mtime_ns, status.st_ino, format)
+        finally:
+            file.detach()  # or it would close what it was lent
+        return Opened(OpenFile(raw), status.st_size, status.st_mtime_ns, status.st_ino, format)
     except BaseException:
-        os.close(descriptor)
+        raw.close()
         raise
+
+
+def _open(path: str, _: int) -> int:
+    # O_NOFOLLOW: nothing may be put in place of the file that was looked at. O_NONBLOCK: a pipe would wait.
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def inside(real: str, folders: Iterable[Path]) -> bool:
@@ -126,12 +132,9 @@ def examine(data: bytes, pixels: int) -> Format:
 def _header(source: bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
     """The format and the width and height of an image, by the one rule that training and indexes go by."""
     try:
-        with images.opened(source) as (content, format), images.open_image(content, format) as image:
-            return format, image.size
+        return images.look(source)
     except ImageError as error:
-        raise Problem(415, f"this image {error}") from None
-    except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
-        raise Problem(415, f"this image cannot be read: {error}") from None
+        raise Problem(415, f"this file {error}") from None
 
 
 class Thumbnails:
@@ -168,7 +171,7 @@ def _thumbnail(data: bytes, side: int) -> bytes:
     try:
         image = images.read(data, draft=side)
     except ImageError as error:
-        raise Problem(415, f"this image {error}") from None
+        raise Problem(415, f"this file {error}") from None
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)

@@ -68,7 +68,7 @@ class Guard:
         finally:
             self._running -= counted
             self._metrics.in_flight.set(self._running)
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             self._metrics.answered(route, scope["method"], request.status, request.seconds)
 
     def _check(self, scope: Scope, request: "_Request") -> None:
@@ -155,6 +155,8 @@ class _Request:
             if self._has_body and not self._complete:
                 headers["Connection"] = "close"  # what is left of the body is no next request
             self.started = True
+        elif self._scope["method"] == "HEAD":
+            message = {**message, "body": b""}
         await asyncio.wait_for(self._send(message), self._settings.send_seconds)
 
     async def refuse(self, problem: Problem) -> None:

@@ -1,6 +1,11 @@
 """How connections are served: uvicorn, with an end to clients that never send their request."""
 
 import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import h11
@@ -11,10 +16,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dr_keras.app.guard import HEADERS
 from dr_keras.app.problems import Problem, busy
+from dr_keras.errors import InputError
+
+log = logging.getLogger("uvicorn.error")
 
 HEAD_SECONDS = 10.0  # for the head of a request, from the connection or its first byte on
 HEAD_BYTES = 32 * 2**10  # of it at most; browsers send 1 KiB
 CONNECTIONS = 1024  # at the same time; a process may open 1,024 files on many systems, so 503 comes at half of it
+MAX_PORT = 65535
 DRAIN_SECONDS = 30  # for what is in flight when the server is stopped
 
 
@@ -72,12 +81,77 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
     await problem.response()(scope, receive, send)
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serves until SIGTERM or Ctrl-C, then ends what is in flight."""
+@contextmanager
+def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Sockets at all addresses of a name, which take no connection yet; `serve` does.
+
+    Uvicorn binds when all is loaded, and then ends the process in the middle of its log.
+
+    Args:
+        host: a name or an address.
+        port: 0 takes a free one.
+
+    Raises:
+        InputError: the name or address is not this machine's, or the port is taken or may not be used.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise InputError(f"--port is {port}; a number from 0 to {MAX_PORT} is expected")
+    with ExitStack() as owned:
+        sockets: list[socket.socket] = []
+        absent: OSError | None = None
+        try:
+            found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, _, _, _, address in found:
+                made = owned.enter_context(socket.socket(family))
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                try:
+                    # A free port that was taken for one address is that of the others.
+                    made.bind((address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:]))
+                except OSError as error:
+                    if error.errno != errno.EADDRNOTAVAIL:
+                        raise
+                    absent = error  # localhost has an IPv6 address also where there is no IPv6
+                else:
+                    sockets.append(made)
+            if absent is not None and not sockets:
+                raise absent
+        except (OSError, UnicodeError) as error:
+            raise _cannot_listen(host, port, error) from None
+        yield sockets
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> InputError:
+    why = getattr(error, "strerror", None) or error
+    return InputError(f"cannot listen at {host}, port {port}: {why}; choose another with --host and --port")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server on sockets that are bound."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        host, port = self.config.host, self.config.port
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another process, which had bound the port too, listened first
+            await self.lifespan.shutdown()
+            raise _cannot_listen(host, port, error) from None
+        log.info("running on http://%s:%d (Ctrl-C stops)", f"[{host}]" if ":" in host else host, port)
+
+
+def serve(app: FastAPI, host: str, sockets: list[socket.socket]) -> None:
+    """Serves until SIGTERM or Ctrl-C, then ends what is in flight.
+
+    Args:
+        app: the application.
+        host: what it is called in the log.
+        sockets: as `bound` makes them.
+    """
     config = uvicorn.Config(
         app,
         host=host,
-        port=port,
+        port=sockets[0].getsockname()[1],
         http=PatientProtocol,
         ws="none",
         lifespan="on",
@@ -88,4 +162,4 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    uvicorn.Server(config).run()
+    _Server(config).run(sockets)

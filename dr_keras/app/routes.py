@@ -8,17 +8,20 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request
 from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
-from starlette.responses import Response
+from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 
 import dr_keras
 from dr_keras.app import schemas
+from dr_keras.app.below import Below
 from dr_keras.app.files import MAX_SIDE, MIN_SIDE
 from dr_keras.app.guard import HEADERS, Guard
 from dr_keras.app.problems import Problem
-from dr_keras.app.responses import described, no_store
+from dr_keras.app.responses import described, has_it, no_store, shown
 from dr_keras.app.schemas import MAX_ID, MAX_K, MAX_LABEL, SearchRequest
-from dr_keras.app.server import FORM, IMAGES_OF_A_QUERY, Server, path_id
+from dr_keras.app.server import FORM, IMAGES, IMAGES_OF_A_QUERY, Server, path_id
 from dr_keras.app.settings import Settings
 from dr_keras.errors import RunError
 from dr_keras.library import Model
@@ -27,6 +30,19 @@ log = logging.getLogger("uvicorn.error")
 
 STATIC = Path(__file__).parent / "static"
 STATIC_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+class AnyBytes(Convertor[str]):
+    """What is left of an address, whatever is in it; Starlette's `path` matches no line break, which names may have."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
 
 K = Annotated[int, Parameter(ge=1, le=MAX_K, description="How many neighbours.")]
 
@@ -80,19 +96,25 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     server = Server(model, settings)
+    register_url_convertor("any_bytes", AnyBytes())
     app = FastAPI(
         title="dr_keras",
         summary="Searches images by what they look like.",
         version=dr_keras.__version__,
         docs_url=None,  # FastAPI's page of the API loads scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # to an absolute address, which behind a proxy is another's
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=server.running,
     )
     app.state.server = server
     app.add_middleware(Guard, settings=settings, metrics=server.metrics)
+    if settings.root_path:
+        app.add_middleware(Below, root_path=settings.root_path)
     _handle_errors(app)
     _add_api(app, server)
-    _add_page(app)
+    _add_page(app, settings.root_path)
+    _add_heads(app)
     _describe_token(app)
     return app
 
@@ -136,7 +158,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
     async def search(request: Request, k: K = 30) -> Response:
         """The nearest images of an image that is sent, of images of the index, or of several together."""
         answer = await server.search(await server.query(request), k)
-        return no_store(answer.to_dict())
+        return no_store(shown(answer, server.settings.show_paths))
 
     @app.get("/v1/stats", response_model=schemas.Stats, responses=errors(), tags=["index"])
     async def stats() -> Response:
@@ -172,7 +194,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
         x and y, nearly all within -1 and 1; N uint32, each point's class; JSON with key, method and classes."""
         made = await server.read(gallery.map)
         headers = {"ETag": f'"{made.key}"', "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == headers["ETag"]:
+        if has_it(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         return Response(made.data, media_type="application/octet-stream", headers=headers)
 
@@ -193,9 +215,10 @@ def _add_api(app: FastAPI, server: Server) -> None:
         return no_store(await server.read(gallery.place, await server.query(request), k))
 
     @app.get(
-        "/v1/images/{id:path}",
+        IMAGES + "{id:any_bytes}",
         response_class=Response,
-        responses=errors(403, 404, 414, 415, 422) | {200: {"content": {"image/*": {}}}},
+        responses=errors(403, 404, 414, 415, 416, 422)
+        | {200: {"content": {"image/*": {}}}, 206: {"description": "The bytes that Range asks for."}},
         tags=["images"],
     )
     async def image(
@@ -205,7 +228,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
             int | None, Parameter(ge=MIN_SIDE, le=MAX_SIDE, description="Pixels of a JPEG's longer side at most.")
         ] = None,
     ) -> Response:
-        """The file of an image of the index, or a small JPEG of it."""
+        """The file of an image of the index, or a part of it (Range), or a small JPEG of it."""
         return await server.image(request, thumbnail)
 
     @app.post(
@@ -223,7 +246,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
         return no_store(described(result) | {"created": created}, 201 if created else 200)
 
     @app.delete(
-        "/v1/images/{id:path}",
+        IMAGES + "{id:any_bytes}",
         response_model=schemas.Removed,
         responses=errors(401, 403, 404, 507),
         openapi_extra=TOKEN,
@@ -258,7 +281,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
         return Response(server.metrics.text(), headers={"Content-Type": server.metrics.content_type})
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, root_path: str) -> None:
     # Read once and by fixed names, so that no address becomes a path.
     files = {file.name: file.read_bytes() for file in STATIC.iterdir() if file.suffix in STATIC_TYPES}
 
@@ -267,7 +290,7 @@ def _add_page(app: FastAPI) -> None:
             raise Problem(404, "there is no such page")
         tag = f'"{hashlib.sha256(files[name]).hexdigest()[:20]}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == tag:
+        if has_it(request, tag):
             return Response(status_code=304, headers=headers)
         return Response(files[name], media_type=STATIC_TYPES[Path(name).suffix], headers=headers)
 
@@ -282,6 +305,20 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request) -> Response:
         return static(request, "icon.svg")
+
+    if root_path:
+
+        @app.get(root_path, include_in_schema=False)
+        async def below(request: Request) -> Response:
+            query = request.url.query
+            return RedirectResponse(f"{root_path}/" + (query and f"?{query}"))  # what the page refers to is relative
+
+
+def _add_heads(app: FastAPI) -> None:
+    """HEAD wherever GET is: the same answer, of which `Guard` sends the head alone."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _describe_token(app: FastAPI) -> None:

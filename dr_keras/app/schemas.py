@@ -55,7 +55,7 @@ class Neighbour(BaseModel):
     rank: int = Field(description="From 1.")
     name: str = Field(description="The base name of its file.")
     id: str
-    path: str
+    path: str = Field(default="", description="Its file on the server; only with serve.py --show-paths.")
     label: str
     class_name: str
     distance: float = Field(description="Euclidean, from 0 to 2.")
@@ -63,7 +63,7 @@ class Neighbour(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """The object that `retrieve.py --json` prints."""
+    """The object that `retrieve.py --json` prints, without the paths of files."""
 
     query: str
     label: str | None = Field(description="The class that all of the query's images share, where it is known.")

@@ -8,8 +8,8 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -21,11 +21,11 @@ from starlette.responses import Response
 from dr_keras.answers import Answer, Result
 from dr_keras.app import schemas
 from dr_keras.app.batching import Batcher
-from dr_keras.app.files import Format, Thumbnails, examine
+from dr_keras.app.files import Format, Opened, Thumbnails, examine
 from dr_keras.app.gallery import Gallery, Query
 from dr_keras.app.metrics import Metrics
 from dr_keras.app.problems import Problem, busy
-from dr_keras.app.responses import FileResponse
+from dr_keras.app.responses import FileResponse, asked_part, has_it
 from dr_keras.app.schemas import MAX_ID, MAX_IDS, MAX_LABEL, SearchRequest
 from dr_keras.app.settings import Settings
 from dr_keras.data.images import decode
@@ -45,6 +45,7 @@ KEPT_VECTORS = 256  # of images that were sent: a person filters and pages on wi
 REFRESH_SECONDS = 10.0  # an idle server lets go of an old state after this, so that the writer's log does not grow
 IMAGE_CACHE = "private, max-age=300"  # an image may be replaced; five minutes spare a person's scrolling back and forth
 FORM = "multipart/form-data"
+IMAGES = "/v1/images/"  # before an id, in an address
 
 
 class Server:
@@ -229,19 +230,28 @@ class Server:
 
     async def image(self, request: Request, side: int | None) -> Response:
         """An image's file or its thumbnail."""
-        opened = await self._decoding(self.gallery.open_image, path_id(request))
-        tag = opened.etag if side is None else f'{opened.etag[:-1]}-{side}"'
-        headers = {"ETag": tag, "Cache-Control": IMAGE_CACHE}
-        if tag in (part.strip() for part in request.headers.get("if-none-match", "").split(",")):
-            opened.close()
-            return Response(status_code=304, headers=headers)
-        if side is None:
-            return FileResponse(opened, self._decoders, headers)
-        try:
+        opened = await self._opened(path_id(request))
+        with ExitStack() as owned:
+            owned.callback(opened.close)
+            tag = opened.etag if side is None else f'{opened.etag[:-1]}-{side}"'
+            headers = {"ETag": tag, "Cache-Control": IMAGE_CACHE}
+            if has_it(request, tag):
+                return Response(status_code=304, headers=headers)
+            if side is None:
+                response = FileResponse(opened, self._decoders, headers, asked_part(request, tag, opened.size))
+                owned.pop_all()  # it is the response's now
+                return response
             made = await self._decoding(self.thumbnails.get, opened, side)
-        finally:
-            opened.close()
         return Response(made, media_type="image/jpeg", headers=headers)
+
+    async def _opened(self, id: str) -> Opened:
+        """`Gallery.open_image` in a thread; where the request is canceled meanwhile, the thread's file is closed."""
+        opening = self._decoders.submit(self.gallery.open_image, id)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unused)
+            raise
 
     async def add(self, request: Request) -> tuple[Result, bool]:
         """Adds the image that a client sent."""
@@ -255,6 +265,7 @@ class Server:
             raise Problem(422, f"the label has to be of at most {MAX_LABEL} printable characters")
         try:
             attributes = json.loads(values.get("attributes") or "{}")
+            json.dumps(attributes, allow_nan=False)  # NaN and Infinity are Python's, and are no JSON
         except (ValueError, RecursionError):
             attributes = None
         if not isinstance(attributes, dict):
@@ -264,14 +275,21 @@ class Server:
             return await self.write(self.gallery.add, images[0], format, vector, label, attributes)
         except RunError:
             raise
-        except InputError as error:
-            raise Problem(422, str(error)) from None
+        except InputError as error:  # names the image by its id, which may be a path of this machine
+            log.error("%s", error)
+            raise Problem(422, "the image cannot be added; the server's log says why") from None
+
+
+def _close_unused(opening: "Future[Opened]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def path_id(request: Request) -> str:
     """The id at the end of an address: its bytes need not be UTF-8, so it is read from what was sent."""
     raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
-    id = unquote_to_bytes(raw.partition(b"?")[0].split(b"/v1/images/", 1)[1]).decode("utf-8", "surrogateescape")
+    named = unquote_to_bytes(raw.partition(b"?")[0]).removeprefix(IMAGES.encode())
+    id = named.decode("utf-8", "surrogateescape")
     if len(id) > MAX_ID:
         raise Problem(414, f"the id has {len(id):,} characters; at most {MAX_ID:,} are read")
     return id

@@ -1,6 +1,7 @@
 """What a server is started with."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from dr_keras.errors import InputError
 
 TOKEN_LENGTH = 16  # characters of a token at least: 64 bits in hexadecimal, beyond guessing over a network
 TOKEN_VARIABLE = "DR_KERAS_TOKEN"
+ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")  # no segment is . or ..
+OWN = frozenset({"v1", "static", "healthz", "readyz", "metrics", "openapi.json", "favicon.ico"})  # begin its paths
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -21,6 +24,8 @@ class Settings:
         uploads: the folder that added images are stored in; it is made when the server starts.
         hosts: the names by which clients may address the server (the Host header), against DNS rebinding; all names
             where there are none.
+        root_path: the path below which a reverse proxy offers the server, such as /photos; none by default.
+        show_paths: whether a search answers with the paths of files on this machine.
         concurrency: requests answered at the same time; further ones are told to come again.
         body_bytes: of an upload, at most: twice the largest JPEG that a phone takes.
         json_bytes: of a request without an image, at most: 64 ids of 1,024 characters and more.
@@ -33,6 +38,8 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     uploads: Path | None = None
     hosts: tuple[str, ...] = ()
+    root_path: str = ""
+    show_paths: bool = False
     concurrency: int = 64
     body_bytes: int = 20 * 2**20
     json_bytes: int = 2**18
@@ -41,6 +48,7 @@ class Settings:
     send_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        _check_root_path(self.root_path)
         if not self.writable:
             return
         if not self.token:
@@ -52,6 +60,15 @@ class Settings:
             )
         if self.uploads is None:
             raise InputError("--writable needs a folder for the images that are added: --uploads FOLDER")
+
+
+def _check_root_path(path: str) -> None:
+    if not path:
+        return
+    if not ROOT_PATH.fullmatch(path):
+        raise InputError(f"--root-path is {path!r}; a path such as /photos is expected, of letters, digits and -._~")
+    if path.split("/")[1] in OWN:
+        raise InputError(f"--root-path is {path!r}; the server's own paths begin so, choose another")
 
 
 def read_token(file: str | None) -> str | None:

@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,9 @@ def _list_folders(root: Path) -> _Listing:
             f"{name} cannot be read: {reason}; a class that may not be read would be missing from the training. "
             "Let it be read, or move it away"
         )
-    held, missing, notes = [], [], []
+    held: list[tuple[str, str]] = []
+    missing: list[str] = []
+    notes: list[str] = []
     if splits and splits.held_out:
         held_root = _without_wrappers(place / splits.held_out[0], but=found.keys())
         held, missing = _held_out(held_root, found.keys(), walker)
@@ -249,7 +252,7 @@ def data_folder(root: Path) -> tuple[Path, Splits | None]:
     place = root
     for _ in range(LEVELS):
         names = folders_with_pictures(place)
-        splits = find_splits(names, lambda name, here=place: folders_with_pictures(here / name), str(place))
+        splits = find_splits({name: partial(folders_with_pictures, place / name) for name in names}, str(place))
         if splits or len(names) != 1 or pictures_in(place):
             return place, splits
         inside = folders_with_pictures(place / names[0])

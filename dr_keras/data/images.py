@@ -2,9 +2,9 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
@@ -19,6 +19,7 @@ MAX_PIXELS = 128_000_000
 WHOLE_BYTES = 64 * 2**20  # a larger file is not read into memory: its decoder takes of it what it needs
 BUFFER_BYTES = 2**18  # read of such a file at a time
 
+T = TypeVar("T")
 Source = str | os.PathLike[str] | bytes | Image.Image
 
 PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
@@ -100,21 +101,44 @@ def read(source: Source, draft: int | None = None) -> Image.Image:
         with _saying():
             source.load()  # one opened from a file may not be decoded yet
             return _to_rgb(source, deep=False)
-    with opened(source) as (file, format):
-        try:
-            return _decoded(file, format, draft)
-        except ImageError:
-            raise
-        except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
-            # Damaged metadata never costs a picture: without it the pixels are tried once more.
-            if (plain := metadata.without(file, format.name)) is not None:
-                with _saying(error):
-                    return _decoded(io.BytesIO(plain), format, draft)
-            raise ImageError(f"cannot be decoded: {error}") from error
+    with _opened(source) as (file, format):
+        return _tried(file, format, lambda content: _decoded(content, format, draft))
+
+
+def look(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
+    """The format of an image, and its width and height as they are stored; decodes nothing but raw photos and JPEG XL.
+
+    Args:
+        source: a path, the bytes of an encoded image, or a file that is open and stays so.
+
+    Raises:
+        ImageError: as in `decode`.
+    """
+
+    with _opened(source) as (file, format):
+
+        def size(content: IO[bytes]) -> tuple[int, int]:
+            with _open_image(content, format) as image:
+                return image.size
+
+        return format, _tried(file, format, size)
+
+
+def _tried(file: IO[bytes], format: Format, use: Callable[[IO[bytes]], T]) -> T:
+    """What `use` makes of an image; of the pixels alone where metadata are damaged, which never cost a picture."""
+    try:
+        return use(file)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
+        if (plain := metadata.without(file, format.name)) is not None:
+            with _saying(error):
+                return use(io.BytesIO(plain))
+        raise ImageError(f"cannot be decoded: {error}") from error
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], Format]]:
+def _opened(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], Format]]:
     """An image's content, and its format by its first bytes.
 
     Args:
@@ -169,7 +193,7 @@ def _saying(first: Exception | None = None) -> Iterator[None]:
 
 
 def _decoded(file: IO[bytes], format: Format, draft: int | None) -> Image.Image:
-    with open_image(file, format) as image:
+    with _open_image(file, format) as image:
         _check_size(*image.size)
         if draft is not None and image.format == "JPEG" and min(image.size) >= 2 * draft:
             image.draft(None, (draft, draft))
@@ -183,7 +207,7 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(f"has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
 
 
-def open_image(file: IO[bytes], format: Format) -> Image.Image:
+def _open_image(file: IO[bytes], format: Format) -> Image.Image:
     """Opens an image, as `PIL.Image.open` does, without decoding it (but for raw files).
 
     Pillow's own function would try each format that it knows, also those for which it starts other programs, and it
@@ -212,7 +236,7 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
     """Pillow's, but for metadata: only the orientation is looked at when the pixels are complete, and applied."""
 
     def load_end(self) -> None:
-        method = _UPRIGHT.get(self.tag_v2.get(ORIENTATION))
+        method = _UPRIGHT.get(self.tag_v2.get(ORIENTATION, 1))
         if method is not None:
             self.im = self.im.transpose(method)
             self._size = self.im.size
@@ -247,7 +271,7 @@ def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
         if format.name == "RAW":
             import rawpy
 
-            with rawpy.imread(file) as raw:
+            with rawpy.imread(file) as raw:  # type: ignore[arg-type]  # it takes any file object
                 # Half the size: four cells of the sensor make a pixel, and nothing has to be guessed.
                 _check_size(raw.sizes.width // 2, raw.sizes.height // 2)
                 return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=True))
@@ -283,7 +307,7 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> int:
     """Its EXIF orientation; that of an upright image where it has none that can be read."""
     if isinstance(image, _Tiff):
         return 1  # is turned already
@@ -330,6 +354,6 @@ def _check_depth(image: Image.Image) -> None:
     """Refuses what is black, or nearly, in the upper 8 of its 16 bits: values of 12 bits or fewer."""
     bands = image.getextrema()
     colours = bands[: len(bands) - ("A" in image.getbands())] if isinstance(bands[0], tuple) else (bands,)
-    high = max(band[1] for band in colours)  # type: ignore[index]
+    high = max(band[1] for band in colours)
     if high <= 15:
         raise ImageError(f"has 16 bits a channel, and uses the lower 12 of them at most{_SAVE}")

@@ -1,7 +1,7 @@
 """The names that people give to the splits of a data set: one table for folders, lists, TFDS and indexes."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dr_keras.errors import InputError
@@ -53,12 +53,11 @@ def meaning(name: str) -> tuple[str, str] | None:
     return NAMES[splits[0]], " ".join(word for word in words if word not in NAMES)
 
 
-def find_splits(names: Collection[str], classes_of: Callable[[str], Sequence[str]], place: str) -> Splits | None:
+def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) -> Splits | None:
     """Which of the folders that hold images are splits.
 
     Args:
-        names: the folders with images in a data set's folder.
-        classes_of: the folders with images in one of them.
+        folders: by name, the folders with images in a data set's folder; each tells which folders with images it has.
         place: the data set's folder, for messages.
 
     Returns:
@@ -67,6 +66,7 @@ def find_splits(names: Collection[str], classes_of: Callable[[str], Sequence[str
     Raises:
         InputError: both can be meant; the message names both readings.
     """
+    names = folders.keys()
     known = {name: what for name in names if (what := meaning(name))}
     trains = [name for name, (kind, _) in known.items() if kind == "train"]
     groups = {
@@ -78,7 +78,7 @@ def find_splits(names: Collection[str], classes_of: Callable[[str], Sequence[str
     # A name such as steam_train is a split's only beside one such as steam_test.
     sure = [name for name in trains if groups[name] or not known[name][1]]
     if not sure:
-        _check_held_out_alone(names, known, classes_of, place)
+        _check_held_out_alone(folders, known, place)
         return None
     train = sure[0]
     group = [train, *groups[train]]
@@ -86,7 +86,7 @@ def find_splits(names: Collection[str], classes_of: Callable[[str], Sequence[str
     if len(sure) == 1 and not others:
         unlabeled = tuple(name for name in groups[train] if known[name][0] == "unlabeled")
         return Splits(train, tuple(held_out(groups[train])), unlabeled)
-    if all(len(classes_of(name)) < 2 for name in sure):
+    if all(len(folders[name]()) < 2 for name in sure):
         return None  # no classes in it: it is one, such as the trains beside the cars
     raise InputError(
         f"{place} holds {_listed([f'{name}/' for name in sorted(names)])}, which can be read in two ways: "
@@ -103,21 +103,18 @@ def held_out(names: Collection[str]) -> list[str]:
 
 
 def _check_held_out_alone(
-    names: Collection[str],
-    known: dict[str, tuple[str, str]],
-    classes_of: Callable[[str], Sequence[str]],
-    place: str,
+    folders: Mapping[str, Callable[[], Sequence[str]]], known: dict[str, tuple[str, str]], place: str
 ) -> None:
     """Refuses validation and test folders without a training folder: those of a split look like classes."""
     held = [name for name, (_, affix) in known.items() if not affix]
-    others = set(names) - set(held)
+    others = folders.keys() - set(held)
     splits = len(held) > 1 and not others
-    splits = splits or any(others & set(classes_of(name)) for name in held)
+    splits = splits or any(others & set(folders[name]()) for name in held)
     if splits:
         raise InputError(
-            f"{place} holds {_listed([f'{name}/' for name in sorted(names)])} and no train/, which can be read in two "
-            f"ways: {_listed([f'{name}/' for name in held])} as held-out images, or every folder as a class. If they "
-            "are held out, put the classes to train on into a folder train/; if they are classes, rename them"
+            f"{place} holds {_listed([f'{name}/' for name in sorted(folders)])} and no train/, which can be read in "
+            f"two ways: {_listed([f'{name}/' for name in held])} as held-out images, or every folder as a class. If "
+            "they are held out, put the classes to train on into a folder train/; if they are classes, rename them"
         )
 
 

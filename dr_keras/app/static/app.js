@@ -44,7 +44,7 @@ function address(state) {
   if (state.where) to.set("where", state.where);
   if (state.view === "map") to.set("view", "map");
   const text = to.toString();
-  return text ? `/?${text}` : "/";
+  return text ? `?${text}` : "./"; // relative, as all addresses here: a proxy may offer the page below a path
 }
 
 function go(change, { replace = false, scroll = false } = {}) {
@@ -95,7 +95,7 @@ function encoded(id) {
   return text;
 }
 
-const imageAddress = (id, side = THUMBNAIL) => `/v1/images/${encoded(id)}?thumbnail=${side}`;
+const imageAddress = (id, side = THUMBNAIL) => `v1/images/${encoded(id)}?thumbnail=${side}`;
 
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
@@ -293,7 +293,7 @@ function drawAnswer(state, answer) {
 // How far the nearest image is that was too far.
 async function tellNearest(state) {
   const control = running;
-  const found = await (await ask("/v1/search?k=1", { ...asked({ ...state, d: null }), signal: control.signal })).json();
+  const found = await (await ask("v1/search?k=1", { ...asked({ ...state, d: null }), signal: control.signal })).json();
   if (running !== control || !found.results.length) return;
   $("none-why").textContent += ` The nearest is at ${found.results[0].distance.toFixed(3)}.`;
 }
@@ -303,7 +303,7 @@ async function recognise(state, signal) {
   const ids = new Map();
   for (const name of [...state.q, ...state.not]) {
     if (known.has(name) || ids.has(name)) continue;
-    const one = await (await ask(`/v1/find?name=${encoded(name)}`, { signal })).json();
+    const one = await (await ask(`v1/find?name=${encoded(name)}`, { signal })).json();
     known.set(one.id, one);
     ids.set(name, one.id);
   }
@@ -314,7 +314,7 @@ async function recognise(state, signal) {
 }
 
 async function drawSample(signal, onMap) {
-  const found = await (await ask("/v1/sample?k=48", { signal })).json();
+  const found = await (await ask("v1/sample?k=48", { signal })).json();
   $("grid").replaceChildren(...found.map((one) => card(one, null)));
   $("none").hidden = true;
   if (found.length && onMap) drawStatus("The gallery", "; rest on a point to see its image, choose it to search with it");
@@ -329,7 +329,7 @@ async function drawSample(signal, onMap) {
 async function placed(state, signal) {
   for (let attempt = 0; ; attempt++) {
     try {
-      return await (await ask(`/v1/map/query?k=${state.k}`, { ...asked(state), signal })).json();
+      return await (await ask(`v1/map/query?k=${state.k}`, { ...asked(state), signal })).json();
     } catch (error) {
       if (error.status !== 409 || attempt === 2) throw error;
       await map.load();
@@ -360,7 +360,7 @@ async function render() {
     drawQuery(state);
     if (onMap) await showMap();
     if (asks(state)) {
-      const answer = await (await ask(`/v1/search?k=${state.k}`, { ...asked(state), signal: control.signal })).json();
+      const answer = await (await ask(`v1/search?k=${state.k}`, { ...asked(state), signal: control.signal })).json();
       drawAnswer(state, answer);
       document.title = `${printable(shownTitle(state, answer))} – Image search`;
       if (onMap) {
@@ -540,11 +540,11 @@ $("filters").open = matchMedia("(min-width: 48rem)").matches;
 render();
 (async () => {
   try {
-    stats = await (await ask("/v1/stats")).json();
+    stats = await (await ask("v1/stats")).json();
     const of = stats.classes > 1 ? ` of ${plural(stats.classes, "class", "classes")}` : "";
     $("about").textContent = `${plural(stats.searched, "image")}${of}, searched with ${stats.run}`;
     drawFilters(readState());
-    classes = (await (await ask("/v1/classes")).json()).filter((one) => one.label !== NO_CLASS);
+    classes = (await (await ask("v1/classes")).json()).filter((one) => one.label !== NO_CLASS);
     $("classes").replaceChildren(...classes.map((one) => element("option", { value: one.name, label: `${one.name} (${one.count})` })));
     drawFilters(readState());
   } catch (error) {

@@ -75,7 +75,7 @@ export class GalleryMap {
   }
 
   async load() {
-    const answer = await this.ask("/v1/map");
+    const answer = await this.ask("v1/map");
     const data = await answer.arrayBuffer();
     const view = new DataView(data);
     if (view.getUint32(0) !== 0x444b4d31) throw new Error("The map has another form than this page knows; load the page again.");
@@ -433,7 +433,7 @@ export class GalleryMap {
     this.tip.hidden = true;
     this.timer = setTimeout(async () => {
       try {
-        const one = await (await this.ask(`/v1/map/${encodeURIComponent(this.key)}/${number}`)).json();
+        const one = await (await this.ask(`v1/map/${encodeURIComponent(this.key)}/${number}`)).json();
         this.told.set(number, one);
         fill(one);
       } catch (error) {
