@@ -11,7 +11,7 @@ import numpy as np
 from dr_keras.data.augment import augmented
 from dr_keras.data.draws import Augmentation
 from dr_keras.errors import MissingPackage, RunError
-from dr_keras.framework import import_framework
+from dr_keras.framework import import_framework, keras_defaults
 
 if TYPE_CHECKING:
     import keras
@@ -45,6 +45,7 @@ class Reader:
     resize: str
 
 
+@keras_defaults()
 def embed_with_network(
     network: "keras.Model", images: "Images", rows: np.ndarray | None = None, *, advance: Advance | None = None
 ) -> np.ndarray:
