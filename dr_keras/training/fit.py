@@ -193,13 +193,12 @@ class Fit:
             started = time.monotonic()
             seen = kept.network(_branch(checkpoints.model), weights_of(), size=phase.size)
             figures = self.monitor.look(lambda rows: embed_with_network(seen, self.monitor.pixels, rows), log.step)
-            if figures:
-                console.print(
-                    f"epoch {epochs_done}: monitor precision@30 {figures['precision@30']:.4f}  "
-                    f"similarity precision {figures['similarity_precision']:.4f}"
-                )
+            figure, similarity = figures.get(self.monitor.figure), figures.get("similarity_precision")
+            if figure is not None:
+                more = "" if similarity is None else f"  similarity precision {similarity:.4f}"
+                console.print(f"epoch {epochs_done}: monitor {self.monitor.figure} {figure:.4f}{more}")
             line.pause(time.monotonic() - started)
-            return figures.get("precision@30")
+            return figure
 
         checkpoints = callbacks.Checkpoints(save, config.checkpoint_minutes)
         each_epoch = callbacks.EachEpoch(
