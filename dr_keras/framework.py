@@ -159,9 +159,12 @@ def _wanted_backend() -> tuple[str, str]:
     if name := os.environ.get("KERAS_BACKEND"):
         return name, f"KERAS_BACKEND is {name!r}"
     try:
-        name = json.loads(_config_file().read_text()).get("backend", BACKENDS[0])
+        settings = json.loads(_config_file().read_text())
     except (OSError, ValueError):  # Keras takes its default too
+        settings = {}
+    if not isinstance(settings, dict) or "backend" not in settings:
         return BACKENDS[0], "KERAS_BACKEND is not set"
+    name = settings["backend"]
     return name, f'"backend" in {_config_file()} is {name!r}'
 
 
