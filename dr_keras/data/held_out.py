@@ -6,7 +6,7 @@ What a split of whole classes holds is ranked among itself, as training leaves n
 
 import os
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _CLASSES = 3  # the random stream that chooses whole classes; images of a class 
 
 
 def split(
-    train: Mapping[str, Sequence[str]], monitored: Collection[str], shares: Mapping[int, float], seed: int
+    train: Mapping[str, Sequence[str]], monitored: frozenset[str], shares: Mapping[int, float], seed: int
 ) -> dict[str, np.ndarray]:
     """Splits the training images of a data set.
 
