@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Measures how well a run ranks: its held-out images are the queries, its train and monitor images the gallery.
 
+Where whole classes were held out, the gallery is the other held-out images.
+
 python evaluate.py --run first
 python evaluate.py --run first --data other-folders --no-baselines --json
 python evaluate.py --run first --flip-average --query-expansion 5 --gallery-average 10
@@ -85,6 +87,8 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(figure.replace("_", " "), *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
     console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
+    if result.get("leave_one_out"):
+        console.print("whole classes were held out: each held-out image is ranked against the other held-out images")
     if result["queries_without_positive"]:
         console.print(f"{result['queries_without_positive']} queries left out: the gallery has no image of their class")
 

@@ -27,7 +27,7 @@ def main() -> int:
     add_flags(parser)
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
-    actions.add_argument("--resume", action="store_true", help="go on with an unfinished run, from its last checkpoint")
+    actions.add_argument("--resume", action="store_true", help="go on with a run from its last checkpoint, or start it")
     actions.add_argument("--export-only", action="store_true", help="export a finished run again and train nothing")
     said, action = parse(parser)
     if action.export_only:
@@ -48,10 +48,13 @@ def train(config: Config, *, overwrite: bool = False, resume: bool = False) -> N
 
 
 def resumed(said: dict[str, Any]) -> Config:
-    """The settings of the run to go on with, and what the command line says on top of them."""
+    """The settings of the run to go on with, and what the command line says on top of them; only that of a new run."""
     if "run" not in said:
         raise InputError("--resume needs the name of the run: --run NAME")
-    return dataclasses.replace(Run(RUNS / said["run"]).config(), **said)
+    run = Run(RUNS / said["run"])
+    if run.config_file.is_file():
+        return dataclasses.replace(run.config(), **said)
+    return Config(**starting_from(said))
 
 
 def export_only(name: str | None) -> None:

@@ -229,17 +229,14 @@ def fitted(model: Any, source: Any, seconds: float) -> tuple[float, float]:
 
 def embedding(config: Config, seconds: float) -> None:
     """Prints images/s of the network that is kept, in float32 as a SavedModel holds it, and in bfloat16."""
-    import keras
-
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
+    from dr_keras.training.fit import training_precision
 
     side = config.image_size
     for policy in ("float32", "mixed_bfloat16"):
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(policy)
-        network = embedding_network(config, weights=False)
-        keras.config.set_dtype_policy(before)
+        with training_precision(dataclasses.replace(config, precision=policy)):
+            network = embedding_network(config, weights=False)
         for count in (1, 256, 1024):
             images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
             done = count * rate(functools.partial(network.predict_on_batch, images), seconds)

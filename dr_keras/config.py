@@ -171,7 +171,7 @@ class Config:
     early_stopping: int | None = _option(
         None,
         "stop when this many rankings of the monitor images, in the last stage and at the last image size, brought no "
-        "better precision@30",
+        "better precision@30; where whole classes are watched, no better map@r",
         metavar="N",
     )
     deterministic: bool = _option(False, "make float32 training on a CPU repeat itself to the last digit; slower")

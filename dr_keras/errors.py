@@ -9,6 +9,10 @@ class ImageError(InputError):
     """A file or buffer that is no usable image."""
 
 
+class NotNumbers(InputError):
+    """A network's embeddings are not numbers: its training went astray, or its file is damaged."""
+
+
 class Interrupted(InputError):
     """A person stopped the run; it was saved and can go on."""
 

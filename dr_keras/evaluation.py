@@ -1,9 +1,13 @@
-"""The figures of a run: its held-out images as queries, train + monitor as the gallery, and what they are worth."""
+"""The figures of a run: its held-out images as queries, train + monitor as the gallery, and what they are worth.
+
+Where whole classes were held out (`dr_keras.data.held_out`), the gallery of a query is the other held-out images.
+"""
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +18,24 @@ from dr_keras.config import Config
 from dr_keras.console import bar, stderr
 from dr_keras.data import MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.data.catalog import Catalog, load_catalog
+from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixels import decode_files, load_pixels
 from dr_keras.errors import InputError
 from dr_keras.files import read_json, write_json
 from dr_keras.framework import import_framework
 from dr_keras.library import Model
 from dr_keras.retrieval.calibration import at, calibrate
-from dr_keras.retrieval.embed import embed_with_network
-from dr_keras.retrieval.expansion import average_gallery, expand_queries, unit_length
+from dr_keras.retrieval.embed import embed_with_network, numbers
+from dr_keras.retrieval.expansion import (
+    average_gallery,
+    average_without,
+    expand_among_others,
+    expand_queries,
+    unit_length,
+)
 from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.metrics import Ranking, class_table, confused_pairs, evaluate
-from dr_keras.retrieval.search import distances, nearest
+from dr_keras.retrieval.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
+from dr_keras.retrieval.search import distances
 from dr_keras.runs import Run
 
 WORST = 10
@@ -62,6 +73,16 @@ class _Images:
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     paths: list[str]
+
+    @cached_property
+    def among_themselves(self) -> bool:
+        """Whether whole classes were held out, so that held-out images are ranked among each other."""
+        return among_themselves(self.labels, self.held, ~self.held)
+
+    @property
+    def gallery(self) -> np.ndarray:
+        """(M,): which images are ranked for the held-out ones."""
+        return self.held if self.among_themselves else ~self.held
 
     @classmethod
     def of_index(cls, index: Index) -> "_Images":
@@ -123,15 +144,16 @@ def evaluate_run(
         metrics.json, as `validation`.
 
     Raises:
-        InputError: there is no held-out image, or an image that a baseline needs is gone.
+        InputError: there is no held-out image, an image that a baseline needs is gone, or embeddings are not numbers.
     """
     console = console or stderr()
     images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
     if not images.held.any():
         raise InputError(
             "no image was held out, so there is no query; train with --validation 0.1, or give --data with a class "
-            "of three images or more"
+            "of three images or more, or ten classes of two"
         )
+    numbers(images.vectors)
 
     started = time.perf_counter()
     ranking = _rank(images, images.vectors, model.config.seed)
@@ -147,8 +169,8 @@ def evaluate_run(
         pixels = _decode(images, model.config, console)
     if options != SearchOptions():
         result["search_options"] = {
-            name: _rank(images, vectors, model.config.seed).figures
-            for name, vectors in _with_options(model, images, pixels, options, console)
+            name: _ranked(images, queries, gallery, model.config.seed, moved).figures
+            for name, queries, gallery, moved in _with_options(model, images, pixels, options, console)
         }
     if calibrate_to is not None:
         result["calibration"] = _calibrate(images, calibrate_to)
@@ -184,14 +206,28 @@ def _write(file: Path, values: dict[str, Any], what: str, console: Console) -> N
 
 
 def _rank(images: _Images, vectors: np.ndarray, seed: int) -> Ranking:
+    """Ranks by vectors (M, D) of all images."""
+    return _ranked(images, *_sides(images, vectors), seed)
+
+
+def _ranked(
+    images: _Images, queries: np.ndarray, gallery: np.ndarray, seed: int, moved: Moved | None = None
+) -> Ranking:
     return evaluate(
-        _part(vectors, images.held),
+        queries,
         images.labels[images.held],
-        _part(vectors, ~images.held),
-        images.labels[~images.held],
+        gallery,
+        images.labels[images.gallery],
         class_count=len(images.classes),
         seed=seed,
+        leave_one_out=images.among_themselves,
+        moved=moved,
     )
+
+
+def _sides(images: _Images, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of the queries and of the gallery, of those of all images."""
+    return _part(vectors, images.held), _part(vectors, images.gallery)
 
 
 def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -208,23 +244,22 @@ def _calibrate(images: _Images, wanted: float) -> dict[str, Any]:
         raise InputError(
             "no image is a monitor image, on which a distance could be calibrated; train with --monitor 0.01"
         )
-    gallery = np.flatnonzero(~images.held)
-    counts = np.bincount(images.labels[gallery], minlength=len(images.classes))
 
-    def neighbours(queries: np.ndarray, own: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distances and same class (Q, K), and positives (Q,); with `own` the queries themselves are left out."""
+    def neighbours(which: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distances and same class (Q, K), and positives (Q,); queries that are ranked too do not find themselves."""
+        queries, gallery = np.flatnonzero(which), np.flatnonzero(ranked)
+        own = np.searchsorted(gallery, queries) if ranked[queries].all() else None
         vectors = np.asarray(images.vectors[gallery])
-        places, _ = nearest(images.vectors[queries], vectors, CALIBRATION_K + own)
-        if own:
-            # The query stands first, or with a copy of it somewhere among the first.
-            order = np.argsort(gallery[places] == queries[:, None], axis=1, kind="stable")
-            places = np.take_along_axis(places, order, axis=1)[:, :-1]
+        places = nearest_others(images.vectors[queries], vectors, CALIBRATION_K, own)
         far = distances(images.vectors[queries], vectors, places)
         same = images.labels[gallery[places]] == images.labels[queries][:, None]
-        return far, same, counts[images.labels[queries]] - own
+        counts = np.bincount(images.labels[gallery], minlength=len(images.classes))
+        return far, same, counts[images.labels[queries]] - (own is not None)
 
-    found = calibrate(*neighbours(np.flatnonzero(images.monitor), 1), wanted)
-    figures = at(*neighbours(np.flatnonzero(images.held), 0), found.max_distance)
+    train = ~(images.held | images.monitor)
+    watched = images.monitor if among_themselves(images.labels, images.monitor, train) else ~images.held
+    found = calibrate(*neighbours(images.monitor, watched), wanted)
+    figures = at(*neighbours(images.held, images.gallery), found.max_distance)
     return found.to_dict() | {"held_out": dict(zip(("precision", "recall", "coverage"), figures, strict=True))}
 
 
@@ -245,33 +280,36 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
 
 def _with_options(
     model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, console: Console
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The images' vectors, (M, D), with each option on its own, and with all of them together."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, Moved | None]]:
+    """Queries and gallery with each option on its own, and with all of them together, as `_ranked` takes them."""
     flipped = images.vectors
     if options.flip_average:
         assert pixels is not None
         console.print("embedding mirror images")
         flipped = unit_length(images.vectors + model.embed(np.ascontiguousarray(pixels[:, :, ::-1])))
-        yield "flip average", flipped
+        yield "flip average", *_sides(images, flipped), None
 
-    def averaged(vectors: np.ndarray) -> np.ndarray:
-        out = np.array(vectors)
-        out[~images.held] = average_gallery(vectors[~images.held], options.gallery_average)
-        return out
+    def averaged(gallery: np.ndarray) -> tuple[np.ndarray, Moved | None]:
+        count = options.gallery_average
+        moved = average_without(gallery, count) if images.among_themselves else None
+        return average_gallery(gallery, count), moved
 
-    def expanded(vectors: np.ndarray) -> np.ndarray:
-        out = np.array(vectors)
-        gallery = vectors[~images.held]
-        out[images.held] = expand_queries(vectors[images.held], gallery, options.query_expansion)
-        return out
+    def expanded(queries: np.ndarray, gallery: np.ndarray, moved: Moved | None = None) -> np.ndarray:
+        if images.among_themselves:
+            return expand_among_others(queries, gallery, options.query_expansion, moved)
+        return expand_queries(queries, gallery, options.query_expansion)
 
+    queries, gallery = _sides(images, images.vectors)
     if options.gallery_average:
-        yield f"gallery average {options.gallery_average}", averaged(images.vectors)
+        yield f"gallery average {options.gallery_average}", queries, *averaged(gallery)
     if options.query_expansion:
-        yield f"query expansion {options.query_expansion}", expanded(images.vectors)
+        yield f"query expansion {options.query_expansion}", expanded(queries, gallery), gallery, None
     if options.flip_average + bool(options.gallery_average) + bool(options.query_expansion) > 1:
-        together = averaged(flipped) if options.gallery_average else flipped
-        yield "together", expanded(together) if options.query_expansion else together
+        moved = None
+        queries, gallery = _sides(images, flipped)
+        if options.gallery_average:
+            gallery, moved = averaged(gallery)
+        yield "together", expanded(queries, gallery, moved) if options.query_expansion else queries, gallery, moved
 
 
 def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:

@@ -365,7 +365,7 @@ def train(
         config: the settings.
         runs: the folder that run folders lie in.
         overwrite: replace an earlier run of the same name.
-        resume: go on with the unfinished run of that name.
+        resume: go on with the run of that name, or start it; a finished one is only loaded.
 
     Raises:
         InputError: the data cannot be used, or a run of that name exists and `overwrite` is off.

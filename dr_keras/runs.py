@@ -16,8 +16,8 @@ from dr_keras.files import write_json
 RUN_FORMAT = 1
 RUNS = Path("runs")
 MODELS = Path(dr_keras.__file__).parent.parent / "models"  # released models, shipped with the code
-# Settings that a resumed run may have otherwise, as they change no result.
-MAY_CHANGE = {"checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
+# Settings that a resumed run may have otherwise, as they change no result: the images are compared wherever they lie.
+MAY_CHANGE = {"data", "checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,21 @@ def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Ru
 
 
 def resumable_run(config: Config, runs: Path = RUNS) -> Run:
-    """The run folder that training with `config` goes on in.
+    """The run folder that training with `config` goes on in: that of a run, finished or not, or one to begin.
 
     Raises:
-        RunError: there is no such run, it is finished, or it was made with other settings.
+        RunError: the run was made with other settings; or it has none yet, and `config` does not name its data or a
+            folder of that name is no run.
     """
     if config.run is None:
         raise RunError("--resume needs the name of the run: --run NAME")
     run = Run(runs / config.run)
-    if run.finished:
-        raise RunError(f"{run.path} is finished; there is nothing to resume")
+    if not run.config_file.is_file():  # it was killed before it had one, or never started
+        if run.path.exists() and not (run.path.is_dir() and all(path.name[0] == "." for path in run.path.iterdir())):
+            raise RunError(f"{run.path} exists and is no run folder; choose another --run")
+        if config.data is None:
+            raise RunError(f"{run.path} has not been started; name the --data to start it with")
+        return run
     made_with, asked = run.config().to_dict(), config.to_dict()
     other = [name for name in asked if asked[name] != made_with[name] and name not in MAY_CHANGE]
     if (made_with["store"] == "device") != (asked["store"] == "device"):  # which rounds otherwise
@@ -209,13 +214,14 @@ def resumable_run(config: Config, runs: Path = RUNS) -> Run:
     return run
 
 
-def start_run(run: Run, config: Config, *, overwrite: bool = False) -> None:
+def start_run(run: Run, config: Config, *, overwrite: bool = False, again: bool = False) -> None:
     """Makes the run folder and writes its config.json.
 
     Args:
-        run: from `new_run`.
+        run: from `new_run` or `resumable_run`.
         config: the settings.
         overwrite: remove an earlier run of the same name first.
+        again: use a folder that is there, without what an earlier try has written about its steps.
 
     Raises:
         RunError: another run has taken the name since `new_run` looked, or the folder cannot be made.
@@ -223,7 +229,9 @@ def start_run(run: Run, config: Config, *, overwrite: bool = False) -> None:
     try:
         if overwrite and run.path.exists():
             shutil.rmtree(run.path)
-        run.path.mkdir(parents=True)
+        run.path.mkdir(parents=True, exist_ok=again)
+        run.history_file.unlink(missing_ok=True)
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
         run.write_config(config)
     except FileExistsError:
         raise RunError(f"{run.path} exists; another run took the name meanwhile") from None

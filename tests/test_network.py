@@ -10,7 +10,7 @@ from dr_keras.errors import RunError
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.network import L2Normalization, embedding_network, load_network, training_network
 from dr_keras.model.operations import multiply_adds
-from dr_keras.training.fit import initial_network
+from dr_keras.training.fit import initial_network, training_precision
 
 SMALL = Config(backbone="resnet10", width=8, embedding_dim=16, image_size=32)
 
@@ -174,11 +174,8 @@ def test_normalising_a_zero_vector_gives_zero_and_a_finite_gradient():
 
 
 def test_distances_are_float32_under_a_mixed_policy():
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with training_precision(replace(SMALL, precision="mixed_bfloat16")):
         model = training_network(initial_network(SMALL), SMALL)
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert model.get_layer("embedding_network").get_layer("stem_conv").compute_dtype == "bfloat16"
     assert model.get_layer("embeddings").output.dtype == "float32"
     batch = dict.fromkeys(("query", "positive", "negative"), images(4)) | {"classes": np.zeros((4, 2), np.int32)}

@@ -6,7 +6,6 @@ class's training images, only watch; validation images are kept for `evaluate.py
 
 import dataclasses
 import os
-import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION, digits
+from dr_keras.data import MONITOR, VALIDATION, digits, held_out
 from dr_keras.data.archives import archive_folder, is_archive
 from dr_keras.data.download import tiny_imagenet
 from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures, pictures_in
@@ -108,7 +107,8 @@ def load_catalog(
             cache does not hold it. None stands for 'tiny-imagenet'.
         monitor: share of each class's training images that become the monitor split.
         validation: share of each class that is held out where the data set has no validation split of its own.
-        seed: seeds both choices. An image's split depends on nothing but this, its class and the class's files.
+        seed: seeds both choices, which `dr_keras.data.held_out.split` makes; of classes that are too small, it takes
+            whole ones.
         console: shows the progress of downloads; standard error by default.
 
     Raises:
@@ -122,20 +122,14 @@ def load_catalog(
     classes = tuple(sorted(listing.train))
     number = {name: label for label, name in enumerate(classes)}
 
+    images = {name: sorted(listing.train[name]) for name in classes}
+    shares = {MONITOR: monitor} if listing.held else {MONITOR: monitor, VALIDATION: validation}
+    by_class = held_out.split(images, listing.monitor, shares, seed)
     ids, labels, splits = [], [], []
     for name, label in number.items():
-        names = sorted(listing.train[name])
-        split = np.full(len(names), TRAIN, np.uint8)
-        own = zlib.crc32(os.fsencode(name))  # by its name, so that a class keeps its splits when others come or go
-        if not listing.held:
-            split[_choose(np.flatnonzero(split == TRAIN), validation, (seed, VALIDATION, own))] = VALIDATION
-        if listing.monitor:
-            split[[row for row, image in enumerate(names) if image in listing.monitor]] = MONITOR
-        else:
-            split[_choose(np.flatnonzero(split == TRAIN), monitor, (seed, MONITOR, own))] = MONITOR
-        ids += names
-        labels += [label] * len(names)
-        splits += split.tolist()
+        ids += images[name]
+        labels += [label] * len(images[name])
+        splits += by_class[name].tolist()
     ids += [image for image, _ in listing.held]
     labels += [number[name] for _, name in listing.held]
     splits += [VALIDATION] * len(listing.held)
@@ -288,12 +282,6 @@ def _nothing_found(folder: Path) -> str:
         f"{folder} holds no class folders with images{direct}. It holds: {there or 'nothing'}. Give the folder whose "
         "folders are the classes"
     )
-
-
-def _choose(rows: np.ndarray, share: float, seed: tuple[int, ...]) -> np.ndarray:
-    """A seeded `share` of `rows`, at least one where the share is above 0, always leaving two for a pair."""
-    count = max(0, min(max(1, round(share * len(rows))), len(rows) - 2)) if share else 0
-    return np.random.default_rng(seed).permutation(rows)[:count]
 
 
 def _held_out(folder: Path, classes: Collection[str], walker: Walker) -> tuple[list[tuple[str, str]], list[str]]:

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from dr_keras import child
 from dr_keras.console import bar, stderr
-from dr_keras.data import SPLIT_NAMES
+from dr_keras.data import SPLIT_NAMES, held_out
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
@@ -334,13 +334,7 @@ def _one_at_a_time(file: Path, console: Console) -> Iterator[None]:
 def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     table = np.zeros((len(catalog.classes), len(SPLIT_NAMES)), np.int64)
     np.add.at(table, (catalog.labels, catalog.splits), 1)
-    single = [catalog.classes[label] for label in np.flatnonzero(table[:, 0] == 1)]
-    empty = [catalog.classes[label] for label in np.flatnonzero(table[:, 0] == 0)]
-    notes = [*catalog.notes]
-    if single:
-        notes.append(f"classes with one training image serve as negatives only: {', '.join(single)}")
-    if empty:
-        notes.append(f"classes without a training image take no part in training: {', '.join(empty)}")
+    notes = [*catalog.notes, *held_out.notes(catalog.classes, table)]
     if catalog.missing:
         notes.append(
             f"{len(catalog.missing)} held-out images do not exist or have a class without training images, "

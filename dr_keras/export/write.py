@@ -12,6 +12,7 @@ from PIL import Image
 from dr_keras.data.images import PADDING, decode
 from dr_keras.errors import RunError
 from dr_keras.files import new_file, new_folder
+from dr_keras.framework import keras_defaults
 from dr_keras.model.released import run_network
 from dr_keras.retrieval.embed import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.runs import Run
@@ -23,6 +24,7 @@ HALF_TOLERANCE = 2e-3
 BATCHES = (1, 37)  # batch sizes that an export is tried with, besides all samples at once
 
 
+@keras_defaults()
 def export(run: Run) -> dict[str, float]:
     """Writes saved_model/ and embedding.tflite from the run's network, and checks both on its sample images.
 
@@ -101,6 +103,7 @@ def _converter(saved_model: Path) -> tf.lite.TFLiteConverter:
     return converter
 
 
+@keras_defaults()
 def half_litert(network: keras.Model, resize: str) -> bytes:
     """A LiteRT file whose weights are stored in half precision; it computes in float32."""
     with tempfile.TemporaryDirectory() as folder:

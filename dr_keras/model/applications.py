@@ -10,6 +10,7 @@ from keras import layers, ops
 
 from dr_keras.config import BACKBONES
 from dr_keras.errors import InputError
+from dr_keras.framework import keras_defaults
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
@@ -42,6 +43,7 @@ def application_names() -> list[str]:
     )
 
 
+@keras_defaults()
 def application_features(name: str, image: keras.KerasTensor, weights: str | None) -> keras.KerasTensor:
     """The pooled features of a network of keras.applications, without its classifier.
 
@@ -73,6 +75,7 @@ def application_features(name: str, image: keras.KerasTensor, weights: str | Non
     return network(preprocessing(name)(image))
 
 
+@keras_defaults()
 def preprocessing(name: str) -> ColourTransform:
     """What a network of keras.applications expects to be done to the pixels (its `preprocess_input`) as a layer.
 

@@ -8,6 +8,8 @@ from keras import layers
 
 from dr_keras.model.normalization import FusedBatchNormalization
 
+LAST = "channels_last"  # whatever keras.json says
+
 RESNET_BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 # The triplet stage calls the embedding network three times a step, and each call moves the running statistics once.
@@ -51,17 +53,17 @@ def _alexnet(x: keras.KerasTensor, size: int, dropout: float) -> keras.KerasTens
     still have an image to work on. The padding of 1 gives the original's 55 x 55 at 225 px.
     """
     kernel, stride = (11, 4) if size >= 128 else (5, 2) if size >= 48 else (3, 1)
-    x = layers.ZeroPadding2D(1)(x)
+    x = layers.ZeroPadding2D(1, data_format=LAST)(x)
     x = _conv_relu(x, 96, kernel, stride, "conv1", padding="valid")  # (B, 55, 55, 96) at 225 px
-    x = layers.MaxPooling2D(3, 2, name="pool1")(x)  # (B, 27, 27, 96)
+    x = layers.MaxPooling2D(3, 2, data_format=LAST, name="pool1")(x)  # (B, 27, 27, 96)
     x = _conv_relu(x, 256, 5, 1, "conv2")
-    x = layers.MaxPooling2D(3, 2, name="pool2")(x)  # (B, 13, 13, 256)
+    x = layers.MaxPooling2D(3, 2, data_format=LAST, name="pool2")(x)  # (B, 13, 13, 256)
     x = _conv_relu(x, 384, 3, 1, "conv3")
     x = _conv_relu(x, 384, 3, 1, "conv4")
     x = _conv_relu(x, 256, 3, 1, "conv5")
     if x.shape[1] >= 3:
-        x = layers.MaxPooling2D(3, 2, name="pool5")(x)  # (B, 6, 6, 256)
-    x = layers.Flatten()(x)  # (B, 9216)
+        x = layers.MaxPooling2D(3, 2, data_format=LAST, name="pool5")(x)  # (B, 6, 6, 256)
+    x = layers.Flatten(LAST)(x)  # (B, 9216)
     for name in ("fc6", "fc7"):
         x = layers.Dense(4096, activation="relu", kernel_initializer="he_normal", name=name)(x)
         x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
@@ -72,7 +74,14 @@ def _conv_relu(
     x: keras.KerasTensor, channels: int, kernel: int, stride: int, name: str, padding: str = "same"
 ) -> keras.KerasTensor:
     return layers.Conv2D(
-        channels, kernel, stride, padding=padding, activation="relu", kernel_initializer="he_normal", name=name
+        channels,
+        kernel,
+        stride,
+        padding=padding,
+        data_format=LAST,
+        activation="relu",
+        kernel_initializer="he_normal",
+        name=name,
     )(x)
 
 
@@ -87,11 +96,11 @@ def _resnet(
     x = _conv_norm(x, width, 3, stem_stride, "stem")
     x = layers.Activation("relu", name="stem_relu")(x)
     if size >= 128:
-        x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+        x = layers.MaxPooling2D(3, 2, padding="same", data_format=LAST, name="stem_pool")(x)
     for stage, count in enumerate(blocks):
         for block in range(count):
             x = _basic_block(x, width * 2**stage, 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}")
-    return layers.GlobalAveragePooling2D(name="pool")(x)  # (B, 8 * width)
+    return layers.GlobalAveragePooling2D(data_format=LAST, name="pool")(x)  # (B, 8 * width)
 
 
 def _basic_block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
@@ -106,6 +115,13 @@ def _basic_block(x: keras.KerasTensor, channels: int, stride: int, name: str) ->
 
 def _conv_norm(x: keras.KerasTensor, channels: int, kernel: int, stride: int, name: str) -> keras.KerasTensor:
     x = layers.Conv2D(
-        channels, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+        channels,
+        kernel,
+        stride,
+        padding="same",
+        data_format=LAST,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
     )(x)
     return FusedBatchNormalization(momentum=STEP_MOMENTUM ** (1 / CALLS_PER_STEP), name=f"{name}_norm")(x)

@@ -9,8 +9,9 @@ from keras import layers, ops
 
 from dr_keras.config import BACKBONES, Config
 from dr_keras.errors import RunError
+from dr_keras.framework import keras_defaults
 from dr_keras.model.applications import application_features
-from dr_keras.model.backbones import backbone
+from dr_keras.model.backbones import LAST, backbone
 from dr_keras.model.classifier import ClassProxies, CosineClassifier
 from dr_keras.model.normalization import L2Normalization
 from dr_keras.model.ranking import TripletRanking, mean_distance_to_others
@@ -19,6 +20,7 @@ PAPER_SIZE = 225  # pixels a side in the paper's figure 3
 LOW_RESOLUTION_MAPS = 96
 
 
+@keras_defaults()
 def embedding_network(config: Config, *, size: int | None = None, weights: bool = True) -> keras.Model:
     """Builds the network that makes an embedding of an image.
 
@@ -51,8 +53,8 @@ def embedding_network(config: Config, *, size: int | None = None, weights: bool 
     if config.multiscale:
         low = layers.Concatenate(name="low_resolution")(
             [
-                layers.Flatten(name="path_a")(_low_resolution(x, full, shrink=4, pool=7, stride=4, name="a")),
-                layers.Flatten(name="path_b")(_low_resolution(x, full, shrink=8, pool=3, stride=2, name="b")),
+                layers.Flatten(LAST, name="path_a")(_low_resolution(x, full, shrink=4, pool=7, stride=4, name="a")),
+                layers.Flatten(LAST, name="path_b")(_low_resolution(x, full, shrink=8, pool=3, stride=2, name="b")),
             ]
         )  # (B, 3072) at the paper's size
         low = L2Normalization(name="low_resolution_normalised")(low)
@@ -75,19 +77,20 @@ def _low_resolution(
     step = max(1, round(4 * full / PAPER_SIZE))  # 4 at the paper's size, 1 at 64 px
     rate, odd = divmod(shrink * x.shape[1], full)
     if odd:
-        x = layers.Resizing(-(-full // shrink), -(-full // shrink), name=f"{name}_subsample")(x)
+        x = layers.Resizing(-(-full // shrink), -(-full // shrink), data_format=LAST, name=f"{name}_subsample")(x)
     else:
-        x = layers.AveragePooling2D(rate, padding="same", name=f"{name}_subsample")(x)
+        x = layers.AveragePooling2D(rate, padding="same", data_format=LAST, name=f"{name}_subsample")(x)
     x = layers.Conv2D(
         LOW_RESOLUTION_MAPS,
         max(3, 2 * step),
         step,
         padding="same",
+        data_format=LAST,
         activation="relu",
         kernel_initializer="he_normal",
         name=f"{name}_conv",
     )(x)
-    return layers.MaxPooling2D(pool, stride, padding="same", name=f"{name}_pool")(x)
+    return layers.MaxPooling2D(pool, stride, padding="same", data_format=LAST, name=f"{name}_pool")(x)
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
@@ -110,6 +113,7 @@ class StatisticsModel(keras.Model):
         return metrics
 
 
+@keras_defaults()
 def training_network(network: keras.Model, config: Config, classes: int | None = None) -> StatisticsModel:
     """Puts three branches that share `network` before one ranking layer, and the classifier where it is kept.
 
@@ -150,6 +154,7 @@ def training_network(network: keras.Model, config: Config, classes: int | None =
     return StatisticsModel(inputs | {"classes": pair}, statistics, name="training_network")
 
 
+@keras_defaults()
 def classification_network(network: keras.Model, config: Config, classes: int) -> StatisticsModel:
     """Puts the classifier on top of `network`, for the softmax stage.
 
@@ -192,6 +197,7 @@ class MeanDistance(layers.Layer):
         return mean_distance_to_others(ops.stop_gradient(embeddings))
 
 
+@keras_defaults()
 def load_network(file: Path) -> keras.Model:
     """Reads an embedding network from a .keras archive, in safe mode: it can hold no code of its own.
 

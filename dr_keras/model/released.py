@@ -9,6 +9,7 @@ import numpy as np
 from dr_keras.config import Config
 from dr_keras.errors import RunError
 from dr_keras.files import new_file
+from dr_keras.framework import keras_defaults
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
 
@@ -25,6 +26,7 @@ def write_weights(file: Path, network: keras.Model) -> None:
         np.savez_compressed(stream, **{str(number): value for number, value in enumerate(halves)})
 
 
+@keras_defaults()
 def read_weights(file: Path, config: Config) -> keras.Model:
     """The embedding network of `config` with the weights of a file.
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from dr_keras.data.augment import augmented
 from dr_keras.data.draws import Augmentation
-from dr_keras.errors import MissingPackage, RunError
-from dr_keras.framework import import_framework
+from dr_keras.errors import MissingPackage, NotNumbers, RunError
+from dr_keras.framework import import_framework, keras_defaults
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +50,19 @@ class Reader:
     resize: str
 
 
+def numbers(vectors: np.ndarray) -> np.ndarray:
+    """Gives embeddings (N, D) back as they are. Raises `NotNumbers` where one has a component that is none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        bad = int((~np.isfinite(vectors.sum(axis=1, dtype=np.float64))).sum())
+    if bad:
+        raise NotNumbers(
+            f"{bad:,} of {len(vectors):,} embeddings are not numbers: the training of this network went astray, or its "
+            "file is damaged; train it again, with a lower --learning-rate or --precision float32"
+        )
+    return vectors
+
+
+@keras_defaults()
 def embed_with_network(
     network: "keras.Model", images: "Images", rows: np.ndarray | None = None, *, advance: Advance | None = None
 ) -> np.ndarray:
@@ -63,6 +76,9 @@ def embed_with_network(
 
     Returns:
         (N, D) float32.
+
+    Raises:
+        NotNumbers: an embedding is none.
     """
     count = len(images) if rows is None else len(rows)
     rows = np.arange(count) if rows is None else rows
@@ -75,7 +91,7 @@ def embed_with_network(
         vectors[start : start + len(part)] = np.asarray(network.predict_on_batch(padded), np.float32)[: len(part)]
         if advance:
             advance(len(part))
-    return vectors
+    return numbers(vectors)
 
 
 class LiteRTEmbedder:
@@ -98,7 +114,9 @@ class LiteRTEmbedder:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         with self._guard:
             vectors = [self._run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-        return np.concatenate(vectors) if vectors else np.empty((0, int(self._output["shape"][-1])), np.float32)
+        return (
+            numbers(np.concatenate(vectors)) if vectors else np.empty((0, int(self._output["shape"][-1])), np.float32)
+        )
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         if len(images) != self._batch:
@@ -160,7 +178,7 @@ class OpenVINOEmbedder:
                 block = np.concatenate([block, np.zeros((BLOCK - len(block), *block.shape[1:]), np.uint8)])
             self._queue.start_async({0: block}, start)
         self._queue.wait_all()
-        return vectors
+        return numbers(vectors)
 
 
 class NetworkEmbedder:
@@ -200,4 +218,4 @@ class SavedModelEmbedder:
                 next(iter(self._serve(tf.constant(images[start : start + BATCH])).values())).numpy()
                 for start in range(0, len(images), BATCH)
             ]
-        return np.concatenate(parts) if parts else np.empty((0, self._length), np.float32)
+        return numbers(np.concatenate(parts)) if parts else np.empty((0, self._length), np.float32)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dr_keras.errors import InputError
+from dr_keras.retrieval.metrics import Moved, moved_gallery
 from dr_keras.retrieval.search import nearest
 
 BLOCK = 4096  # gallery vectors averaged at a time
@@ -44,6 +45,42 @@ def average_gallery(gallery: np.ndarray, count: int) -> np.ndarray:
         weights = np.maximum(1 - squared / 2, 0) ** POWER
         out[start : start + BLOCK] = np.einsum("qk,qkd->qd", weights, np.asarray(gallery[rows], np.float32))
     return unit_length(out)
+
+
+def expand_among_others(queries: np.ndarray, gallery: np.ndarray, count: int, moved: Moved | None = None) -> np.ndarray:
+    """`expand_queries` for leaving one out: gallery row i is the image of query i, which takes the others only.
+
+    Args:
+        queries, gallery: (Q, D) each, of unit length.
+        count: as in `expand_queries`.
+        moved: as in `dr_keras.retrieval.metrics.evaluate`.
+
+    Returns:
+        (Q, D) float32 of unit length.
+    """
+    out = np.empty(queries.shape, np.float32)
+    for row, query in enumerate(queries):
+        there = moved_gallery(gallery, row, moved)
+        out[row] = expand_queries(query[None], np.delete(there, row, axis=0), count)[0]
+    return out
+
+
+def average_without(gallery: np.ndarray, count: int) -> Moved:
+    """`average_gallery` for leaving one out: which of its vectors lie elsewhere where one is not there, and where.
+
+    Args:
+        gallery, count: as in `average_gallery`.
+    """
+    found, squared = nearest(gallery, gallery, count + 2)  # the vector itself is among them, and one to spare
+    weights = np.maximum(1 - squared / 2, 0) ** POWER
+
+    def without(row: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.flatnonzero((found[:, : count + 1] == row).any(axis=1))
+        rows = rows[rows != row]
+        kept = np.where(found[rows] == row, 0, weights[rows])
+        return rows, unit_length(np.einsum("nk,nkd->nd", kept, np.asarray(gallery[found[rows]], np.float32)))
+
+    return without
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:

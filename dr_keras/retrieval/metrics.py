@@ -1,5 +1,6 @@
 """How well a gallery is ranked for queries: precision@k, recall@k, MAP@R, similarity precision, and where it fails."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 
 from dr_keras.errors import InputError
 from dr_keras.retrieval.search import nearest
+
+# Of a query: the gallery rows that lie elsewhere for it, (n,), and where, (n, D).
+Moved = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 KS = (1, 10, 30)
 TRIPLETS_PER_QUERY = 10
@@ -39,6 +43,8 @@ def evaluate(
     *,
     class_count: int,
     seed: int = 0,
+    leave_one_out: bool = False,
+    moved: Moved | None = None,
 ) -> Ranking:
     """Ranks the whole gallery for each query and averages over the queries.
 
@@ -52,24 +58,27 @@ def evaluate(
     Queries whose class the gallery lacks have no right answer; they are counted, and left out of every mean.
 
     Args:
-        queries: (Q, D); no query may be in the gallery.
+        queries: (Q, D); no query may be in the gallery, but with `leave_one_out`.
         query_labels: (Q,) class numbers.
         gallery: (N, D).
         gallery_labels: (N,) class numbers.
         class_count: C.
         seed: seeds the triplets.
+        leave_one_out: gallery row i is the image of query i, N = Q, and each query is ranked against the others.
+        moved: with `leave_one_out`, where the vectors of some gallery images depend on which query is left out.
 
     Raises:
         InputError: the gallery is empty, or no query has an image of its class in it.
     """
-    answerable = np.flatnonzero(np.isin(query_labels, gallery_labels))
+    relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels] - leave_one_out  # (Q,) is R
+    answerable = np.flatnonzero(relevant > 0)
     if not len(answerable):
         raise InputError(
             f"{len(queries)} queries and {len(gallery)} gallery images have no class in common; nothing can be ranked"
         )
     left_out = len(queries) - len(answerable)
-    queries, query_labels = queries[answerable], query_labels[answerable]
-    relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels]  # (Q,) is R
+    queries, query_labels, relevant = queries[answerable], query_labels[answerable], relevant[answerable]
+    own = answerable if leave_one_out else None
 
     hits = {k: np.empty(len(queries)) for k in KS}
     average = np.empty(len(queries))
@@ -78,7 +87,10 @@ def evaluate(
     step = max(1, min(QUERY_BLOCK, BLOCK_VALUES // depth))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
-        rows, _ = nearest(queries[block], gallery, depth)
+        if moved:
+            rows = _nearest_moved(queries[block], gallery, depth, answerable[block], moved)
+        else:
+            rows = nearest_others(queries[block], gallery, depth, None if own is None else own[block])
         found = gallery_labels[rows]  # (q, K)
         right = found == query_labels[block, None]
         for k in KS:
@@ -90,18 +102,53 @@ def evaluate(
     figures: dict[str, Any] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
     figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
     figures["map@r"] = float(average.mean())
-    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed)
+    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed, own=own, moved=moved)
     figures["similarity_precision"] = float((near < far).mean()) if near.size else None
     values = {f"precision@{k}": hits[k] for k in KS} | {f"recall@{k}": hits[k] > 0 for k in KS} | {"map@r": average}
     if near.size:
         values["similarity_precision"] = (near < far).mean(axis=1)
     figures["intervals"] = bootstrap_intervals(values, seed)
-    figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery)}
+    figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery) - leave_one_out}
+    if leave_one_out:
+        figures["leave_one_out"] = True
 
     count = np.bincount(query_labels, minlength=class_count)
     total = np.bincount(query_labels, hits[max(KS)], minlength=class_count)
     with np.errstate(invalid="ignore"):
         return Ranking(figures, total / count, confusion / np.maximum(count, 1)[:, None])
+
+
+def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None) -> np.ndarray:
+    """The rows (Q, K) of the `k` nearest gallery vectors of each query, without the row (Q,) that the query itself is.
+
+    Args:
+        queries, gallery, k: as in `dr_keras.retrieval.search.nearest`.
+        own: None where no query is in the gallery.
+    """
+    if own is None:
+        return nearest(queries, gallery, k)[0]
+    rows, _ = nearest(queries, gallery, k + 1)
+    # The query stands first, or with a copy of it somewhere among the first.
+    order = np.argsort(rows == own[:, None], axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1)[:, :-1]
+
+
+def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndarray:
+    """The gallery (N, D) as it is for the query of `row`."""
+    if moved is None:
+        return gallery
+    there = np.array(gallery)
+    rows, vectors = moved(row)
+    there[rows] = vectors
+    return there
+
+
+def _nearest_moved(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray, moved: Moved) -> np.ndarray:
+    """`nearest_others`, where part of the gallery lies elsewhere for each query."""
+    found = []
+    for query, row in zip(queries, own.tolist(), strict=True):
+        found.append(nearest_others(query[None], moved_gallery(gallery, row, moved), k, np.array([row]))[0])
+    return np.stack(found)
 
 
 def bootstrap_intervals(values: dict[str, np.ndarray], seed: int) -> dict[str, list[float]]:
@@ -128,11 +175,19 @@ def average_precision_at_r(right: np.ndarray, relevant: np.ndarray) -> np.ndarra
 
 
 def triplet_distances(
-    queries: np.ndarray, query_labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray, *, seed: int
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    seed: int,
+    own: np.ndarray | None = None,
+    moved: Moved | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """D(q, p+) and D(q, p-) of ten seeded triplets a query, positives and negatives from the gallery.
 
-    Every query's class must have a gallery image.
+    Every query's class must have a gallery image, besides the query itself where `own` (Q,) says which row that is.
+    `moved` as in `evaluate`.
 
     Returns:
         Two (Q, 10) float32 arrays; empty where the gallery has a single class.
@@ -146,11 +201,24 @@ def triplet_distances(
         return np.empty((0, TRIPLETS_PER_QUERY), np.float32), np.empty((0, TRIPLETS_PER_QUERY), np.float32)
     random = np.random.default_rng(seed)
     shape = (len(queries), TRIPLETS_PER_QUERY)
-    positive = order[random.integers(np.broadcast_to(first, shape), last)]
+    if own is None:
+        positive = order[random.integers(np.broadcast_to(first, shape), last)]
+    else:
+        place = random.integers(np.broadcast_to(first, shape), last - 1)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        positive = order[place + (place >= rank[own][:, None])]  # steps over the query
     place = random.integers(0, np.broadcast_to(others, shape))
     negative = order[place + np.where(place >= first, last - first, 0)]
 
     near, far = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    if moved:
+        assert own is not None
+        for query, row in enumerate(own.tolist()):
+            there = moved_gallery(gallery, row, moved)
+            near[query] = np.linalg.norm(there[positive[query]] - queries[query], axis=1)
+            far[query] = np.linalg.norm(there[negative[query]] - queries[query], axis=1)
+        return near, far
     for column in range(TRIPLETS_PER_QUERY):  # a column at a time, so that memory is Q x D
         for rows, out in ((positive, near), (negative, far)):
             difference = gallery[rows[:, column]].astype(np.float32) - queries.astype(np.float32)

@@ -5,7 +5,7 @@ the losses are those of one device with the whole batch. On the other backends a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import keras
@@ -59,6 +59,47 @@ def set_up_devices(config: Config) -> Devices:
         raise InputError(f"--batch-size is {config.batch_size}; it must be a multiple of the {len(devices)} devices")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
     return Devices(config.host_index, config.hosts, len(devices))
+
+
+@contextmanager
+def devices_for(config: Config) -> Iterator[Devices]:
+    """What `set_up_devices` sets up, for the time of a training; the process is afterwards as it was before.
+
+    With `config.deterministic`, TensorFlow computes deterministically meanwhile.
+    """
+    with on_one_device(), _deterministic() if config.deterministic else nullcontext(), _own_programs():
+        yield set_up_devices(config)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.python.framework import config as tensorflow_config  # the way back is not public
+
+    before = tensorflow_config.is_op_determinism_enabled()
+    tensorflow_config.enable_op_determinism()
+    try:
+        yield
+    finally:
+        if not before:
+            tensorflow_config.disable_op_determinism()
+
+
+@contextmanager
+def _own_programs() -> Iterator[None]:
+    """Sets back where JAX keeps what it compiles."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def _keep_programs() -> None:

@@ -17,6 +17,7 @@ from dr_keras.config import Config
 from dr_keras.data.pipeline import ImageSource, Source, TripletSource
 from dr_keras.data.sequence import batches
 from dr_keras.errors import Interrupted
+from dr_keras.framework import keras_defaults
 from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
 from dr_keras.model.network import classification_network, embedding_network, training_network
 from dr_keras.retrieval.embed import embed_with_network
@@ -30,6 +31,7 @@ from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
 from dr_keras.training.watch import Monitor
 
 
+@keras_defaults()
 def initial_network(config: Config) -> keras.Model:
     """The embedding network with the weights that training starts from; equal for equal seeds.
 
@@ -44,6 +46,7 @@ def initial_network(config: Config) -> keras.Model:
         random.setstate(state)
 
 
+@keras_defaults()
 def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate over `steps` steps: a linear warm-up, then a cosine down to 0."""
     warmup = round(config.warmup * steps)
@@ -63,6 +66,7 @@ def learning_rate_at(config: Config, steps: int, step: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
+@keras_defaults()
 def compiled_model(
     config: Config, network: keras.Model, steps: int, classes: int | None = None, stage: str = TRIPLETS
 ) -> keras.Model:
@@ -111,12 +115,13 @@ def precision(config: Config) -> str:
 @contextmanager
 def training_precision(config: Config) -> Iterator[None]:
     """Inside, networks are built with the dtype policy of the training."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision(config))
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+    with keras_defaults():
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision(config))
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +158,6 @@ class Fit:
         config, console = self.config, self.console
         course = phases(config, {stage: source.steps_per_epoch for stage, source in self.sources.items()})
         steps = course[-1].last_step
-        if config.deterministic and keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            tf.config.experimental.enable_op_determinism()
         model = self._model(course[done.phase], network, steps)
         average = WeightAverage(config.weight_average, done.step)
         if self.resume_from:
@@ -192,13 +193,12 @@ class Fit:
             started = time.monotonic()
             seen = kept.network(_branch(checkpoints.model), weights_of(), size=phase.size)
             figures = self.monitor.look(lambda rows: embed_with_network(seen, self.monitor.pixels, rows), log.step)
-            if figures:
-                console.print(
-                    f"epoch {epochs_done}: monitor precision@30 {figures['precision@30']:.4f}  "
-                    f"similarity precision {figures['similarity_precision']:.4f}"
-                )
+            figure, similarity = figures.get(self.monitor.figure), figures.get("similarity_precision")
+            if figure is not None:
+                more = "" if similarity is None else f"  similarity precision {similarity:.4f}"
+                console.print(f"epoch {epochs_done}: monitor {self.monitor.figure} {figure:.4f}{more}")
             line.pause(time.monotonic() - started)
-            return figures.get("precision@30")
+            return figure
 
         checkpoints = callbacks.Checkpoints(save, config.checkpoint_minutes)
         each_epoch = callbacks.EachEpoch(

@@ -23,7 +23,8 @@ from dr_keras.data.pipeline import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.pixels import Images, StreamedImages, load_pixels
 from dr_keras.data.triplets import ImageSampler, TripletSampler
 from dr_keras.errors import InputError, MissingPackage, RunError
-from dr_keras.files import new_file, write_array, write_json
+from dr_keras.files import new_file, read_json, write_array, write_json
+from dr_keras.framework import keras_defaults
 from dr_keras.model.released import run_network
 from dr_keras.retrieval.duplicates import leaks_between
 from dr_keras.retrieval.embed import embed_with_network
@@ -32,7 +33,7 @@ from dr_keras.retrieval.index import Index
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
 from dr_keras.training import callbacks
 from dr_keras.training.checkpoint import Progress, read_progress
-from dr_keras.training.devices import on_one_device, set_up_devices
+from dr_keras.training.devices import Devices, devices_for, on_one_device
 from dr_keras.training.fit import Fit, initial_network, training_precision
 from dr_keras.training.plan import SOFTMAX, TRIPLETS
 from dr_keras.training.watch import Monitor
@@ -54,23 +55,35 @@ def run_training(
         config: the settings.
         runs: the folder that run folders lie in. Of several hosts the first one writes there; to resume, all read it.
         overwrite: replace an earlier run of the same name, once the new one's data is read.
-        resume: go on with the unfinished run of that name, from its last checkpoint.
+        resume: go on with the run of that name from its last checkpoint, or from its beginning where it has none; a
+            finished one is left as it is.
         console: where progress is shown; standard error by default.
 
     Raises:
-        InputError: the data cannot be used; the network cannot be built; the run's name is taken; there is nothing to
-            resume; the disk is full.
+        InputError: the data cannot be used; the network cannot be built; the run's name is taken; the run to resume has
+            other settings or images; the disk is full.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
     main = config.host_index == 0
     console = console or (stderr() if main else Console(quiet=True))
     run = _run(config, runs, overwrite=overwrite, resume=resume)
-    done = read_progress(run.checkpoint_file) if resume else None
-    devices = set_up_devices(config)
-    if devices.count > 1:
-        console.print(f"computing on {devices.count} devices of {devices.hosts} hosts")
+    if resume and run.finished:
+        console.print(f"{run.path} is finished; there is nothing to resume")
+        return run
+    with keras_defaults(), devices_for(config) as devices:
+        if devices.count > 1:
+            console.print(f"computing on {devices.count} devices of {devices.hosts} hosts")
+        _run_on(devices, config, run, runs, overwrite=overwrite, resume=resume, console=console)
+    return run
+
+
+def _run_on(
+    devices: Devices, config: Config, run: Run, runs: Path, *, overwrite: bool, resume: bool, console: Console
+) -> None:
+    """`run_training` on these devices."""
+    done = read_progress(run.checkpoint_file) if resume and run.checkpoint_file.exists() else None
     network = _build(config)
-    if config.initial_weights and not resume:
+    if config.initial_weights and not done:
         _start_from(network, config, runs)
     catalog = load_catalog(
         config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=console
@@ -79,14 +92,19 @@ def run_training(
     catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, store=store, console=console)
     data = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
     if done and done.data != data:
-        raise RunError(f"the images in {catalog.root} are not those that {run.path} was started with")
+        raise RunError(_other_images(catalog, run))
     rows = catalog.rows(TRAIN)
     share = Share(devices.host, devices.hosts, devices.count)
     sources = training_sources(config, pixels, rows, catalog.labels[rows], share)
-    with _folder(run, config, main=main, fresh=not resume, overwrite=overwrite) as place, _writing(place):
-        if not resume:
+    with (
+        _folder(run, config, main=not config.host_index, fresh=not done, overwrite=overwrite, again=resume) as place,
+        _writing(place),
+    ):
+        if not done:
             report["leaks"] = _leaks(catalog, pixels)
             write_json(place.report_file, report)
+        elif not config.host_index and run.config().data != config.data:  # the same images in another place
+            run.write_config(replace(run.config(), data=config.data))
         _say_data(console, catalog, report, place)
         _train(
             config,
@@ -95,11 +113,10 @@ def run_training(
             sources,
             network,
             place,
-            run if resume else None,
+            run if done else None,
             done or Progress(0, data),
             console,
         )
-    return run
 
 
 def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
@@ -111,11 +128,11 @@ def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
 
 
 @contextmanager
-def _folder(run: Run, config: Config, *, main: bool, fresh: bool, overwrite: bool) -> Iterator[Run]:
+def _folder(run: Run, config: Config, *, main: bool, fresh: bool, overwrite: bool, again: bool) -> Iterator[Run]:
     """The folder to write to: the run's own, or on further hosts, which compute the same, one that is thrown away."""
     if main:
         if fresh:
-            start_run(run, config, overwrite=overwrite)
+            start_run(run, config, overwrite=overwrite, again=again)
         yield run
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -129,9 +146,22 @@ def _writing(run: Run) -> Iterator[None]:
         yield
     except OSError as error:
         message = f"{run.path} cannot be written: {error.strerror or error}"
-        if run.checkpoint_file.exists():
+        if run.config_file.exists():
             message += f"; when there is room, go on with: python train.py --resume --run {run.path.name}"
         raise RunError(message) from error
+
+
+def _other_images(catalog: Catalog, run: Run) -> str:
+    """What to say of images that are not those of the run's checkpoint."""
+    try:
+        before = read_json(run.report_file)["images"]
+        theirs = f"those {before:,} images" if before != len(catalog) else "those images, though as many"
+    except (OSError, ValueError, KeyError, TypeError):
+        theirs = "those images"
+    return (
+        f"the {len(catalog):,} images in {catalog.root} are not {theirs}, that {run.path} was started with; name their "
+        "place with --data, or start another run"
+    )
 
 
 def _build(config: Config) -> keras.Model:

@@ -7,10 +7,11 @@ import numpy as np
 
 from dr_keras.data import MONITOR, TRAIN
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixels import Images
 from dr_keras.pictures import OTHER, QUERY, SAME, Neighbour, Tile, from_pixels, grid, neighbour_tiles
-from dr_keras.retrieval.metrics import KS, evaluate, triplet_distances
-from dr_keras.retrieval.search import nearest
+from dr_keras.retrieval.metrics import KS, evaluate, nearest_others, triplet_distances
+from dr_keras.retrieval.search import distances as exact_distances
 from dr_keras.training.callbacks import Board
 
 SHOWN_QUERIES = 16
@@ -22,6 +23,8 @@ SHOWN_IMAGES = 24
 class Monitor:
     """Precision@k of the monitor images against the training images, with a picture of the same 16 queries each time.
 
+    Where whole classes are watched (`dr_keras.data.held_out`) they are ranked against each other.
+
     Args:
         catalog, pixels: the usable images and their (N, H, W, 3) uint8 pixels, row by row.
         board: where it is shown.
@@ -31,7 +34,17 @@ class Monitor:
     def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
         self._catalog, self.pixels, self._board, self._seed = catalog, pixels, board, seed
         self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
+        self._leave_one_out = among_themselves(catalog.labels, self.queries, self.gallery)
+        if self._leave_one_out:
+            self.gallery = self.queries
+        same = np.bincount(catalog.labels[self.gallery], minlength=len(catalog.classes))[catalog.labels[self.queries]]
+        self._answerable = np.flatnonzero(same > self._leave_one_out)  # whose class has another image in the gallery
         self._shown = np.random.default_rng(seed).permutation(self.queries)[:SHOWN_QUERIES]
+
+    @property
+    def figure(self) -> str:
+        """The figure to go by. Whole classes may be so few images that all are among the 30 nearest of each."""
+        return "map@r" if self._leave_one_out else "precision@30"
 
     def look(self, vectors_of: Callable[[np.ndarray], np.ndarray], step: int) -> dict[str, float]:
         """Ranks, writes to TensorBoard, and returns the figures; none without monitor images.
@@ -40,10 +53,11 @@ class Monitor:
             vectors_of: maps catalog rows (n,) to their embeddings (n, D).
             step: the global step that the figures belong to.
         """
-        if not len(self.queries):
+        if not len(self._answerable):
             return {}
         labels = self._catalog.labels
-        queries, gallery = vectors_of(self.queries), vectors_of(self.gallery)
+        queries = vectors_of(self.queries)
+        gallery = queries if self._leave_one_out else vectors_of(self.gallery)
         figures = evaluate(
             queries,
             labels[self.queries],
@@ -51,17 +65,27 @@ class Monitor:
             labels[self.gallery],
             class_count=len(self._catalog.classes),
             seed=self._seed,
+            leave_one_out=self._leave_one_out,
         ).figures
         chosen = (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")
-        shown = {name.replace("@", "_at_"): figures[name] for name in chosen}  # TensorBoard takes no @
+        known = (name for name in chosen if figures[name] is not None)
+        shown = {name.replace("@", "_at_"): figures[name] for name in known}  # TensorBoard takes no @
         self._board.scalars("monitor", shown, step)
-        near, far = triplet_distances(queries, labels[self.queries], gallery, labels[self.gallery], seed=self._seed)
+        near, far = triplet_distances(
+            queries[self._answerable],
+            labels[self.queries[self._answerable]],
+            gallery,
+            labels[self.gallery],
+            seed=self._seed,
+            own=self._answerable if self._leave_one_out else None,
+        )
         if near.size:
             self._board.histogram("monitor/distance_to_positives", near.ravel(), step)
             self._board.histogram("monitor/distance_to_negatives", far.ravel(), step)
         places = np.searchsorted(self.queries, self._shown)
-        rows, squared = nearest(queries[places], gallery, SHOWN_NEIGHBOURS)
-        self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], np.sqrt(squared)), step)
+        rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBOURS, places if self._leave_one_out else None)
+        far = exact_distances(queries[places], gallery, rows)
+        self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], far), step)
         return figures
 
     def show_batch(self, batch: dict[str, Any], step: int) -> None:
