@@ -9,10 +9,6 @@ class ImageError(InputError):
     """A file or buffer that is no usable image."""
 
 
-class NotNumbers(InputError):
-    """A network's embeddings are not numbers: its training went astray, or its file is damaged."""
-
-
 class Interrupted(InputError):
     """A person stopped the run; it was saved and can go on."""
 
@@ -23,3 +19,7 @@ class MissingPackage(InputError):
 
 class RunError(InputError):
     """A run folder that is missing, unfinished, damaged or of another format version."""
+
+
+class NotNumbers(RunError):
+    """A network's embeddings are not numbers: its training went astray, or its file is damaged."""
