@@ -69,7 +69,7 @@ def without_rights():
         os.seteuid(0)
 
 
-@pytest.mark.parametrize("name", [*PASSED_OVER, ".hidden", ".@__thumb", "@EADIR", "$Recycle.Bin"])
+@pytest.mark.parametrize("name", [*sorted(PASSED_OVER), ".hidden", ".@__thumb", "@EADIR", "$Recycle.Bin"])
 def test_what_disks_and_systems_keep_is_passed_over(tmp_path, name):
     put(tmp_path, "a.png", f"{name}/b.png", f"c/{name}/d/e.png")
     assert names(tmp_path) == ["a.png"]
