@@ -81,7 +81,7 @@ def change_until_killed(place: Path, seed: str, truth: Truth, said: int) -> None
 def sync_until_killed(place: Path, files: Path, said: int) -> None:
     with Index.open(place, write=True) as index:
         os.write(said, b".")
-        sync_folder(index, files, READER, console=stderr())
+        sync_folder(index, files, READER, remove_missing=True, console=stderr())
         os.write(said, b"!")
         time.sleep(60)
 
@@ -171,7 +171,7 @@ def main() -> None:
             elif found != own | before:
                 between += 1
             with Index.open(place, write=True) as index:
-                sync_folder(index, files, READER, console=stderr())
+                sync_folder(index, files, READER, remove_missing=True, console=stderr())
             found, wanted = found_in(place), own | after
             differing = [id for id in found.keys() | wanted.keys() if found.get(id) != wanted.get(id)]
             assert not differing, f"round {number}: {differing} after a second sync"

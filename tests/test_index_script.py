@@ -34,7 +34,9 @@ def test_an_index_from_its_making_to_its_repair(place):
     (mine / "bars" / "bars_0.png").unlink()
     shutil.copy(mine / "disc" / "disc_0.png", mine / "rings" / "more.png")
     said = say(place, "index.py", "sync", "mine", "--index", "my-index")
-    assert said.startswith("1 added, 0 updated, 7 unchanged, 1 removed; 8 images")
+    assert said.startswith("1 added, 0 updated, 7 unchanged, 1 missing; 9 images")
+    said = say(place, "index.py", "sync", "mine", "--remove-missing", "--index", "my-index")
+    assert said.startswith("0 added, 0 updated, 8 unchanged, 1 removed; 8 images")
     said = say(place, "index.py", "remove", "plain/*", "bars_1.png", "--index", "my-index")
     assert said == "3 removed; 5 images in my-index\n"
     assert "Near it: disc_1.png" in say(place, "index.py", "remove", "disc_9.png", "--index", "my-index", status=2)

@@ -1,13 +1,15 @@
 """What dr_keras hands out is shared by threads, and each gets what is its own."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import write_folders
+from conftest import ROOT, write_folders
 from PIL import Image
 
 from dr_keras import load
@@ -41,6 +43,23 @@ def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
         return np.abs(model.embed(given[rows]) - want[rows]).max()
 
     assert max(in_threads(embed, 200)) < 1e-5
+
+
+def test_openvino_tells_nobody_of_its_use():
+    pytest.importorskip("openvino")
+    code = (
+        "import os, sys\n"
+        "forks = []\n"
+        "os.register_at_fork(before=lambda: forks.append(1))\n"
+        "import numpy as np\n"
+        "from dr_keras import load\n"
+        "load('tiny-imagenet-64', runtime='openvino').embed(np.zeros((20, 64, 64, 3), np.uint8))\n"
+        "import time; time.sleep(1)\n"
+        "print(forks, 'openvino_telemetry' in sys.modules)\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "CI"}  # where it would be silent by itself
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.stdout == "[] False\n", done.stderr
 
 
 def test_searches_of_threads_are_their_own(workplace):

@@ -5,6 +5,7 @@ interpreters and queues keep the images of a call inside themselves.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,6 +129,26 @@ class LiteRTEmbedder:
         return self._interpreter.get_tensor(self._output["index"])
 
 
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry, which else tells its makers of each use, from a fork of the user's process.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    before = {telemetry: sys.modules[telemetry]} if telemetry in sys.modules else {}
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # OpenVINO does without it then
+    try:
+        import openvino
+    except ImportError as error:
+        message = "OpenVINO is not installed: pip install openvino, or choose another runtime"
+        raise MissingPackage(message) from error
+    finally:
+        del sys.modules[telemetry]
+        sys.modules.update(before)
+    return openvino
+
+
 class OpenVINOEmbedder:
     """Embeds by the LiteRT file of a run on OpenVINO: faster than LiteRT for many images, slower to start.
 
@@ -135,11 +156,7 @@ class OpenVINOEmbedder:
     """
 
     def __init__(self, file: Path) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            message = "OpenVINO is not installed: pip install openvino, or choose another runtime"
-            raise MissingPackage(message) from error
+        openvino = _import_openvino()
         if not file.is_file():
             raise RunError(f"{file} does not exist; make it with train.py --export-only")
         threads = os.cpu_count() or 1
