@@ -86,8 +86,8 @@ def sync_until_killed(place: Path, files: Path, said: int) -> None:
         time.sleep(60)
 
 
-def killed_after(seconds: float, work: object, *arguments: object) -> bytes:
-    """Runs `work` in a child, kills it so long after it has opened the index, and returns what it has said."""
+def killed_after(seconds: float, work: object, *arguments: object, changes: int = 0) -> bytes:
+    """Runs `work` in a child, kills it so long after so many changes, and returns what it has said."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -95,7 +95,11 @@ def killed_after(seconds: float, work: object, *arguments: object) -> bytes:
         work(*arguments, theirs)  # type: ignore[operator]
         os._exit(0)
     os.close(theirs)
-    said = os.read(ours, 1)
+    said = b""
+    while len(said) <= changes:  # the first byte says that the index is open
+        more = os.read(ours, 1)
+        assert more, "the child has ended"
+        said += more
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -144,9 +148,11 @@ def main() -> None:
     truth: Truth = {}
     chance = random.Random(seed)
     under_way = finished = between = done = 0
+    takes = 0.04  # seconds of a sync on this machine
     for number in range(rounds):
         if number % 2:
-            said = killed_after(chance.uniform(0, 0.06), change_until_killed, place, f"{seed}.{number}", truth)
+            work = (change_until_killed, place, f"{seed}.{number}", truth)
+            said = killed_after(chance.uniform(0, 0.02), *work, changes=chance.randint(0, 4))
             for step in range(len(said) - 1):
                 truth = apply(truth, *change(f"{seed}.{number}.{step}", truth))
             found = found_in(place)
@@ -160,7 +166,7 @@ def main() -> None:
             own = {id: value for id, value in truth.items() if id.startswith("own/")}
             draw(files, chance)
             after = contents(files)
-            said = killed_after(chance.uniform(0, 0.04), sync_until_killed, place, files)
+            said = killed_after(chance.uniform(0, takes), sync_until_killed, place, files)
             found = found_in(place)
             assert {id: value for id, value in found.items() if id.startswith("own/")} == own
             for id in before.keys() | after.keys() | (found.keys() - own.keys()):
@@ -171,7 +177,10 @@ def main() -> None:
             elif found != own | before:
                 between += 1
             with Index.open(place, write=True) as index:
+                starts = time.monotonic()
                 sync_folder(index, files, READER, remove_missing=True, console=stderr())
+                if said.endswith(b".") and found == own | before:  # all of it was left to do
+                    takes = 1.2 * (time.monotonic() - starts)
             found, wanted = found_in(place), own | after
             differing = [id for id in found.keys() | wanted.keys() if found.get(id) != wanted.get(id)]
             assert not differing, f"round {number}: {differing} after a second sync"

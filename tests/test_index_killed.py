@@ -14,5 +14,5 @@ def test_a_hundred_kills_lose_nothing(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     kills, acknowledged, _, in_parts = map(int, re.findall(r"\d+", result.stdout)[:4])
     assert kills == 100
-    assert acknowledged > 50  # the kills fell while changes were made,
+    assert acknowledged > 100  # the kills fell while changes were made,
     assert in_parts > 5  # and in the middle of syncs

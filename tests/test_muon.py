@@ -54,6 +54,16 @@ def test_all_else_is_adamw(shape):
     np.testing.assert_allclose(stepped(Muon(RATE, DECAY), value, gradients), adamw, rtol=1e-5, atol=1e-6)
 
 
+def test_wide_and_high_matrices_are_adamw(monkeypatch):
+    """Orthogonal updates of AlexNet's and VGG's 4,096 x 4,096 take 20 times as long as the step itself."""
+    monkeypatch.setattr("dr_keras.training.muon.WIDEST", 6)
+    for shape, orthogonal in (((2, 2, 4, 7), False), ((7, 7), False), ((2, 2, 4, 6), True), ((6, 20), True)):
+        value, gradients = numbers(*shape)
+        adamw = stepped(keras.optimizers.AdamW(RATE, weight_decay=DECAY), value, gradients)
+        expected = plain(value, gradients) if orthogonal else adamw
+        np.testing.assert_allclose(stepped(Muon(RATE, DECAY), value, gradients), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_half_precision_iterates_close_to_the_exact_ones():
     value, gradients = numbers(3, 3, 16, 32)
     exact = stepped(Muon(RATE, 0.0), value, gradients) - value
