@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import draw_encoded, indexed, serving
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from served import TOKEN
 
@@ -76,6 +76,7 @@ def broken_images(draw):
 
 @settings(max_examples=UPLOADS, **QUIET)
 @given(data=broken_images() | st.binary(max_size=200))
+@example(data=b"MMOR")  # the first bytes of a raw photo, and no more
 def test_every_upload_is_searched_for_or_refused(page, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about what it finds in broken files
