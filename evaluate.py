@@ -53,8 +53,8 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
-    from dr_keras.evaluation import SearchOptions, evaluate_run
-    from dr_keras.library import load
+    from dr_keras.evaluation.evaluate import SearchOptions, evaluate_run
+    from dr_keras.search_model import load
 
     search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
     result = evaluate_run(

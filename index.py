@@ -25,9 +25,9 @@ from dr_keras.cli.errors import run
 from dr_keras.errors import InputError
 
 if TYPE_CHECKING:
-    from dr_keras.library import Model
-    from dr_keras.retrieval.folder import Report
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
+    from dr_keras.index.sync import Report
+    from dr_keras.search_model import Model
 
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
 
@@ -90,8 +90,8 @@ def parse() -> argparse.Namespace:
 
 
 def add(options: argparse.Namespace) -> int:
-    from dr_keras.console import stderr
-    from dr_keras.retrieval.folder import add_files
+    from dr_keras.index.sync import add_files
+    from dr_keras.progress import stderr
 
     attributes: dict[str, Any] = {}
     for text in options.set:
@@ -109,8 +109,8 @@ def add(options: argparse.Namespace) -> int:
 
 
 def sync(options: argparse.Namespace) -> int:
-    from dr_keras.console import stderr
-    from dr_keras.retrieval.folder import sync_folder
+    from dr_keras.index.sync import sync_folder
+    from dr_keras.progress import stderr
 
     model, index = writable(options, Path(options.folder))
     with index:
@@ -130,9 +130,9 @@ def tell(report: "Report", index: "Index") -> None:
 
 
 def move(options: argparse.Namespace) -> int:
-    from dr_keras.console import stderr
-    from dr_keras.retrieval.index import Index
-    from dr_keras.retrieval.move import move_index
+    from dr_keras.index.index import Index
+    from dr_keras.index.relocate import move_index
+    from dr_keras.progress import stderr
 
     with Index.open(place(options), write=True) as index:
         before = index.root
@@ -144,8 +144,8 @@ def move(options: argparse.Namespace) -> int:
 
 
 def lay_out(options: argparse.Namespace) -> int:
-    from dr_keras.retrieval.index import Index
-    from dr_keras.retrieval.layout import fit_umap
+    from dr_keras.index.index import Index
+    from dr_keras.index.umap_layout import fit_umap
 
     with Index.open(place(options)) as index:
         layout = fit_umap(index)
@@ -155,7 +155,7 @@ def lay_out(options: argparse.Namespace) -> int:
 
 
 def remove(options: argparse.Namespace) -> int:
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
 
     with Index.open(place(options), write=True) as index:
         chosen = {id for name in options.names for id in index.matching(name)}
@@ -165,7 +165,7 @@ def remove(options: argparse.Namespace) -> int:
 
 
 def stats(options: argparse.Namespace) -> int:
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
 
     with Index.open(place(options)) as index:
         found = index.stats()
@@ -192,7 +192,7 @@ def stats(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
 
     if not options.repair:
         with Index.open(place(options), repair=True) as index:
@@ -202,8 +202,8 @@ def verify(options: argparse.Namespace) -> int:
             print(f"{len(damage)} problems" if damage else f"{len(index):,} images, nothing wrong")
         return 1 if damage else 0
 
-    from dr_keras.console import stderr
-    from dr_keras.retrieval.folder import repair
+    from dr_keras.index.sync import repair
+    from dr_keras.progress import stderr
 
     with Index.open(place(options), write=True, repair=True) as index:
         report = repair(index, lambda: matching_model(options, index).reader, console=stderr())
@@ -216,7 +216,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def build(options: argparse.Namespace) -> int:
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
 
     with Index.open(place(options), write=True) as index:
         index.build(options.engine)
@@ -226,19 +226,21 @@ def build(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.export import export_index
+    from dr_keras.index.index import Index
 
     with Index.open(place(options)) as index:
-        index.export(options.file)
+        export_index(index, options.file)
     print(f"saved {options.file}")
     return 0
 
 
 def duplicates(options: argparse.Namespace) -> int:
-    from dr_keras.console import stderr
-    from dr_keras.files import write_json
-    from dr_keras.library import load
-    from dr_keras.retrieval.duplicates import find_duplicates
+    from dr_keras.atomic_files import write_json
+    from dr_keras.duplicates.find import find_duplicates
+    from dr_keras.duplicates.report import save_report
+    from dr_keras.progress import stderr
+    from dr_keras.search_model import load
 
     if not Path(options.folder).exists():
         raise InputError(f"there is no folder {options.folder}")
@@ -252,7 +254,7 @@ def duplicates(options: argparse.Namespace) -> int:
     if options.json:
         write_json(Path(options.json), found.to_dict())
     if options.html:
-        found.save_html(Path(options.html))
+        save_report(found, options.html)
     for name, meaning in (
         ("exact", "of equal files"),
         ("near", "of nearly equal images"),
@@ -276,8 +278,8 @@ def place(options: argparse.Namespace) -> Path:
 
 def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
     """The model that the index's vectors are of."""
-    from dr_keras.library import Model
     from dr_keras.runs import open_run
+    from dr_keras.search_model import Model
 
     model = Model(open_run(options.run or index.run or None))
     if index.model and index.model != model.fingerprint:
@@ -287,10 +289,10 @@ def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
     """The model and the index, made where there is none."""
-    from dr_keras.library import Model
-    from dr_keras.retrieval.index import Index
-    from dr_keras.retrieval.store import DATABASE
+    from dr_keras.index.index import Index
+    from dr_keras.index.store import DATABASE
     from dr_keras.runs import open_run
+    from dr_keras.search_model import Model
 
     if options.index and not (Path(options.index) / DATABASE).exists():
         if not root.is_dir():

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dr_keras.answers import check_picture_name
 from dr_keras.cli.errors import run
 from dr_keras.errors import InputError
-from dr_keras.library import RUNTIMES, load
+from dr_keras.search_model import RUNTIMES, load
+from dr_keras.search_results import check_picture_name
 
 if TYPE_CHECKING:
-    from dr_keras.answers import Answer
+    from dr_keras.search_results import Answer
 
 NO_MATCH = 3
 

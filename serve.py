@@ -64,14 +64,14 @@ def serve(options: argparse.Namespace) -> None:
     if options.concurrency < 1:
         raise InputError(f"--concurrency is {options.concurrency}; at least 1 is expected")
     try:
-        from dr_keras.app import protocol
-        from dr_keras.app.routes import create_app
+        from dr_keras.server import http_protocol as protocol
+        from dr_keras.server.routes import create_app
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"serving needs the package {error.name}; install it with pip install 'dr_keras[serve]'"
         ) from None
-    from dr_keras.app.settings import LOOPBACK, Settings, read_token
-    from dr_keras.library import load
+    from dr_keras.search_model import load
+    from dr_keras.server.settings import LOOPBACK, Settings, read_token
 
     hosts = tuple(name.lower() for name in options.allow_host)
     if options.host in LOOPBACK:

@@ -33,9 +33,9 @@ import numpy as np
 from machine import machine, spread
 from PIL import Image
 
+from dr_keras.data.decoding import decode_files
 from dr_keras.data.folders import all_pictures
 from dr_keras.data.images import decode
-from dr_keras.data.pixels import decode_files
 from dr_keras.errors import ImageError, InputError
 from dr_keras.runs import Run, open_run
 
@@ -291,7 +291,7 @@ def alone(embed: EmbedAll, place: Place) -> Callable[[int, int], tuple[float, np
 
 def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndarray]]:
     """Work of the product: all files become vectors that are kept; `images` and `batch` say nothing to it."""
-    from dr_keras.library import load
+    from dr_keras.search_model import load
 
     model = load(run)
     names = sorted(file.name for file in place.files.iterdir())
@@ -311,8 +311,8 @@ def add(model: Any, folder: Path) -> Any:
     """`index.py add` of a folder of new files to a new index; THE CALL THAT IS MEASURED."""
     from rich.console import Console
 
-    from dr_keras.retrieval.folder import add_files
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
+    from dr_keras.index.sync import add_files
 
     place = Path(tempfile.mkdtemp(dir=folder.parent))
     index = Index.create(place / "index", model.config.embedding_dim, root=folder, model=model.fingerprint)
@@ -325,8 +325,8 @@ def prepare(run: Run, place: Place) -> dict[str, Any]:
     """Writes the network of a run as a SavedModel, a LiteRT and an ONNX file, all in float32, and its own vectors."""
     import tensorflow as tf
 
+    from dr_keras.embedders import embed_with_network
     from dr_keras.model.released import run_network
-    from dr_keras.retrieval.embed import embed_with_network
 
     network = run_network(run)
     np.save(place.expected, embed_with_network(network, np.load(place.pixels)))

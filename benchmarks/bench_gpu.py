@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from machine import machine, spread
 
+from dr_keras.backend import import_framework
 from dr_keras.config import Config, add_flags, parse
-from dr_keras.framework import import_framework
 
 if TYPE_CHECKING:
-    from dr_keras.training.plan import Phase
+    from dr_keras.training.phases import Phase
 
 CLASSES = 200
 WARM = 3  # steps before the clock starts
@@ -65,7 +65,7 @@ def main() -> None:
 
 def count(config: Config, options: argparse.Namespace) -> None:
     """Prints the arithmetic of the network and of the whole run, and how long the CPU draws for a step."""
-    from dr_keras.data.draws import Augmentation, draw_changes, draw_mixing
+    from dr_keras.data.augmentation_draws import Augmentation, draw_changes, draw_mixing
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
 
@@ -90,7 +90,7 @@ def count(config: Config, options: argparse.Namespace) -> None:
 
 def phases_of(config: Config, images: int) -> "tuple[Phase, ...]":
     """The phases of a run with so many training images, each of which can be a query."""
-    from dr_keras.training.plan import phases
+    from dr_keras.training.phases import phases
 
     batch = config.batch_size
     return phases(config, {"softmax": -(-images // (3 * batch)), "triplets": -(-images // batch)})
@@ -138,11 +138,11 @@ def rate(step: Callable[[], Any], seconds: float) -> float:
 
 
 def measure(config: Config, product: float, options: argparse.Namespace) -> None:
-    from dr_keras.data.pipeline import Share
+    from dr_keras.data.batches import Share
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
+    from dr_keras.training.compile import compiled_model, precision, training_precision
     from dr_keras.training.devices import set_up_devices
-    from dr_keras.training.fit import compiled_model, precision, training_precision
     from dr_keras.training.run import training_sources
 
     set_up_devices(config)
@@ -200,7 +200,7 @@ def fitted(model: Any, source: Any, seconds: float) -> tuple[float, float]:
     """Steps a second of `fit`, and the time at which its first step was done."""
     import keras
 
-    from dr_keras.data.sequence import batches
+    from dr_keras.data.batches import batches
     from dr_keras.training.callbacks import Callbacks
 
     class Clock(keras.callbacks.Callback):
@@ -231,7 +231,7 @@ def embedding(config: Config, seconds: float) -> None:
     """Prints images/s of the network that is kept, in float32 as a SavedModel holds it, and in bfloat16."""
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
-    from dr_keras.training.fit import training_precision
+    from dr_keras.training.compile import training_precision
 
     side = config.image_size
     for policy in ("float32", "mixed_bfloat16"):

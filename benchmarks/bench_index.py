@@ -31,8 +31,8 @@ import numpy as np
 from index_peers import PEERS, THREADS, K, Search, exact_contenders
 from machine import machine, spread
 
-from dr_keras.retrieval.index import Entry, Index
-from dr_keras.retrieval.search import nearest
+from dr_keras.index.exact_search import nearest
+from dr_keras.index.index import Entry, Index
 
 QUERIES = 1000
 CLASSES = 1000
@@ -332,7 +332,7 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
     query = folder.parent / "query.npy"
     np.save(query, kind.make(1, 0))
     code = (
-        "import json, sys, time; import numpy as np; from dr_keras.retrieval.index import Index\n"
+        "import json, sys, time; import numpy as np; from dr_keras.index.index import Index\n"
         "query = np.load(sys.argv[2]); started = time.perf_counter(); index = Index.open(sys.argv[1])\n"
         "opened = time.perf_counter(); rows, _ = index.search(query, 30); index.entries(rows[0])\n"
         "print(json.dumps([opened - started, time.perf_counter() - started]))\n"

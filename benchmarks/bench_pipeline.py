@@ -23,13 +23,15 @@ from machine import machine, spread
 
 from dr_keras.config import Config
 from dr_keras.data import TRAIN
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import TripletSource, dataset
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import TripletSource, dataset
-from dr_keras.data.pixels import load_pixels
-from dr_keras.data.triplets import TripletSampler
-from dr_keras.training.callbacks import Board, History, StepLog
-from dr_keras.training.fit import compiled_model, initial_network
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.samplers import TripletSampler
+from dr_keras.model.network import initial_network
+from dr_keras.training.callbacks import StepLog
+from dr_keras.training.compile import compiled_model
+from dr_keras.training.reporters import Board, History
 
 START = 3  # steps of each fit before the clock starts: both begin with an empty buffer
 

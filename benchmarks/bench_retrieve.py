@@ -20,13 +20,13 @@ import numpy as np
 from machine import machine, spread
 from PIL import Image
 
+from dr_keras.atomic_files import write_array, write_json
 from dr_keras.config import Config
 from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
-from dr_keras.files import write_array, write_json
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.metrics import evaluate
-from dr_keras.retrieval.search import numpy_search
+from dr_keras.evaluation.metrics import evaluate
+from dr_keras.index.exact_search import numpy_search
+from dr_keras.index.index import Index
 from dr_keras.runs import Run, start_run
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def make_run(run: Run, place: Path) -> None:
     Image.fromarray(samples[0]).save(place / "new.png")
     code = (
         "import sys, json; from pathlib import Path; from dr_keras.config import Config\n"
-        "from dr_keras.training.fit import initial_network\n"
+        "from dr_keras.model.network import initial_network\n"
         "initial_network(Config()).save(sys.argv[1])\n"
     )
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -37,8 +37,8 @@ from machine import machine, spread
 from PIL import Image
 
 from dr_keras.data.images import decode
-from dr_keras.retrieval.embed import LiteRTEmbedder
-from dr_keras.retrieval.index import Index
+from dr_keras.embedders import LiteRTEmbedder
+from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
 ROOT = Path(__file__).parent.parent

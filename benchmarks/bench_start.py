@@ -29,18 +29,18 @@ marks, last = {}, time.perf_counter()
 def mark(name):
     global last
     now = time.perf_counter(); marks[name] = now - last; last = now
-from dr_keras.framework import import_framework
+from dr_keras.backend import import_framework
 import_framework()
 mark("loading Keras and TensorFlow")
 from dr_keras.config import Config
 from dr_keras.data import TRAIN
-from dr_keras.data.draws import Augmentation
+from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pipeline import TripletSource
-from dr_keras.data.pixels import load_pixels
-from dr_keras.data.sequence import batches
-from dr_keras.data.triplets import TripletSampler
-from dr_keras.training.fit import compiled_model
+from dr_keras.data.batches import TripletSource
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.batches import batches
+from dr_keras.data.samplers import TripletSampler
+from dr_keras.training.compile import compiled_model
 from dr_keras.training.run import _build
 config = Config(data=sys.argv[1])
 mark("loading the rest")

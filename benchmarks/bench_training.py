@@ -86,8 +86,9 @@ def keras_step(width: int) -> tuple[Callable[[], object], int]:
     import tensorflow as tf
 
     from dr_keras.config import Config
-    from dr_keras.data.pipeline import BRANCHES
-    from dr_keras.training.fit import compiled_model, initial_network
+    from dr_keras.data.batches import BRANCHES
+    from dr_keras.model.network import initial_network
+    from dr_keras.training.compile import compiled_model
 
     config = Config(
         width=width,

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dr_keras
+from dr_keras.atomic_files import write_json
 from dr_keras.config import ARCHITECTURE, Config, flags
 from dr_keras.errors import RunError
-from dr_keras.files import write_json
+from dr_keras.version import __version__
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
-MODELS = Path(dr_keras.__file__).parent.parent / "models"  # released models, shipped with the code
+MODELS = Path(__file__).parent.parent / "models"  # released models, shipped with the code
 # Settings that a resumed run may have otherwise, as they change no result: the images are compared wherever they lie.
 MAY_CHANGE = {"data", "checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
 
@@ -129,7 +129,7 @@ class Run:
         """Writes config.json, with the versions that made it."""
         write_json(
             self.config_file,
-            {"format": RUN_FORMAT, "dr_keras": dr_keras.__version__, "config": config.to_dict()},
+            {"format": RUN_FORMAT, "dr_keras": __version__, "config": config.to_dict()},
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
 if TYPE_CHECKING:

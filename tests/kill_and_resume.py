@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dr_keras.console import stderr
-from dr_keras.retrieval import folder as folders
-from dr_keras.retrieval import index as indexes
-from dr_keras.retrieval.embed import Reader
-from dr_keras.retrieval.folder import sync_folder
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index import index as indexes
+from dr_keras.index import sync as folders
+from dr_keras.index.index import Entry, Index
+from dr_keras.index.sync import Reader, sync_folder
+from dr_keras.progress import stderr
 
 DIM = 8
 Truth = dict[str, bytes]

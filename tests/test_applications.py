@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from dr_keras.atomic_files import write_array
 from dr_keras.config import Config
 from dr_keras.errors import InputError
 from dr_keras.export.write import export
-from dr_keras.files import write_array
 from dr_keras.model.applications import application_names, preprocessing
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run

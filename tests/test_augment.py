@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data.augment import augmented, mixed
-from dr_keras.data.draws import GREY, LUMA, Augmentation, enhance, table, warp
+from dr_keras.data.augment_pillow import augmented, mixed
+from dr_keras.data.augmentation_draws import GREY, LUMA, Augmentation, enhance, table, warp
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)

@@ -14,9 +14,9 @@ from conftest import ROOT, ids_of, script, vectors_of
 
 from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pixels import load_pixels
-from dr_keras.library import load
+from dr_keras.data.pixel_store import load_pixels
 from dr_keras.runs import Run
+from dr_keras.search_model import load
 
 
 def backend(name):
@@ -56,12 +56,13 @@ def losses_by_hand(folders, backend_name, tmp_path):
         "import json, sys, numpy as np\n"
         "from dr_keras.config import Config\n"
         "from dr_keras.data import TRAIN\n"
-        "from dr_keras.data.draws import Augmentation\n"
+        "from dr_keras.data.augmentation_draws import Augmentation\n"
         "from dr_keras.data.catalog import load_catalog\n"
-        "from dr_keras.data.pipeline import TripletSource\n"
-        "from dr_keras.data.pixels import load_pixels\n"
-        "from dr_keras.data.triplets import TripletSampler\n"
-        "from dr_keras.training.fit import compiled_model, initial_network\n"
+        "from dr_keras.data.batches import TripletSource\n"
+        "from dr_keras.data.pixel_store import load_pixels\n"
+        "from dr_keras.data.samplers import TripletSampler\n"
+        "from dr_keras.training.compile import compiled_model\n"
+        "from dr_keras.model.network import initial_network\n"
         "config = Config(**json.loads(sys.argv[1]))\n"
         "catalog = load_catalog(config.data, monitor=config.monitor, validation=config.validation, seed=0)\n"
         "catalog, pixels, _ = load_pixels(catalog, config.image_size)\n"
@@ -200,9 +201,9 @@ def test_hosts_need_jax_and_a_batch_that_can_be_shared(tmp_path, folders):
 
 
 def test_parts_of_hosts_make_up_the_batch(folders):
-    from dr_keras.data.draws import Augmentation
-    from dr_keras.data.pipeline import Share, TripletSource
-    from dr_keras.data.triplets import TripletSampler
+    from dr_keras.data.augmentation_draws import Augmentation
+    from dr_keras.data.batches import Share, TripletSource
+    from dr_keras.data.samplers import TripletSampler
 
     catalog, pixels, _ = load_pixels(load_catalog(folders, monitor=0, validation=0, seed=0), 16)
     rows = np.arange(len(catalog))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dr_keras.errors import InputError
-from dr_keras.retrieval.calibration import at, calibrate
+from dr_keras.evaluation.calibration import at, calibrate
 
 
 def example(seed, ties=False):

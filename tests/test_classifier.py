@@ -5,8 +5,7 @@ from keras import ops
 
 from dr_keras.config import Config
 from dr_keras.model.classifier import ClassProxies, CosineClassifier
-from dr_keras.model.network import classification_network, load_network, training_network
-from dr_keras.training.fit import initial_network
+from dr_keras.model.network import classification_network, initial_network, load_network, training_network
 
 SMALL = Config(backbone="resnet10", width=4, embedding_dim=8, image_size=32)
 

@@ -143,7 +143,7 @@ def test_no_home_directory(place, tmp_path):
         "os.environ.pop('HOME', None); os.environ.pop('DR_KERAS_CACHE', None)\n"
         "pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError('no such user'))\n"
         "from dr_keras.cli.errors import run\n"
-        "from dr_keras.files import cache_folder\n"
+        "from dr_keras.atomic_files import cache_folder\n"
         "sys.exit(run('x.py', lambda: print(cache_folder()) or 0))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -10,9 +10,9 @@ import pytest
 from conftest import script, write_folders
 from rich.console import Console
 
-from dr_keras.data import download
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.download import Download, fetch, tiny_imagenet
+from dr_keras.data.sources import download
+from dr_keras.data.sources.download import Download, fetch, tiny_imagenet
 from dr_keras.errors import InputError
 
 

@@ -18,10 +18,13 @@ from rich.console import Console
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.duplicates import find as duplicates
+from dr_keras.duplicates import fingerprints as looks
+from dr_keras.duplicates import report as duplicates_page
+from dr_keras.duplicates.find import Duplicates, find_duplicates, leaks_between
+from dr_keras.duplicates.fingerprints import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
+from dr_keras.duplicates.report import save_report
 from dr_keras.errors import InputError
-from dr_keras.retrieval import duplicates, duplicates_page, looks
-from dr_keras.retrieval.duplicates import Duplicates, find_duplicates, leaks_between
-from dr_keras.retrieval.looks import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
 from dr_keras.runs import Run
 
 UNPACK = Path(__file__).parent.parent.parent / "shared" / "bin" / "tiny-imagenet"
@@ -321,7 +324,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     assert found.images == 4
     assert not found.exact
     assert {"id": "bars/empty.png", "reason": "is empty (0 bytes)"} in found.to_dict()["skipped"]
-    found.save_html(tmp_path / "page.html")
+    save_report(found, tmp_path / "page.html")
     assert "4 could not be read" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -347,7 +350,7 @@ def test_json_comes_back_as_it_was(tmp_path):
     assert list(result)[:4] == ["exact", "near", "cross_class", "leaks"]
     assert result["cross_class"] == sorted(found.exact + found.near)
     assert len(found.near[0]) == 3
-    found.save_html(tmp_path / "page.html")
+    save_report(found, tmp_path / "page.html")
     assert r"\udcff.png" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -372,7 +375,7 @@ def test_the_page_holds_its_pictures_and_loads_nothing(tmp_path):
     save(photo(0, 300), tmp_path / "train" / "a & b" / "1.png")
     save(photo(0, 300), tmp_path / name)
     save(photo(0, 300), tmp_path / "train" / "b" / "'quoted\".jpg", quality=70)
-    find(tmp_path).save_html(tmp_path / "page.html")
+    save_report(find(tmp_path), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Tags(text)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
@@ -403,7 +406,7 @@ def test_the_page_draws_the_first_groups_and_counts_the_rest(tmp_path, monkeypat
             save(photo(seed, 16), tmp_path / ("z" if (seed, number) == (0, 5) else "a") / f"{seed}-{number}.png")
     found = find(tmp_path)
     assert len(found.exact) == 5
-    found.save_html(tmp_path / "page.html")
+    save_report(found, tmp_path / "page.html")
     page = Tags((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "5 groups" in page.text
     assert "and 2 more groups, not drawn here" in page.text

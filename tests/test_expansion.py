@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from dr_keras.errors import InputError
-from dr_keras.evaluation import SearchOptions
-from dr_keras.retrieval import expansion
-from dr_keras.retrieval.expansion import average_gallery, expand_queries, refined_query, unit_length
+from dr_keras.evaluation import query_expansion as expansion
+from dr_keras.evaluation.evaluate import SearchOptions
+from dr_keras.evaluation.query_expansion import average_gallery, expand_queries, unit_length
+from dr_keras.search_results import refined_query
 
 
 def unit(seed, *shape):

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from conftest import write_folders
 
-from dr_keras.console import stderr
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval import folder
-from dr_keras.retrieval.embed import Reader
-from dr_keras.retrieval.folder import add_files, repair, sync_folder
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index import sync as folder
+from dr_keras.index.index import Entry, Index
+from dr_keras.index.sync import Reader, add_files, repair, sync_folder
+from dr_keras.progress import stderr
 
 SIZE = 8
 
@@ -145,7 +144,7 @@ def test_the_class_is_the_innermost_that_the_run_knows_or_the_first(index, pictu
 
 
 def test_every_chunk_is_kept(index, pictures, reader, embed, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.folder.CHUNK", 5)
+    monkeypatch.setattr("dr_keras.index.sync.CHUNK", 5)
     plain = embed.__call__
 
     def interrupted(pixels):

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from conftest import draw_encoded, write_folders
 
-from dr_keras.console import stderr
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.folders import PASSED_OVER, Walker, all_pictures, has_pictures
+from dr_keras.duplicates.find import find_duplicates
 from dr_keras.errors import InputError
-from dr_keras.retrieval.duplicates import find_duplicates
-from dr_keras.retrieval.embed import Reader
-from dr_keras.retrieval.folder import add_files, sync_folder
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.move import move_index
+from dr_keras.index.index import Index
+from dr_keras.index.relocate import move_index
+from dr_keras.index.sync import Reader, add_files, sync_folder
+from dr_keras.progress import stderr
 
 NOBODY = 65534
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from served import TOKEN
 
 from dr_keras import load
-from dr_keras.app.routes import create_app
+from dr_keras.server.routes import create_app
 
 UPLOADS = int(os.environ.get("FUZZ_INPUTS", "400"))
 REQUESTS = "20"  # of Schemathesis, a route and phase

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION, held_out
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pixels import load_pixels
-from dr_keras.evaluation import CALIBRATION_K, SearchOptions, _calibrate, _Images, _ranked, _with_options
-from dr_keras.retrieval.expansion import average_gallery, average_without, expand_queries, unit_length
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.evaluation.evaluate import CALIBRATION_K, SearchOptions, _calibrate, _Images, _ranked, _with_options
+from dr_keras.evaluation.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
+from dr_keras.evaluation.query_expansion import average_gallery, average_without, expand_queries, unit_length
+from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
 

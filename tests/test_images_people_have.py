@@ -253,7 +253,7 @@ def test_nothing_of_the_process_is_changed():
         "import numpy\n"  # which has filters of its own
         "from PIL import Image\n"
         "before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters), set(sys.modules))\n"
-        "import dr_keras, dr_keras.data.images, dr_keras.library, dr_keras.retrieval.index\n"
+        "import dr_keras, dr_keras.data.images, dr_keras.search_model, dr_keras.index.index\n"
         "assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before[:2]\n"
         "assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
         "Image.MAX_IMAGE_PIXELS = 100\n"
@@ -276,7 +276,7 @@ def test_a_file_of_gigabytes_is_opened_and_hashed_in_little_memory(tmp_path):
     code = (
         "import resource, sys\n"
         "from dr_keras.data.images import decode\n"
-        "from dr_keras.files import sha256_of\n"
+        "from dr_keras.atomic_files import sha256_of\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "decode(sys.argv[1], 32)\n"
         "import os; os.truncate(sys.argv[1], 512 * 2**20)\n"

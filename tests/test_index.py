@@ -18,8 +18,9 @@ from searched import slow, unit
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval import store
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index import store
+from dr_keras.index.export import export_index
+from dr_keras.index.index import Entry, Index
 
 
 def a_catalog(root):
@@ -185,7 +186,7 @@ def test_changes_do_what_they_say(index, vectors):
 
 
 def test_updates_leave_no_gaps_behind(index, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 20)
+    monkeypatch.setattr("dr_keras.index.index.FEW_GAPS", 20)
     for _ in range(5):
         index.update([Entry(f"val/images/{n}.JPEG", split="validation") for n in range(10)], unit(10))
     assert index.stats()["gaps"] <= 20
@@ -229,7 +230,7 @@ def test_names_need_not_be_utf_8(index, tmp_path):
     assert index.entries([50])[0].label == "odd\udcff"
     assert index.find("\udcfe 'x'.png") == 50
     assert index.matching("odd\udcff/*") == ["odd\udcff/\udcfe 'x'.png"]
-    index.export(tmp_path / "odd.npy")
+    export_index(index, tmp_path / "odd.npy")
     assert json.loads((tmp_path / "odd.json").read_text())["images"][50]["id"] == "odd\udcff/\udcfe 'x'.png"
     assert index.remove(["odd\udcff/\udcfe 'x'.png"]) == 1
 
@@ -255,7 +256,7 @@ def test_one_writer_and_readers_that_keep_their_state(index):
 
 def test_a_reader_in_another_process_sees_each_change_whole(index):
     code = (
-        "import sys; from dr_keras.retrieval.index import Index\n"
+        "import sys; from dr_keras.index.index import Index\n"
         "index = Index.open(sys.argv[1]); print('ready', flush=True)\n"
         "for _ in sys.stdin:\n"
         "    for _ in range(200):\n"
@@ -284,7 +285,7 @@ def test_a_reader_in_another_process_sees_each_change_whole(index):
 def test_only_one_of_several_makes_an_index(tmp_path):
     code = (
         "import sys, time; import numpy as np; from dr_keras.errors import RunError\n"
-        "from dr_keras.retrieval.index import Entry, Index\n"
+        "from dr_keras.index.index import Entry, Index\n"
         "while time.time() < float(sys.argv[2]): pass\n"
         "try: index = Index.create(sys.argv[1], 4, root='/')\n"
         "except RunError as error: sys.exit(str(error))\n"
@@ -400,30 +401,6 @@ def test_another_format_says_so(folder):
         Index.open(folder)
 
 
-def test_an_index_of_the_first_format_becomes_one_of_this(tmp_path, vectors):
-    catalog = a_catalog(tmp_path / "data")
-    folder = tmp_path / "old"
-    folder.mkdir()
-    labels = catalog.labels
-    np.save(folder / "vectors.npy", vectors)
-    np.save(folder / "labels.npy", labels)
-    about = {"format": 1, "root": str(catalog.root), "gallery": 40, "ids": catalog.ids, "classes": catalog.classes}
-    about |= {"class_names": catalog.class_names}
-    about |= {"checksums": {"vectors": zlib.crc32(vectors.data), "labels": zlib.crc32(labels.data)}}
-    (folder / "index.json").write_text(json.dumps(about))
-    for file, damage in (("labels.npy", b"\x80\x04K\x01."), ("vectors.npy", b"short")):
-        good = (folder / file).read_bytes()
-        (folder / file).write_bytes(damage)  # no pickle is loaded, nothing is lost
-        with pytest.raises(RunError, match="cannot be made one of this"):
-            Index.open(folder)
-        (folder / file).write_bytes(good)
-    with Index.open(folder) as index:
-        assert (len(index), index.stats()["images"], index.find("39.JPEG")) == (40, 50, 39)
-        assert np.array_equal(index.vectors, vectors)
-        assert index.class_names()["a"] == "ant"
-    assert not (folder / "index.json").exists()
-
-
 def test_a_full_disk_leaves_the_index_as_it_was(index, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -431,13 +408,13 @@ def test_a_full_disk_leaves_the_index_as_it_was(index, monkeypatch):
     before = list(index.all_entries())
     for name in ("_write_all", "os.fdatasync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"dr_keras.retrieval.store.{name}", full)
+            patch.setattr(f"dr_keras.index.store.{name}", full)
             with pytest.raises(RunError, match="No space left on device"):
                 index.add([Entry("new/1")], unit(1))
         assert list(index.all_entries()) == before
         assert (index.folder / "vectors-0.f32").stat().st_size == 50 * 8 * 4
     with monkeypatch.context() as patch:
-        patch.setattr("dr_keras.retrieval.store.os.fsync", full)
+        patch.setattr("dr_keras.index.store.os.fsync", full)
         with pytest.raises(RunError, match="No space left on device"):
             index.compact()
     assert len(list(index.folder.glob("vectors-*"))) == 1
@@ -490,8 +467,8 @@ def test_exports_hold_everything(index, tmp_path, vectors):
 
     index.remove(["train/b/images/1.JPEG"])
     index.add([Entry("new/1.png", "d", hash=b"h" * 32, size=5, mtime_ns=6, attributes={"a": 1})], vectors[:1])
-    index.export(tmp_path / "all.npy")
-    index.export(tmp_path / "all.parquet")
+    export_index(index, tmp_path / "all.npy")
+    export_index(index, tmp_path / "all.parquet")
     expected = np.concatenate([vectors[:1], vectors[2:], vectors[:1]])
     assert np.array_equal(np.load(tmp_path / "all.npy"), expected)
     known = json.loads((tmp_path / "all.json").read_text())
@@ -502,6 +479,6 @@ def test_exports_hold_everything(index, tmp_path, vectors):
     assert known["images"][-1] == last | {"attributes": {"a": 1}}
     assert table[-1] == last | {"attributes": '{"a": 1}', "vector": pytest.approx(vectors[0].tolist())}
     with pytest.raises(InputError, match=r"ends in .csv; an index is exported as"):
-        index.export(tmp_path / "all.csv")
+        export_index(index, tmp_path / "all.csv")
     with pytest.raises(RunError, match="cannot be used"):
-        index.export(Path("/proc/nowhere/all.npy"))
+        export_index(index, Path("/proc/nowhere/all.npy"))

@@ -10,7 +10,7 @@ from conftest import script, write_folders
 
 from dr_keras import load
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from conftest import script
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval.index import Entry, Index
-from dr_keras.retrieval.layout import FILE, Layout, fit_umap
+from dr_keras.index.index import Entry, Index
+from dr_keras.index.umap_layout import FILE, Layout, fit_umap
 
 RANDOM = np.random.default_rng(3)
 CENTRES = np.eye(4, 16, dtype=np.float32)

@@ -16,8 +16,8 @@ from PIL import Image
 import dr_keras
 from dr_keras.data.images import decode
 from dr_keras.errors import InputError, RunError
-from dr_keras.library import load
 from dr_keras.runs import Run, open_run, start_run
+from dr_keras.search_model import load
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
         assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
-    monkeypatch.setattr("dr_keras.library.MANY", 16)
+    monkeypatch.setattr("dr_keras.search_model.MANY", 16)
     both = load(model.run.path)
     assert np.abs(both.embed(pixels) - expected).max() < 1e-4
     assert list(both._embedders) == (["litert"] if count < 16 else ["openvino"])

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dr_keras.errors import InputError
-from dr_keras.retrieval import metrics
-from dr_keras.retrieval.metrics import average_precision_at_r, class_table, confused_pairs, evaluate, triplet_distances
+from dr_keras.evaluation import metrics
+from dr_keras.evaluation.metrics import average_precision_at_r, class_table, confused_pairs, evaluate, triplet_distances
 
 
 def clusters(seed=0, queries=40, gallery=200, classes=5, length=6, spread=1.0):

@@ -9,8 +9,8 @@ from conftest import draw_encoded, script, write_folders
 
 from dr_keras.data.catalog import load_catalog
 from dr_keras.errors import InputError
-from dr_keras.names import existing, forms, told_apart
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.filenames import existing, forms, told_apart
+from dr_keras.index.index import Entry, Index
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 MIXED = "ế".join(("x", "y"))  # letters with two accents may be taken apart in part

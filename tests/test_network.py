@@ -8,9 +8,9 @@ from keras import ops
 from dr_keras.config import Config
 from dr_keras.errors import RunError
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
-from dr_keras.model.network import L2Normalization, embedding_network, load_network, training_network
+from dr_keras.model.network import L2Normalization, embedding_network, initial_network, load_network, training_network
 from dr_keras.model.operations import multiply_adds
-from dr_keras.training.fit import initial_network, training_precision
+from dr_keras.training.compile import training_precision
 
 SMALL = Config(backbone="resnet10", width=8, embedding_dim=16, image_size=32)
 

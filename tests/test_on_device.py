@@ -11,12 +11,12 @@ from conftest import ROOT, script
 from test_resume import rows, start_and_signal
 
 from dr_keras.config import Config
-from dr_keras.data.augment import augmented, mixed
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import Share
+from dr_keras.data.augment_pillow import augmented, mixed
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import Share
 from dr_keras.runs import Run
-from dr_keras.training.average import _blended, _blended_on_device
 from dr_keras.training.run import training_sources
+from dr_keras.training.weight_average import _blended, _blended_on_device
 
 jax = pytest.importorskip("jax")
 from dr_keras.data import on_device  # noqa: E402
@@ -63,7 +63,7 @@ def test_crops_colours_and_holes_are_the_same_but_for_rounding(how, apart, size)
 
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "brightness"])
 def test_each_operation_is_the_same_but_for_rounding(name, monkeypatch):
-    monkeypatch.setattr("dr_keras.data.draws.OPERATIONS", (name,))
+    monkeypatch.setattr("dr_keras.data.augmentation_draws.OPERATIONS", (name,))
     pixels, how = smooth(), Augmentation(operations=1)
     expected = augmented(pixels, ROWS, how, size=24, seed=(3,)).astype(int)
     found = on_device.augmented(on_device.to_device(pixels), ROWS, how, size=24, seed=(3,))
@@ -75,7 +75,7 @@ def test_each_operation_is_the_same_but_for_rounding(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["posterize", "solarize"])
 def test_tables_are_the_same(name, monkeypatch):
-    monkeypatch.setattr("dr_keras.data.draws.OPERATIONS", (name,))
+    monkeypatch.setattr("dr_keras.data.augmentation_draws.OPERATIONS", (name,))
     pixels, how = RANDOM.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), Augmentation(operations=2)
     expected = augmented(pixels, ROWS, how, seed=(4,))
     assert np.array_equal(on_device.augmented(on_device.to_device(pixels), ROWS, how, seed=(4,)), expected)
@@ -137,7 +137,7 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
     assert child.wait() == -signal.SIGKILL
     child.stderr.close()
     assert not broken.finished
-    command = [sys.executable, "-m", "dr_keras.training.pack", str(broken.path), str(tmp_path / "packed")]
+    command = [sys.executable, "-m", "dr_keras.cli.pack", str(broken.path), str(tmp_path / "packed")]
     packed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert packed.returncode == 0, packed.stderr
     assert (tmp_path / "packed" / "broken.tar.000").is_file()

@@ -13,8 +13,8 @@ import pytest
 from conftest import draw_encoded
 from served import client
 
-from dr_keras.app import openfile
-from dr_keras.app.openfile import OpenFile
+from dr_keras.server import open_file as openfile
+from dr_keras.server.open_file import OpenFile
 
 
 def descriptors():

@@ -8,11 +8,11 @@ import pytest
 from conftest import script
 from test_resume import flags, rows, start_and_signal
 
+from dr_keras.cli.pack import pack
 from dr_keras.errors import RunError
 from dr_keras.export.release import release
 from dr_keras.runs import Run
 from dr_keras.training.checkpoint import read_progress
-from dr_keras.training.pack import pack
 
 
 def unpack(parts, runs):

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from dr_keras.config import OPTIMIZERS, Config
-from dr_keras.data.pipeline import BRANCHES, TripletSource
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.batches import BRANCHES, TripletSource
+from dr_keras.data.samplers import TripletSampler
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.classifier import ClassProxies
+from dr_keras.model.network import initial_network
 from dr_keras.model.normalization import FusedBatchNormalization
-from dr_keras.training.fit import Fit, initial_network, learning_rate_at, learning_rates
-from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase
+from dr_keras.training.compile import learning_rate_at, learning_rates
+from dr_keras.training.fit import Fit
+from dr_keras.training.phases import SOFTMAX, TRIPLETS, Phase
 
 CLASSES, BATCH = 5, 6
 SMALL = {"image_size": 32, "backbone": "resnet10", "width": 4, "embedding_dim": 8, "precision": "float32"}

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image, ImageFont
 
-from dr_keras.pictures import (
+from dr_keras.image_grid import (
     FAINT,
     FRAME,
     GAP,

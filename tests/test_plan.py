@@ -6,8 +6,8 @@ import pytest
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError
-from dr_keras.training.average import EVERY, WeightAverage
-from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
+from dr_keras.training.phases import SOFTMAX, TRIPLETS, Phase, phases
+from dr_keras.training.weight_average import EVERY, WeightAverage
 
 STEPS = {SOFTMAX: 10, TRIPLETS: 30}
 

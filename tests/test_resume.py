@@ -16,10 +16,12 @@ from conftest import ROOT, script, vectors_of
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
+from dr_keras.model.network import initial_network
 from dr_keras.runs import Run
-from dr_keras.training.callbacks import METRICS, Checkpoints, CollapseAlarm, EachEpoch, History, StepLog
+from dr_keras.training.callbacks import Checkpoints, EachEpoch, StepLog
 from dr_keras.training.checkpoint import Progress, read_progress, restore_checkpoint, save_checkpoint
-from dr_keras.training.fit import compiled_model, initial_network
+from dr_keras.training.compile import compiled_model
+from dr_keras.training.reporters import METRICS, CollapseAlarm, History
 
 SMALL = Config(backbone="alexnet", embedding_dim=8, image_size=16, multiscale=False, batch_size=4)
 

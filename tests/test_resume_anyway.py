@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
-from dr_keras.library import train
 from dr_keras.runs import Run
-from dr_keras.training import callbacks, run
+from dr_keras.training import callbacks
+from dr_keras.training import run as run
+from dr_keras.training.train import train
 
 
 class Killed(BaseException):
@@ -171,8 +172,8 @@ def test_a_network_that_went_astray_is_one_line(tmp_path, folders):
 def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, config, monkeypatch):
     import keras
 
-    from dr_keras.evaluation import evaluate_run
-    from dr_keras.retrieval.embed import numbers
+    from dr_keras.embedders import numbers
+    from dr_keras.evaluation.evaluate import evaluate_run
 
     model = train(replace(config, epochs=1), runs=tmp_path)
     network = keras.models.load_model(model.run.network_file)
@@ -196,7 +197,7 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
         assert "Traceback" not in result.stderr
         assert "embeddings are not numbers" in result.stderr.splitlines()[-1]
     model.index.vectors  # noqa: B018 - the run's own index, whose vectors a damaged run may hold
-    monkeypatch.setattr("dr_keras.evaluation._Images.of_index", _with_nan(model))
+    monkeypatch.setattr("dr_keras.evaluation.evaluate._Images.of_index", _with_nan(model))
     with pytest.raises(InputError, match="1 of 96 embeddings are not numbers"):
         evaluate_run(model, baselines=False)
     for bad in (np.nan, np.inf, -np.inf):
@@ -208,7 +209,7 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
 
 
 def _with_nan(model):
-    from dr_keras.evaluation import _Images
+    from dr_keras.evaluation.evaluate import _Images
 
     images = _Images.of_index(model.index)
     vectors = np.array(images.vectors)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from searched import RANDOM, slow, unit
 
-from dr_keras.retrieval import search
-from dr_keras.retrieval.search import distances, nearest, stretches
+from dr_keras.index import exact_search as search
+from dr_keras.index.exact_search import distances, nearest, stretches
 
 
 @pytest.mark.parametrize("queries", [1, 8, 9, 60])

@@ -10,11 +10,11 @@ import pytest
 from conftest import draw_encoded, script
 from served import BEARER, TOKEN, client, raw, refused, search
 
-from dr_keras.app import schemas
-from dr_keras.app.batching import Batcher
-from dr_keras.app.gallery import Query
-from dr_keras.app.problems import Problem
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
+from dr_keras.server import schemas
+from dr_keras.server.batching import Batcher
+from dr_keras.server.errors import Problem
+from dr_keras.server.live_index import Query
 
 
 def printed(said, *, paths=False):
@@ -269,7 +269,7 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
 
 
 def test_a_condition_that_takes_too_long(monkeypatch, place):
-    monkeypatch.setattr("dr_keras.retrieval.index.PATIENCE", 10)
+    monkeypatch.setattr("dr_keras.index.index.PATIENCE", 10)
     with client(place) as page:
         page.app.state.server.gallery.index.condition_seconds = 0
         body = {"positives": ["disc_0.png"], "where": " OR ".join(f"name LIKE '%{n}%a%'" for n in range(40))}

@@ -13,7 +13,7 @@ from conftest import draw_encoded, script, write_folders
 from PIL import Image
 from served import client, raw, refused, search
 
-from dr_keras.app.files import Thumbnails, remove_upload, store_upload
+from dr_keras.server.image_files import Thumbnails, remove_upload, store_upload
 
 
 def bomb(side):

@@ -9,10 +9,10 @@ import pytest
 from conftest import draw_encoded, indexed, script, serving
 from served import BEARER, TOKEN, client, proxy, raw, refused, search
 
-from dr_keras.app.projection import decode_map
-from dr_keras.app.routes import STATIC
 from dr_keras.errors import InputError
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
+from dr_keras.server.projection import decode_map
+from dr_keras.server.routes import STATIC
 
 IMAGE = "/v1/images/disc/disc_0.png"
 SMALL = f"{IMAGE}?thumbnail=32"

@@ -18,11 +18,12 @@ from PIL import Image
 from served import BEARER, TOKEN, client, refused, search
 
 from dr_keras import load
-from dr_keras.app import protocol, schemas
-from dr_keras.app.routes import create_app
-from dr_keras.app.settings import Settings, read_token
 from dr_keras.errors import InputError
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
+from dr_keras.server import http_protocol as protocol
+from dr_keras.server import schemas
+from dr_keras.server.routes import create_app
+from dr_keras.server.settings import Settings, read_token
 
 
 def test_settings_that_make_no_server(monkeypatch, tmp_path):

@@ -10,10 +10,10 @@ from conftest import draw_encoded
 
 from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.manifest import read_manifest
+from dr_keras.data.sources.manifest import read_manifest
 from dr_keras.data.splits import find_splits, held_out, meaning
+from dr_keras.duplicates.find import find_duplicates
 from dr_keras.errors import InputError
-from dr_keras.retrieval.duplicates import find_duplicates
 
 PICTURE = draw_encoded()
 

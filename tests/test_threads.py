@@ -13,9 +13,9 @@ from conftest import ROOT, write_folders
 from PIL import Image
 
 from dr_keras import load
+from dr_keras.atomic_files import new_file, new_folder
 from dr_keras.errors import RunError
-from dr_keras.files import new_file, new_folder
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index.index import Entry, Index
 
 THREADS = 8
 

@@ -10,8 +10,8 @@ import pytest
 from dr_keras import load
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pixels import decode_files
-from dr_keras.retrieval.metrics import evaluate
+from dr_keras.data.decoding import decode_files
+from dr_keras.evaluation.metrics import evaluate
 
 UNPACK = Path(__file__).parent.parent.parent / "shared" / "bin" / "tiny-imagenet"
 

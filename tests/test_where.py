@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dr_keras.errors import InputError
-from dr_keras.retrieval.where import MAX_DEPTH, MAX_LENGTH, parse_where
+from dr_keras.index.filters import MAX_DEPTH, MAX_LENGTH, parse_where
 
 IMAGES = [
     ("cats/a.jpg", "a.jpg", "cats", "train", 10, 1_000_000_000, {"year": 2020, "camera": {"model": "Pixel 7"}}),

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dr_keras.data import MONITOR, VALIDATION, digits, held_out
-from dr_keras.data.archives import archive_folder, is_archive
-from dr_keras.data.download import tiny_imagenet
+from dr_keras.data import MONITOR, VALIDATION, held_out
 from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures, pictures_in
-from dr_keras.data.manifest import read_manifest
+from dr_keras.data.sources import digits
+from dr_keras.data.sources.archives import archive_folder, is_archive
+from dr_keras.data.sources.download import tiny_imagenet
+from dr_keras.data.sources.manifest import read_manifest
+from dr_keras.data.sources.tfds import PREFIX as TFDS_PREFIX
+from dr_keras.data.sources.tfds import tfds_folder
 from dr_keras.data.splits import Splits, find_splits
-from dr_keras.data.tfds_sets import PREFIX as TFDS_PREFIX
-from dr_keras.data.tfds_sets import tfds_folder
 from dr_keras.errors import InputError
 
 LEVELS = 3  # folders around the class folders that are looked through, as archives and downloads have them
@@ -103,8 +104,8 @@ def load_catalog(
     Args:
         data: a folder of class folders with the images anywhere below them; a folder with train/ (and val/) of class
             folders; the official Tiny ImageNet folder; a zip or tar file of one of these; a manifest FILE.csv, see
-            `dr_keras.data.manifest`; 'tfds:NAME[/CONFIG]'; 'digits'; 'tiny-imagenet', which is downloaded where the
-            cache does not hold it. None stands for 'tiny-imagenet'.
+            `dr_keras.data.sources.manifest`; 'tfds:NAME[/CONFIG]'; 'digits'; 'tiny-imagenet', which is downloaded where
+            the cache does not hold it. None stands for 'tiny-imagenet'.
         monitor: share of each class's training images that become the monitor split.
         validation: share of each class that is held out where the data set has no validation split of its own.
         seed: seeds both choices, which `dr_keras.data.held_out.split` makes; of classes that are too small, it takes

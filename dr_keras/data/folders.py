@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dr_keras.atomic_files import open_regular
 from dr_keras.data.formats import HEAD_BYTES, says_picture, sniff
-from dr_keras.files import open_regular
 
 PASSED_OVER = frozenset(  # in any case
     (

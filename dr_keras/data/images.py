@@ -9,10 +9,10 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
+from dr_keras.atomic_files import open_regular
 from dr_keras.data import metadata
 from dr_keras.data.formats import FORMATS, HEAD_BYTES, UPDATE, Format, sniff
 from dr_keras.errors import ImageError
-from dr_keras.files import open_regular
 
 # More than any photo that a person searches with, little enough (0.4 GB as RGB) to decode without hurting the machine.
 MAX_PIXELS = 128_000_000

@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-from dr_keras import child
+from dr_keras import subprocesses as child
 from dr_keras.errors import MissingPackage, RunError
 from dr_keras.runs import Run
 

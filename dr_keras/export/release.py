@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dr_keras.atomic_files import new_file
+from dr_keras.backend import import_framework
 from dr_keras.errors import InputError, RunError
-from dr_keras.files import new_file
-from dr_keras.framework import import_framework
 from dr_keras.runs import Run
 
 MAX_BYTES = 16 << 20  # of a file
@@ -49,9 +49,9 @@ def release(run: Run, place: Run) -> dict[str, float]:
             from the network. What was in `place` stays as it was.
     """
     import_framework()
+    from dr_keras.embedders import embed_with_network
     from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
     from dr_keras.model.released import rounded, run_network, write_weights
-    from dr_keras.retrieval.embed import embed_with_network
 
     if not (run.finished and (run.network_file.is_file() or run.weights_file.is_file())):
         raise RunError(f"{run.path} is no finished run; release one that train.py has brought to its end")

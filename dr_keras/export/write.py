@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from dr_keras.atomic_files import new_file, new_folder
+from dr_keras.backend import keras_defaults
 from dr_keras.data.images import PADDING, decode
+from dr_keras.embedders import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.errors import RunError
-from dr_keras.files import new_file, new_folder
-from dr_keras.framework import keras_defaults
 from dr_keras.model.released import run_network
-from dr_keras.retrieval.embed import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.runs import Run
 
 TOLERANCE = 1e-4  # largest difference of any component of a vector

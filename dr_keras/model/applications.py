@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from dr_keras.backend import keras_defaults
 from dr_keras.config import BACKBONES
 from dr_keras.errors import InputError
-from dr_keras.framework import keras_defaults
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")

@@ -1,5 +1,6 @@
 """The multi-scale embedding network (Wang et al. 2014, fig. 3) and the networks around it that are trained."""
 
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from dr_keras.backend import keras_defaults
 from dr_keras.config import BACKBONES, Config
 from dr_keras.errors import RunError
-from dr_keras.framework import keras_defaults
 from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import LAST, backbone
 from dr_keras.model.classifier import ClassProxies, CosineClassifier
@@ -62,6 +63,21 @@ def embedding_network(config: Config, *, size: int | None = None, weights: bool 
     embedding = layers.Dense(config.embedding_dim, name="linear_embedding")(features)
     embedding = L2Normalization(dtype="float32", name="embedding")(embedding)
     return keras.Model(image, embedding, name="embedding_network")
+
+
+@keras_defaults()
+def initial_network(config: Config) -> keras.Model:
+    """The embedding network with the weights that training starts from; equal for equal seeds.
+
+    Raises:
+        InputError: the network cannot be built, see `embedding_network`.
+    """
+    state = random.getstate()
+    random.seed(config.seed)  # Keras draws the seeds of its initialisers from here
+    try:
+        return embedding_network(config)
+    finally:
+        random.setstate(state)
 
 
 def _low_resolution(

@@ -6,10 +6,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from dr_keras.atomic_files import new_file
+from dr_keras.backend import keras_defaults
 from dr_keras.config import Config
 from dr_keras.errors import RunError
-from dr_keras.files import new_file
-from dr_keras.framework import keras_defaults
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
 

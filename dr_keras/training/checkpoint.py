@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from dr_keras.atomic_files import new_file
 from dr_keras.errors import RunError
-from dr_keras.files import new_file
 
 CHECKPOINT_FORMAT = 2
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import keras
 
+from dr_keras.atomic_files import cache_folder
 from dr_keras.config import Config
 from dr_keras.errors import InputError
-from dr_keras.files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""Fits the network, stage after stage: initial weights, schedule, optimizer, and the one place that calls `fit`."""
+"""Fits the network, phase after phase: the one place that calls `fit`."""
 
 import dataclasses
-import math
-import random
 import signal
 import threading
 import time
@@ -14,114 +12,18 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.config import Config
-from dr_keras.data.pipeline import ImageSource, Source, TripletSource
-from dr_keras.data.sequence import batches
+from dr_keras.data.batches import ImageSource, Source, TripletSource, batches
+from dr_keras.embedders import embed_with_network
 from dr_keras.errors import Interrupted
-from dr_keras.framework import keras_defaults
-from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
-from dr_keras.model.network import classification_network, embedding_network, training_network
-from dr_keras.retrieval.embed import embed_with_network
+from dr_keras.model.network import embedding_network
 from dr_keras.runs import Run
-from dr_keras.training import callbacks
-from dr_keras.training.average import WeightAverage
+from dr_keras.training import callbacks, reporters
 from dr_keras.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
-from dr_keras.training.devices import on_gpu, on_one_device, quick_bfloat16
-from dr_keras.training.muon import Muon
-from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
-from dr_keras.training.watch import Monitor
-
-
-@keras_defaults()
-def initial_network(config: Config) -> keras.Model:
-    """The embedding network with the weights that training starts from; equal for equal seeds.
-
-    Raises:
-        InputError: the network cannot be built, see `dr_keras.model.network.embedding_network`.
-    """
-    state = random.getstate()
-    random.seed(config.seed)  # Keras draws the seeds of its initialisers from here
-    try:
-        return embedding_network(config)
-    finally:
-        random.setstate(state)
-
-
-@keras_defaults()
-def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate over `steps` steps: a linear warm-up, then a cosine down to 0."""
-    warmup = round(config.warmup * steps)
-    if not warmup:
-        return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - warmup, 1), warmup_target=config.learning_rate, warmup_steps=warmup
-    )
-
-
-def learning_rate_at(config: Config, steps: int, step: int) -> float:
-    """What `learning_rates` gives for a step, without the device, whose work it would have to wait for."""
-    warmup = round(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * step / warmup
-    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
-@keras_defaults()
-def compiled_model(
-    config: Config, network: keras.Model, steps: int, classes: int | None = None, stage: str = TRIPLETS
-) -> keras.Model:
-    """The model of a stage around `network`, compiled with the optimizer and its schedule over `steps` steps.
-
-    Args:
-        config: the settings.
-        network: the embedding network.
-        steps: of the whole run.
-        classes: how many classes there are, for the classifier and the proxies; None for triplets without them.
-        stage: SOFTMAX or TRIPLETS.
-    """
-    if stage == SOFTMAX:
-        assert classes
-        model = classification_network(network, config, classes)
-    else:
-        model = training_network(network, config, classes)
-    set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
-    rates = learning_rates(config, steps)
-    # Named, because the phases know each other's optimizer variables by their paths.
-    if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(
-            rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, name="sgd"
-        )
-    elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay, name="adamw")
-    else:
-        quick = precision(config) == "mixed_bfloat16"
-        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
-    optimizer.build(model.trainable_variables)  # within the first step, it would have the step traced twice
-    # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
-    compiles = keras.backend.backend() == "jax" or on_gpu()
-    model.compile(optimizer, jit_compile="auto" if compiles else False)
-    return model
-
-
-def precision(config: Config) -> str:
-    """The Keras dtype policy that the network is trained with."""
-    if config.precision != "auto":
-        return config.precision
-    quick = on_gpu() or (quick_bfloat16() and not config.deterministic)
-    return "mixed_bfloat16" if quick else "float32"
-
-
-@contextmanager
-def training_precision(config: Config) -> Iterator[None]:
-    """Inside, networks are built with the dtype policy of the training."""
-    with keras_defaults():
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(precision(config))
-        try:
-            yield
-        finally:
-            keras.config.set_dtype_policy(before)
+from dr_keras.training.compile import compiled_model, learning_rate_at, precision, training_precision
+from dr_keras.training.devices import on_one_device
+from dr_keras.training.monitor import Monitor
+from dr_keras.training.phases import Phase, phases
+from dr_keras.training.weight_average import WeightAverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +44,7 @@ class Fit:
     sources: Mapping[str, TripletSource | ImageSource]
     classes: int
     monitor: Monitor
-    board: callbacks.Board
+    board: reporters.Board
     console: Console
 
     def __call__(self, network: keras.Model, done: Progress) -> tuple[keras.Model, int]:
@@ -165,15 +67,15 @@ class Fit:
             console.print(f"resuming after step {done.step:,} of {steps:,}")
         kept = _Kept(config)
 
-        line = callbacks.Progress(
+        line = reporters.Progress(
             console,
             epochs=config.epochs,
             steps=steps,
             images_per_step=3 * config.batch_size,
             ahead=lambda step: _work(course, step),
         )
-        history = callbacks.History(self.run.history_file, done.step)
-        alarm = callbacks.CollapseAlarm(
+        history = reporters.History(self.run.history_file, done.step)
+        alarm = reporters.CollapseAlarm(
             lambda text: console.print(text, style="bold red"), config.margin if config.mining == "none" else None
         )
         log = callbacks.StepLog(

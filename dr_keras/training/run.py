@@ -14,29 +14,32 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras import export
+from dr_keras.atomic_files import new_file, read_json, write_array, write_json
+from dr_keras.backend import keras_defaults
 from dr_keras.config import ARCHITECTURE, Config, flags
-from dr_keras.console import bar, stderr
-from dr_keras.data import TRAIN, VALIDATION, augment
+from dr_keras.data import TRAIN, VALIDATION
+from dr_keras.data import augment_pillow as augment
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import Augmenter, ImageSource, Share, TripletSource
-from dr_keras.data.pixels import Images, StreamedImages, load_pixels
-from dr_keras.data.triplets import ImageSampler, TripletSampler
+from dr_keras.data.pixel_store import Images, StreamedImages, load_pixels
+from dr_keras.data.samplers import ImageSampler, TripletSampler
+from dr_keras.duplicates.find import leaks_between
+from dr_keras.embedders import embed_with_network
 from dr_keras.errors import InputError, MissingPackage, RunError
-from dr_keras.files import new_file, read_json, write_array, write_json
-from dr_keras.framework import keras_defaults
+from dr_keras.index.index import Index
+from dr_keras.index.sync import file_stamps
+from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
-from dr_keras.retrieval.duplicates import leaks_between
-from dr_keras.retrieval.embed import embed_with_network
-from dr_keras.retrieval.folder import file_stamps
-from dr_keras.retrieval.index import Index
+from dr_keras.progress import bar, stderr
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
-from dr_keras.training import callbacks
+from dr_keras.training import reporters
 from dr_keras.training.checkpoint import Progress, read_progress
+from dr_keras.training.compile import training_precision
 from dr_keras.training.devices import Devices, devices_for, on_one_device
-from dr_keras.training.fit import Fit, initial_network, training_precision
-from dr_keras.training.plan import SOFTMAX, TRIPLETS
-from dr_keras.training.watch import Monitor
+from dr_keras.training.fit import Fit
+from dr_keras.training.monitor import Monitor
+from dr_keras.training.phases import SOFTMAX, TRIPLETS
 
 SAMPLES = 64  # images kept in the run folder for checking exports
 
@@ -196,7 +199,7 @@ def training_sources(
     count, whole = config.batch_size, False
     augmenter: Augmenter = augment
     if config.store == "device":
-        from dr_keras.data import on_device
+        from dr_keras.data import augment_jax as on_device
 
         if isinstance(pixels, StreamedImages):
             raise InputError("--store device needs all images in memory, and there is no room; take --store stream")
@@ -237,7 +240,7 @@ def _train(
     console: Console,
 ) -> None:
     """Trains `network`, and fills the folder of `run`."""
-    board = callbacks.Board(run.tensorboard, progress.step)
+    board = reporters.Board(run.tensorboard, progress.step)
     monitor = Monitor(catalog, pixels, board, config.seed)
     try:
         if not progress.step:

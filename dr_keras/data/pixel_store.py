@@ -1,0 +1,249 @@
+"""Decodes a catalog's images once and keeps them: (N, H, W, 3) uint8 in memory, on disk, or not at all.
+
+Three stores give the same images for the same rows:
+
+- memory: an array.
+- disk: an array that is memory-mapped from the cache. It is used again while the names, sizes and times of the files
+  and the way of resizing agree, so that a second run starts at once.
+- stream: every image is decoded when it is wanted, for sets that neither memory nor disk can hold. All are decoded once
+  before, to know which cannot be.
+"""
+
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+from rich.console import Console
+
+from dr_keras.atomic_files import cache_folder, new_folder, read_json, write_json
+from dr_keras.data import SPLIT_NAMES, held_out
+from dr_keras.data.catalog import Catalog
+from dr_keras.data.decoding import decode_files
+from dr_keras.data.images import decode
+from dr_keras.errors import ImageError, InputError
+from dr_keras.progress import bar, stderr
+
+STORE_FORMAT = 2  # to be raised whenever the decoder gives other pixels for the same file
+SMALL = 128 * 2**20  # bytes of a store that is decoded again sooner than it is worth a place on disk
+MOVED_TOGETHER = 256  # images
+SPARE = 2 * 2**30  # bytes of disk that a store leaves free
+
+
+class StreamedImages:
+    """Looks like an (N, size, size, 3) uint8 array whose images are decoded whenever they are taken.
+
+    Args:
+        files: N paths.
+        size, resize: see `dr_keras.data.images.decode`.
+
+    An image that could be read before and cannot be any more becomes a grey square, and its name joins `lost`.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, files: Sequence[str], size: int, resize: str) -> None:
+        self._files, self._size, self._resize = files, size, resize
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self.shape = (len(files), size, size, 3)
+        self.lost: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Images by a number, a slice or an array of numbers, as NumPy would take them."""
+        chosen = np.arange(len(self))[rows]
+        images = list(self._pool.map(self._decode, chosen.reshape(-1).tolist()))
+        empty = np.empty((0, *self.shape[1:]), np.uint8)
+        return (np.stack(images) if images else empty).reshape(*chosen.shape, *self.shape[1:])
+
+    def _decode(self, row: int) -> np.ndarray:
+        try:
+            return decode(self._files[row], self._size, self._resize)
+        except ImageError:
+            self.lost.add(self._files[row])
+            return np.full(self.shape[1:], 128, np.uint8)
+
+
+Images = np.ndarray | StreamedImages
+
+
+def load_pixels(
+    catalog: Catalog, size: int, resize: str = "stretch", *, store: str = "memory", console: Console | None = None
+) -> tuple[Catalog, Images, dict[str, Any]]:
+    """Decodes a catalog's images and leaves out, by name, those that cannot be used.
+
+    Args:
+        catalog: N images.
+        size, resize: see `dr_keras.data.images.decode`.
+        store: one of `dr_keras.config.STORES`. 'auto' takes memory for a small set, else disk where it has room, else
+            memory where half of what is free has room, else stream.
+        console: shows the progress; standard error by default.
+
+    Returns:
+        The catalog of the usable images; their pixels, (n, size, size, 3) uint8, row by row; and the data report:
+        counts per class and split, and the name and reason of every file that was skipped.
+
+    Raises:
+        InputError: no image can be read, or the disk is full.
+    """
+    console = console or stderr()
+    kind = _choose_store(len(catalog) * size * size * 3) if store == "auto" else store
+    files = catalog.paths()
+    pixels: Images
+    if kind == "memory":
+        with bar("reading images", len(files), console) as advance:
+            pixels, failures = decode_files(files, size, resize, advance=advance)
+        pixels = _without(pixels, failures)
+    else:
+        pixels, failures = _kept(catalog, files, size, resize, kind, console)
+    skipped = [{"id": catalog.ids[row], "reason": reason} for row, reason in failures.items()]
+    if len(failures) == len(catalog):
+        raise InputError(f"none of the {len(catalog)} images can be read; {skipped[0]['id']} {skipped[0]['reason']}")
+    if failures:
+        catalog = catalog.take(np.setdiff1d(np.arange(len(catalog)), np.fromiter(failures, np.int64)))
+    if kind == "stream":
+        pixels = StreamedImages(catalog.paths(), size, resize)
+    return catalog, pixels, _report(catalog, skipped) | {"store": kind}
+
+
+def _choose_store(size: int) -> Literal["memory", "disk", "stream"]:
+    if size <= SMALL:
+        return "memory"
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        if os.access(cache_folder(), os.W_OK) and size + SPARE <= shutil.disk_usage(cache_folder()).free:
+            return "disk"
+    except OSError:
+        pass  # no cache to be had: the other two need none
+    return "memory" if size <= psutil.virtual_memory().available // 2 else "stream"
+
+
+def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
+    """The rows that did not fail, moved together in place."""
+    if not failures:
+        return pixels
+    good = np.setdiff1d(np.arange(len(pixels)), np.fromiter(failures, np.int64))
+    for start in range(min(failures) // MOVED_TOGETHER * MOVED_TOGETHER, len(good), MOVED_TOGETHER):
+        rows = good[start : start + MOVED_TOGETHER]
+        pixels[start : start + len(rows)] = pixels[rows]
+    return pixels[: len(good)]
+
+
+def _kept(
+    catalog: Catalog, files: list[str], size: int, resize: str, kind: str, console: Console
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The pixels from the cache, made first where they are not there, and the failures; no pixels for 'stream'."""
+    place = f"{zlib.crc32(str(catalog.source).encode(errors='surrogateescape')):08x}-{size}-{resize}-{kind}"
+    folder = cache_folder() / "pixels" / f"{place}-{_fingerprint(catalog, files, size, resize)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(folder.parent / f"{place}.lock", console):
+            try:
+                return _open_store(folder, size, kind)
+            except (OSError, ValueError, KeyError):  # not there, or damaged
+                shutil.rmtree(folder, ignore_errors=True)
+            # Stores of files that have changed (who has one open keeps it), and what a killed process left half-made.
+            for old in (*folder.parent.glob(f"{place}-*"), *folder.parent.glob(f".{place}-*")):
+                shutil.rmtree(old, ignore_errors=True)
+            with new_folder(folder, replace=False) as temporary:
+                _make_store(temporary, files, size, resize, kind, console)
+            return _open_store(folder, size, kind)
+    except OSError as error:
+        raise InputError(
+            f"the decoded images cannot be kept in {folder.parent}: {error.strerror}; take --store memory or "
+            "stream, or another cache by DR_KERAS_CACHE"
+        ) from error
+
+
+def _open_store(folder: Path, size: int, kind: str) -> tuple[np.ndarray, dict[int, str]]:
+    description = read_json(folder / "store.json")
+    shape = (description["images"] if kind == "disk" else 0, size, size, 3)
+    failures = {int(row): reason for row, reason in description["failures"].items()}
+    if not shape[0]:
+        return np.empty(shape, np.uint8), failures
+    if (folder / "pixels").stat().st_size < np.prod(shape):
+        raise ValueError("pixels is cut off")
+    return np.memmap(folder / "pixels", np.uint8, "r", shape=shape), failures
+
+
+def _make_store(folder: Path, files: list[str], size: int, resize: str, kind: str, console: Console) -> None:
+    pixels = np.empty((0, size, size, 3), np.uint8)
+    if kind == "disk":
+        with open(folder / "pixels", "wb") as file:
+            length = len(files) * size * size * 3
+            if hasattr(os, "posix_fallocate"):  # a full disk is known now, and not by a signal in the middle
+                os.posix_fallocate(file.fileno(), 0, length)
+            else:
+                file.truncate(length)
+        pixels = np.memmap(folder / "pixels", np.uint8, "r+", shape=(len(files), size, size, 3))
+    with bar("reading images" if kind == "disk" else "checking images", len(files), console) as advance:
+        pixels, failures = decode_files(files, size, resize, out=pixels, advance=advance)
+    if isinstance(pixels, np.memmap):
+        _without(pixels, failures)
+        pixels.flush()
+    write_json(folder / "store.json", {"images": len(files) - len(failures), "failures": failures})
+
+
+def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> str:
+    """Changes when a file is added, removed, renamed or written, and with the way that images are resized."""
+    described = np.full((len(files), 2), -1, np.int64)
+    for row, file in enumerate(files):
+        try:
+            status = os.stat(file)
+        except OSError:
+            continue
+        described[row] = status.st_size, status.st_mtime_ns
+    digest = hashlib.sha256(f"{STORE_FORMAT} {size} {resize} {catalog.root}".encode(errors="surrogateescape"))
+    digest.update("\0".join(catalog.ids).encode(errors="surrogateescape"))
+    digest.update(described.data)
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _one_at_a_time(file: Path, console: Console) -> Iterator[None]:
+    """Waits while another process makes the same store; where files cannot be locked, both make it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(file, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("waiting for another run that reads the same images")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
+    table = np.zeros((len(catalog.classes), len(SPLIT_NAMES)), np.int64)
+    np.add.at(table, (catalog.labels, catalog.splits), 1)
+    notes = [*catalog.notes, *held_out.notes(catalog.classes, table)]
+    if catalog.missing:
+        notes.append(
+            f"{len(catalog.missing)} held-out images do not exist or have a class without training images, "
+            f"{catalog.missing[0]} first"
+        )
+    return {
+        "root": str(catalog.root),
+        "images": len(catalog),
+        "splits": dict(zip(SPLIT_NAMES, table.sum(axis=0).tolist(), strict=True)),
+        "classes": {
+            name: dict(zip(SPLIT_NAMES, counts, strict=True))
+            for name, counts in zip(catalog.classes, table.tolist(), strict=True)
+        },
+        "skipped_count": len(skipped),
+        "skipped": skipped,
+        "notes": notes,
+    }

@@ -1,0 +1,88 @@
+"""Unpacks zip and tar archives into a folder that appears complete or not at all."""
+
+import shutil
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from dr_keras.atomic_files import cache_folder, new_folder
+from dr_keras.errors import InputError
+
+JUNK = "__MACOSX"  # what macOS adds to its zip files
+
+
+def archive_folder(file: Path) -> Path:
+    """The unpacked content of an archive, in the cache; unpacked again when the archive has changed.
+
+    Raises:
+        InputError: as `unpack`.
+    """
+    file = file.resolve()
+    status = file.stat()
+    name = f"{file.name}-{zlib.crc32(str(file).encode(errors='surrogateescape')):08x}"
+    folder = cache_folder() / "archives" / f"{name}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    if not folder.is_dir():
+        unpack(file, folder)
+        for old in folder.parent.glob(f"{name}-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is a zip or tar archive, by its content."""
+    return zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Unpacks an archive so that its data set lies in `folder`: a single top folder around it is taken away.
+
+    Nothing is written outside of `folder`, whatever names the archive holds.
+
+    Raises:
+        InputError: the archive is damaged, encrypted or climbs out of its folder, or the disk is too small.
+    """
+    try:
+        with new_folder(folder, replace=False) as temporary:
+            if zipfile.is_zipfile(file):
+                _unzip(file, temporary)
+            else:
+                with tarfile.open(file) as tar:
+                    tar.extractall(temporary, filter=_tar_filter)
+            _take_away_top(temporary)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+        raise InputError(f"{file} cannot be unpacked to {folder.parent}: {error}") from error
+
+
+def _unzip(file: Path, folder: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        needed = sum(member.file_size for member in archive.infolist())
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(f"it needs {needed:,} bytes and {free:,} are free")
+        for member in archive.infolist():
+            member.filename = _with_slashes(member.filename)
+            archive.extract(member, folder)  # drops '..' and absolute prefixes from names, and checks each CRC
+
+
+def _tar_filter(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Refuses absolute names, '..', links outside and devices."""
+    return tarfile.data_filter(member.replace(name=_with_slashes(member.name), deep=False), folder)
+
+
+def _with_slashes(name: str) -> str:
+    """A name as some programs for Windows write it, folders parted by backslashes, as all others do."""
+    return name.replace("\\", "/") if "/" not in name else name
+
+
+def _take_away_top(folder: Path) -> None:
+    shutil.rmtree(folder / JUNK, ignore_errors=True)
+    while True:
+        inside = list(folder.iterdir())
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink() or inside[0].name == "train":
+            return
+        top = inside[0].rename(folder / ".top")  # by another name, as it may hold one of its own
+        for path in list(top.iterdir()):
+            path.rename(folder / path.name)
+        top.rmdir()

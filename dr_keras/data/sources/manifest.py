@@ -1,0 +1,74 @@
+"""Other people's lists of images: a CSV file with the columns path, label and, where it likes, split."""
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dr_keras.data import MONITOR, TRAIN, VALIDATION
+from dr_keras.data.splits import NAMES
+from dr_keras.errors import InputError
+from dr_keras.filenames import existing
+
+_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": VALIDATION}
+SPLITS = {
+    "": TRAIN,
+    "monitor": MONITOR,
+    **{name: _NUMBERS[kind] for name, kind in NAMES.items() if kind in _NUMBERS},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image: its path relative to the folder of the manifest where it lies below, its class and its split."""
+
+    id: str
+    label: str
+    split: int
+
+
+def read_manifest(file: Path) -> list[Entry]:
+    """Reads a manifest. No image is looked at: one that does not exist is found when it is read, and reported.
+
+    Args:
+        file: CSV in UTF-8 whose first line names the columns, `path` and `label` among them. A path is relative to the
+            folder of the manifest, or absolute. `split` is train, monitor, or validation, in any case, or another name
+            of `dr_keras.data.splits` (test means validation here); without it, and where it is empty, an image is a
+            training image.
+
+    Raises:
+        InputError: the file cannot be read, a column is absent, a row is incomplete or has another split (the message
+            gives its line), or an image is listed with two classes or splits.
+    """
+    root = file.parent
+    entries: dict[str, Entry] = {}
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
+            columns = [name.strip().lower() for name in rows.fieldnames or ()]
+            if not {"path", "label"} <= set(columns):
+                raise InputError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path, label")
+            rows.fieldnames = columns
+            for row in rows:
+                path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
+                where = f"{file}, line {rows.line_num}"
+                if not path or not label or "\0" in path:
+                    raise InputError(f"{where}: path is {path!r} and label is {label!r}; both must be given")
+                split = split.casefold()
+                if split not in SPLITS:
+                    raise InputError(f"{where}: split is {split!r}; expected one of {', '.join(filter(None, SPLITS))}")
+                entry = Entry(_id(path, root), label, SPLITS[split])
+                known = entries.setdefault(entry.id, entry)
+                if known != entry:
+                    raise InputError(f"{where}: {path} has another class or split here than above")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
+    if not entries:
+        raise InputError(f"{file} lists no images")
+    return list(entries.values())
+
+
+def _id(path: str, root: Path) -> str:
+    whole = existing(os.path.normpath(root / path))
+    prefix = str(root) + os.sep
+    return whole.removeprefix(prefix).replace(os.sep, "/")

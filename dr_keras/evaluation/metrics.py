@@ -1,0 +1,253 @@
+"""How well a gallery is ranked for queries: precision@k, recall@k, MAP@R, similarity precision, and where it fails."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dr_keras.errors import InputError
+from dr_keras.index.exact_search import nearest
+
+# Of a query: the gallery rows that lie elsewhere for it, (n,), and where, (n, D).
+Moved = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+KS = (1, 10, 30)
+TRIPLETS_PER_QUERY = 10
+RESAMPLES = 1000
+QUERY_BLOCK = 1024  # queries ranked at a time, fewer where their classes are large,
+BLOCK_VALUES = 1 << 22  # so that a block has no more neighbours than this: about 0.2 GB
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What an evaluation found.
+
+    Attributes:
+        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision` (None where the gallery has one class), the
+            counts behind them, and `intervals`, the 95 % bootstrap interval over the queries of each.
+        class_precision: (C,) mean precision@30 of each class's queries; NaN where a class has none.
+        confusion: (C, C) share of the 30 nearest of class a's queries that are of class b, a down, b across.
+    """
+
+    figures: dict[str, Any]
+    class_precision: np.ndarray
+    confusion: np.ndarray
+
+
+def evaluate(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    class_count: int,
+    seed: int = 0,
+    leave_one_out: bool = False,
+    moved: Moved | None = None,
+) -> Ranking:
+    """Ranks the whole gallery for each query and averages over the queries.
+
+    - precision@k: the share of the k nearest images that carry the query's class.
+    - recall@k: the share of queries with at least one image of their class among the k nearest.
+    - map@r: with R the number of gallery images of the query's class, the mean over the first R places of the
+      precision so far at each place that carries the query's class, and 0 at the others (Musgrave et al. 2020).
+    - similarity_precision: the share of triplets with D(q, p+) < D(q, p-), for ten seeded triplets a query with p+ and
+      p- uniform over the gallery images of the query's class and of the other classes (Wang et al. 2014, section 6.3).
+
+    Queries whose class the gallery lacks have no right answer; they are counted, and left out of every mean.
+
+    Args:
+        queries: (Q, D); no query may be in the gallery, but with `leave_one_out`.
+        query_labels: (Q,) class numbers.
+        gallery: (N, D).
+        gallery_labels: (N,) class numbers.
+        class_count: C.
+        seed: seeds the triplets.
+        leave_one_out: gallery row i is the image of query i, N = Q, and each query is ranked against the others.
+        moved: with `leave_one_out`, where the vectors of some gallery images depend on which query is left out.
+
+    Raises:
+        InputError: the gallery is empty, or no query has an image of its class in it.
+    """
+    relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels] - leave_one_out  # (Q,) is R
+    answerable = np.flatnonzero(relevant > 0)
+    if not len(answerable):
+        raise InputError(
+            f"{len(queries)} queries and {len(gallery)} gallery images have no class in common; nothing can be ranked"
+        )
+    left_out = len(queries) - len(answerable)
+    queries, query_labels, relevant = queries[answerable], query_labels[answerable], relevant[answerable]
+    own = answerable if leave_one_out else None
+
+    hits = {k: np.empty(len(queries)) for k in KS}
+    average = np.empty(len(queries))
+    confusion = np.zeros((class_count, class_count))
+    depth = max(*KS, int(relevant.max()))
+    step = max(1, min(QUERY_BLOCK, BLOCK_VALUES // depth))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        if moved:
+            rows = _nearest_moved(queries[block], gallery, depth, answerable[block], moved)
+        else:
+            rows = nearest_others(queries[block], gallery, depth, None if own is None else own[block])
+        found = gallery_labels[rows]  # (q, K)
+        right = found == query_labels[block, None]
+        for k in KS:
+            hits[k][block] = right[:, :k].mean(axis=1)
+        average[block] = average_precision_at_r(right, relevant[block])
+        top = found[:, : max(KS)]
+        np.add.at(confusion, (np.broadcast_to(query_labels[block, None], top.shape), top), 1 / top.shape[1])
+
+    figures: dict[str, Any] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
+    figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
+    figures["map@r"] = float(average.mean())
+    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed, own=own, moved=moved)
+    figures["similarity_precision"] = float((near < far).mean()) if near.size else None
+    values = {f"precision@{k}": hits[k] for k in KS} | {f"recall@{k}": hits[k] > 0 for k in KS} | {"map@r": average}
+    if near.size:
+        values["similarity_precision"] = (near < far).mean(axis=1)
+    figures["intervals"] = bootstrap_intervals(values, seed)
+    figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery) - leave_one_out}
+    if leave_one_out:
+        figures["leave_one_out"] = True
+
+    count = np.bincount(query_labels, minlength=class_count)
+    total = np.bincount(query_labels, hits[max(KS)], minlength=class_count)
+    with np.errstate(invalid="ignore"):
+        return Ranking(figures, total / count, confusion / np.maximum(count, 1)[:, None])
+
+
+def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None) -> np.ndarray:
+    """The rows (Q, K) of the `k` nearest gallery vectors of each query, without the row (Q,) that the query itself is.
+
+    Args:
+        queries, gallery, k: as in `dr_keras.index.exact_search.nearest`.
+        own: None where no query is in the gallery.
+    """
+    if own is None:
+        return nearest(queries, gallery, k)[0]
+    rows, _ = nearest(queries, gallery, k + 1)
+    # The query stands first, or with a copy of it somewhere among the first.
+    order = np.argsort(rows == own[:, None], axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1)[:, :-1]
+
+
+def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndarray:
+    """The gallery (N, D) as it is for the query of `row`."""
+    if moved is None:
+        return gallery
+    there = np.array(gallery)
+    rows, vectors = moved(row)
+    there[rows] = vectors
+    return there
+
+
+def _nearest_moved(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray, moved: Moved) -> np.ndarray:
+    """`nearest_others`, where part of the gallery lies elsewhere for each query."""
+    found = []
+    for query, row in zip(queries, own.tolist(), strict=True):
+        found.append(nearest_others(query[None], moved_gallery(gallery, row, moved), k, np.array([row]))[0])
+    return np.stack(found)
+
+
+def bootstrap_intervals(values: dict[str, np.ndarray], seed: int) -> dict[str, list[float]]:
+    """95 % percentile bootstrap intervals of means over queries.
+
+    Args:
+        values: (Q,) each, by name; what each query contributes to the mean.
+        seed: of the `RESAMPLES` draws of Q queries.
+    """
+    table = np.stack([np.asarray(value, np.float64) for value in values.values()], axis=1)  # (Q, figures)
+    random = np.random.default_rng(seed)
+    count = len(table)
+    means = [table[random.integers(0, count, count)].mean(axis=0) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    return {name: [float(low[place]), float(high[place])] for place, name in enumerate(values)}
+
+
+def average_precision_at_r(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """MAP@R's summand: (Q, K) whether each place is right and (Q,) R, with K >= R where so many exist -> (Q,)."""
+    places = np.arange(1, right.shape[1] + 1)
+    counted = right & (places <= relevant[:, None])
+    precision = np.cumsum(counted, axis=1) / places
+    return (precision * counted).sum(axis=1) / relevant
+
+
+def triplet_distances(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    seed: int,
+    own: np.ndarray | None = None,
+    moved: Moved | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """D(q, p+) and D(q, p-) of ten seeded triplets a query, positives and negatives from the gallery.
+
+    Every query's class must have a gallery image, besides the query itself where `own` (Q,) says which row that is.
+    `moved` as in `evaluate`.
+
+    Returns:
+        Two (Q, 10) float32 arrays; empty where the gallery has a single class.
+    """
+    order = np.argsort(gallery_labels, kind="stable")
+    sorted_labels = gallery_labels[order]
+    first = np.searchsorted(sorted_labels, query_labels, side="left")[:, None]
+    last = np.searchsorted(sorted_labels, query_labels, side="right")[:, None]
+    others = len(gallery) - (last - first)
+    if others.min() == 0:
+        return np.empty((0, TRIPLETS_PER_QUERY), np.float32), np.empty((0, TRIPLETS_PER_QUERY), np.float32)
+    random = np.random.default_rng(seed)
+    shape = (len(queries), TRIPLETS_PER_QUERY)
+    if own is None:
+        positive = order[random.integers(np.broadcast_to(first, shape), last)]
+    else:
+        place = random.integers(np.broadcast_to(first, shape), last - 1)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        positive = order[place + (place >= rank[own][:, None])]  # steps over the query
+    place = random.integers(0, np.broadcast_to(others, shape))
+    negative = order[place + np.where(place >= first, last - first, 0)]
+
+    near, far = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    if moved:
+        assert own is not None
+        for query, row in enumerate(own.tolist()):
+            there = moved_gallery(gallery, row, moved)
+            near[query] = np.linalg.norm(there[positive[query]] - queries[query], axis=1)
+            far[query] = np.linalg.norm(there[negative[query]] - queries[query], axis=1)
+        return near, far
+    for column in range(TRIPLETS_PER_QUERY):  # a column at a time, so that memory is Q x D
+        for rows, out in ((positive, near), (negative, far)):
+            difference = gallery[rows[:, column]].astype(np.float32) - queries.astype(np.float32)
+            out[:, column] = np.sqrt(np.einsum("qd,qd->q", difference, difference))
+    return near, far
+
+
+def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Precision@30 of each class that has queries, worst first."""
+    known = np.flatnonzero(~np.isnan(ranking.class_precision))
+    order = known[np.argsort(ranking.class_precision[known], kind="stable")]
+    return [
+        {
+            "class": classes[label],
+            "class_name": class_names[label],
+            "precision@30": float(ranking.class_precision[label]),
+        }
+        for label in order
+    ]
+
+
+def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 10) -> list[dict[str, Any]]:
+    """The ordered pairs of classes of which one's queries bring back the other most often."""
+    share = ranking.confusion.copy()
+    np.fill_diagonal(share, 0)
+    order = np.argsort(-share, axis=None, kind="stable")[:count]
+    pairs = zip(*np.unravel_index(order, share.shape), strict=True)
+    return [
+        {"query": class_names[a], "neighbour": class_names[b], "share": float(share[a, b])}
+        for a, b in pairs
+        if share[a, b] > 0
+    ]

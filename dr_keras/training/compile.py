@@ -1,0 +1,93 @@
+"""The model of a stage, compiled: precision, learning rates, optimizer."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+
+from dr_keras.backend import keras_defaults
+from dr_keras.config import Config
+from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
+from dr_keras.model.network import classification_network, training_network
+from dr_keras.training.devices import on_gpu, quick_bfloat16
+from dr_keras.training.muon import Muon
+from dr_keras.training.phases import SOFTMAX, TRIPLETS
+
+
+@keras_defaults()
+def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate over `steps` steps: a linear warm-up, then a cosine down to 0."""
+    warmup = round(config.warmup * steps)
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(steps - warmup, 1), warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+
+
+def learning_rate_at(config: Config, steps: int, step: int) -> float:
+    """What `learning_rates` gives for a step, without the device, whose work it would have to wait for."""
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+@keras_defaults()
+def compiled_model(
+    config: Config, network: keras.Model, steps: int, classes: int | None = None, stage: str = TRIPLETS
+) -> keras.Model:
+    """The model of a stage around `network`, compiled with the optimizer and its schedule over `steps` steps.
+
+    Args:
+        config: the settings.
+        network: the embedding network.
+        steps: of the whole run.
+        classes: how many classes there are, for the classifier and the proxies; None for triplets without them.
+        stage: SOFTMAX or TRIPLETS.
+    """
+    if stage == SOFTMAX:
+        assert classes
+        model = classification_network(network, config, classes)
+    else:
+        model = training_network(network, config, classes)
+    set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
+    rates = learning_rates(config, steps)
+    # Named, because the phases know each other's optimizer variables by their paths.
+    if config.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(
+            rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, name="sgd"
+        )
+    elif config.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay, name="adamw")
+    else:
+        quick = precision(config) == "mixed_bfloat16"
+        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
+    optimizer.build(model.trainable_variables)  # within the first step, it would have the step traced twice
+    # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
+    compiles = keras.backend.backend() == "jax" or on_gpu()
+    model.compile(optimizer, jit_compile="auto" if compiles else False)
+    return model
+
+
+def precision(config: Config) -> str:
+    """The Keras dtype policy that the network is trained with."""
+    if config.precision != "auto":
+        return config.precision
+    quick = on_gpu() or (quick_bfloat16() and not config.deterministic)
+    return "mixed_bfloat16" if quick else "float32"
+
+
+@contextmanager
+def training_precision(config: Config) -> Iterator[None]:
+    """Inside, networks are built with the dtype policy of the training."""
+    with keras_defaults():
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision(config))
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)

@@ -1,0 +1,132 @@
+"""Ranks the training images for the monitor images while a run goes on, and shows what they bring back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dr_keras.data import MONITOR, TRAIN
+from dr_keras.data.catalog import Catalog
+from dr_keras.data.held_out import among_themselves
+from dr_keras.data.pixel_store import Images
+from dr_keras.evaluation.metrics import KS, evaluate, nearest_others, triplet_distances
+from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbour, Tile, from_pixels, grid, neighbour_tiles
+from dr_keras.index.exact_search import distances as exact_distances
+from dr_keras.training.reporters import Board
+
+SHOWN_QUERIES = 16
+SHOWN_NEIGHBOURS = 8
+SHOWN_TRIPLETS = 8
+SHOWN_IMAGES = 24
+
+
+class Monitor:
+    """Precision@k of the monitor images against the training images, with a picture of the same 16 queries each time.
+
+    Where whole classes are watched (`dr_keras.data.held_out`) they are ranked against each other.
+
+    Args:
+        catalog, pixels: the usable images and their (N, H, W, 3) uint8 pixels, row by row.
+        board: where it is shown.
+        seed: chooses the 16 queries and the triplets of the distance histograms.
+    """
+
+    def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
+        self._catalog, self.pixels, self._board, self._seed = catalog, pixels, board, seed
+        self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
+        self._leave_one_out = among_themselves(catalog.labels, self.queries, self.gallery)
+        if self._leave_one_out:
+            self.gallery = self.queries
+        same = np.bincount(catalog.labels[self.gallery], minlength=len(catalog.classes))[catalog.labels[self.queries]]
+        self._answerable = np.flatnonzero(same > self._leave_one_out)  # whose class has another image in the gallery
+        self._shown = np.random.default_rng(seed).permutation(self.queries)[:SHOWN_QUERIES]
+
+    @property
+    def figure(self) -> str:
+        """The figure to go by. Whole classes may be so few images that all are among the 30 nearest of each."""
+        return "map@r" if self._leave_one_out else "precision@30"
+
+    def look(self, vectors_of: Callable[[np.ndarray], np.ndarray], step: int) -> dict[str, float]:
+        """Ranks, writes to TensorBoard, and returns the figures; none without monitor images.
+
+        Args:
+            vectors_of: maps catalog rows (n,) to their embeddings (n, D).
+            step: the global step that the figures belong to.
+        """
+        if not len(self._answerable):
+            return {}
+        labels = self._catalog.labels
+        queries = vectors_of(self.queries)
+        gallery = queries if self._leave_one_out else vectors_of(self.gallery)
+        figures = evaluate(
+            queries,
+            labels[self.queries],
+            gallery,
+            labels[self.gallery],
+            class_count=len(self._catalog.classes),
+            seed=self._seed,
+            leave_one_out=self._leave_one_out,
+        ).figures
+        chosen = (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")
+        known = (name for name in chosen if figures[name] is not None)
+        shown = {name.replace("@", "_at_"): figures[name] for name in known}  # TensorBoard takes no @
+        self._board.scalars("monitor", shown, step)
+        near, far = triplet_distances(
+            queries[self._answerable],
+            labels[self.queries[self._answerable]],
+            gallery,
+            labels[self.gallery],
+            seed=self._seed,
+            own=self._answerable if self._leave_one_out else None,
+        )
+        if near.size:
+            self._board.histogram("monitor/distance_to_positives", near.ravel(), step)
+            self._board.histogram("monitor/distance_to_negatives", far.ravel(), step)
+        places = np.searchsorted(self.queries, self._shown)
+        rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBOURS, places if self._leave_one_out else None)
+        far = exact_distances(queries[places], gallery, rows)
+        self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], far), step)
+        return figures
+
+    def show_batch(self, batch: dict[str, Any], step: int) -> None:
+        """Puts the first triplets or images of a batch, as the network sees them, on the board."""
+        batch = {name: np.asarray(values) for name, values in batch.items()}  # from the device, where they are there
+        if "image" in batch:
+            self._show_images(batch, step)
+        else:
+            self._show_triplets(batch, step)
+
+    def _show_images(self, batch: dict[str, np.ndarray], step: int) -> None:
+        names = self._catalog.class_names
+        tiles = []
+        for image, label, other, share in zip(*(batch[name][:SHOWN_IMAGES] for name in batch), strict=True):
+            mixed_in = f"{1 - share:.0%} {names[other]}" if share < 1 else ""
+            tiles.append(Tile(from_pixels(image), (names[label], mixed_in), QUERY))
+        rows = [tiles[start : start + SHOWN_TRIPLETS] for start in range(0, len(tiles), SHOWN_TRIPLETS)]
+        self._board.picture("data/images", grid(rows), step)
+
+    def _show_triplets(self, batch: dict[str, np.ndarray], step: int) -> None:
+        names = self._catalog.class_names
+        colours = {"query": QUERY, "positive": SAME, "negative": OTHER}
+        rows = [
+            [
+                Tile(from_pixels(image), (names[own if branch != "negative" else other], branch), colour)
+                for image, (own, other) in zip(batch[branch][:SHOWN_TRIPLETS], batch["classes"], strict=False)
+            ]
+            for branch, colour in colours.items()
+        ]  # one triplet a column
+        self._board.picture("data/triplets", grid(rows), step)
+
+    def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        names, labels = self._catalog.class_names, self._catalog.labels
+        rows = []
+        for query, found, far in zip(self._shown, neighbours, distances, strict=True):
+            own = labels[query]
+            near = [
+                Neighbour(from_pixels(self.pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
+                for row, d in zip(found, far, strict=True)
+            ]
+            rows.append(neighbour_tiles(from_pixels(self.pixels[query]), names[own], near))
+        half = -(-len(rows) // 2)  # two queries a line: a picture that is wider than high suits a screen
+        lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
+        return np.asarray(grid(lines, side=80))
