@@ -121,6 +121,22 @@ def test_a_file_by_several_paths_is_one_picture(tmp_path):
     assert names(links(tmp_path)) == ["real/a.png", "real/b.png"]
 
 
+def test_two_paths_to_one_link_that_leads_nowhere_are_one_picture(tmp_path):
+    (tmp_path / "a.png").symlink_to("a.png")
+    os.link(tmp_path / "a.png", tmp_path / "b.png", follow_symlinks=False)
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_paths_behind_one_that_cannot_be_followed_are_still_compared(open_place):
+    put(open_place, "a/1.png")
+    for name in ("b/2.png", "c/3.png"):
+        (open_place / name).parent.mkdir()
+        os.link(open_place / "a" / "1.png", open_place / name)
+    (open_place / "a").chmod(0o444)  # may be listed and not entered
+    with without_rights():
+        assert names(open_place) == ["a/1.png", "b/2.png"]
+
+
 def test_it_is_indexed_once(tmp_path):
     root = links(tmp_path / "pictures")
     (tmp_path / "other").symlink_to(root)

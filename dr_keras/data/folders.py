@@ -63,13 +63,18 @@ class Walker:
         # A file's own path before links to it, then the order in which they were found.
         order = np.lexsort((np.arange(len(places)), np.array(self._linked, bool), places))
         same = np.flatnonzero(places[order][1:] == places[order][:-1]) + 1
-        first: dict[int, str] = {}
+        kept: dict[int, list[str]] = {}  # of one place: several where a path cannot be followed to compare it
         found = {}
         for place in same.tolist():
             row, before = int(order[place]), int(order[place - 1])
-            kept = first.setdefault(self._places[row], self._files[before])
-            if self._files[row] != kept and _same_file(self._files[row], kept):
-                found[self._files[row]] = kept
+            file, earlier = self._files[row], kept.setdefault(self._places[row], [self._files[before]])
+            if file in earlier:
+                continue
+            first = next((one for one in earlier if _same_file(file, one)), None)
+            if first is None:
+                earlier.append(file)
+            else:
+                found[file] = first
         return found
 
     def add(self, file: str) -> None:
@@ -151,6 +156,10 @@ def _place(device: int, inode: int) -> int:
 def _same_file(one: str, other: str) -> bool:
     try:
         return Path(one).samefile(other)
+    except OSError:
+        pass  # a link that leads nowhere can have several paths of its own, too
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
     except OSError:
         return False
 
