@@ -19,7 +19,7 @@ from dr_keras.training.run import training_sources
 from dr_keras.training.weight_average import _blended, _blended_on_device
 
 jax = pytest.importorskip("jax")
-from dr_keras.data import on_device  # noqa: E402
+from dr_keras.data import augment_jax  # noqa: E402
 
 pytestmark = pytest.mark.jax
 
@@ -38,7 +38,7 @@ def smooth(count=20, height=32, width=32):
 def test_moves_by_whole_pixels_are_the_same(how):
     pixels = RANDOM.integers(0, 256, (20, 24, 32, 3), dtype=np.uint8)
     expected = augmented(pixels, ROWS, how, seed=(1, 2))
-    found = on_device.augmented(on_device.to_device(pixels), ROWS, how, seed=(1, 2))
+    found = augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, seed=(1, 2))
     assert isinstance(found, jax.Array)
     assert np.array_equal(found, expected)
 
@@ -56,7 +56,7 @@ def test_moves_by_whole_pixels_are_the_same(how):
 def test_crops_colours_and_holes_are_the_same_but_for_rounding(how, apart, size):
     pixels = smooth()
     expected = augmented(pixels, ROWS, how, size=size, seed=(1, 2)).astype(int)
-    found = np.asarray(on_device.augmented(on_device.to_device(pixels), ROWS, how, size=size, seed=(1, 2)))
+    found = np.asarray(augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, size=size, seed=(1, 2)))
     assert found.dtype == np.uint8
     assert np.abs(found - expected).max() <= apart
 
@@ -66,7 +66,7 @@ def test_each_operation_is_the_same_but_for_rounding(name, monkeypatch):
     monkeypatch.setattr("dr_keras.data.augmentation_draws.OPERATIONS", (name,))
     pixels, how = smooth(), Augmentation(operations=1)
     expected = augmented(pixels, ROWS, how, size=24, seed=(3,)).astype(int)
-    found = on_device.augmented(on_device.to_device(pixels), ROWS, how, size=24, seed=(3,))
+    found = augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, size=24, seed=(3,))
     differences = np.abs(np.asarray(found) - expected).max(axis=-1)
     assert np.median(differences) <= 1
     assert (differences > 3).mean() < 0.002  # a pixel on the edge may fall to either side of it
@@ -78,22 +78,22 @@ def test_tables_are_the_same(name, monkeypatch):
     monkeypatch.setattr("dr_keras.data.augmentation_draws.OPERATIONS", (name,))
     pixels, how = RANDOM.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), Augmentation(operations=2)
     expected = augmented(pixels, ROWS, how, seed=(4,))
-    assert np.array_equal(on_device.augmented(on_device.to_device(pixels), ROWS, how, seed=(4,)), expected)
+    assert np.array_equal(augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, seed=(4,)), expected)
     assert not np.array_equal(expected, pixels[ROWS])
 
 
 def test_a_part_of_the_batch_is_that_part():
-    pixels, how = on_device.to_device(smooth()), Augmentation(True, 0, 0.4, 0.4, 2, 0.5)
-    whole = np.asarray(on_device.augmented(pixels, ROWS, how, seed=(5,)))
-    assert np.array_equal(on_device.augmented(pixels, ROWS, how, seed=(5,), part=slice(10, 30)), whole[10:30])
+    pixels, how = augment_jax.to_device(smooth()), Augmentation(True, 0, 0.4, 0.4, 2, 0.5)
+    whole = np.asarray(augment_jax.augmented(pixels, ROWS, how, seed=(5,)))
+    assert np.array_equal(augment_jax.augmented(pixels, ROWS, how, seed=(5,), part=slice(10, 30)), whole[10:30])
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (0.4, 0.4)])
 def test_mixing_is_the_same(mixup, cutmix):
     images = RANDOM.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     expected, partner, own = mixed(images, mixup=mixup, cutmix=cutmix, seed=(6,))
-    found, found_partner, found_own = on_device.mixed(
-        on_device.to_device(images), mixup=mixup, cutmix=cutmix, seed=(6,)
+    found, found_partner, found_own = augment_jax.mixed(
+        augment_jax.to_device(images), mixup=mixup, cutmix=cutmix, seed=(6,)
     )
     assert np.abs(np.asarray(found).astype(int) - expected).max() <= (1 if mixup else 0)
     assert np.array_equal(found_partner, partner)

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 from conftest import draw_encoded
-from dr_keras.server.projection import decode_map
 from served import BEARER, client, refused, search
 
 from dr_keras.index.index import Index
 from dr_keras.index.umap_layout import Layout
 from dr_keras.server import schemas
-from dr_keras.server.map import encode_map, fit_pca, project_rows
+from dr_keras.server.map import decode_map, encode_map, fit_pca, project_rows
 
 
 def test_the_map(place, page):

@@ -1,0 +1,1 @@
+"""Finds the same picture saved twice: fingerprints, groups of near-duplicates, and a report to look at."""
