@@ -191,6 +191,9 @@ def test_raw_photos_are_read_where_the_extra_is_installed(tmp_path):
         assert (np.ptp(pixels, axis=0) <= 2).all()
         assert pixels.mean(axis=0).argmax() == 0
     assert decode(dng(5000, 20000, 40000), 16).reshape(-1, 3).mean(axis=0).argmax() == 2
+    for damaged, reason in ((b"MMOR", "damaged or ends early"), (b"IIRO" + bytes(300), "Unsupported file format")):
+        with pytest.raises(ImageError, match=f"cannot be decoded: .*{reason}"):
+            decode(damaged, 16)
 
 
 def test_heif_and_jxl_are_read_where_the_extra_is_installed():

@@ -7,6 +7,7 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import draw_encoded, script, write_folders
@@ -99,7 +100,11 @@ def test_ids_that_climb(place, page):
         refused(raw(page, f"/v1/images/{path}"), 404, "no image of this id")
         refused(raw(page, f"/v1/images/{path}?thumbnail=32"), 404, "no image of this id")
     refused(raw(page, "/v1/images/" + "x" * 2000), 414, "2,000 characters")
-    refused(raw(page, "/v1/images/" + "x" * 9000), 414, "9,011 bytes")
+    refused(raw(page, "/v1/images/" + "x" * 17000), 414, "17,011 bytes")
+    longest = quote("\U0010ffff" * 1024)  # four bytes a character, each of them escaped
+    refused(raw(page, f"/v1/find?name={longest}"), 404, "no image")
+    refused(raw(page, f"/v1/images/{longest}"), 404, "no image of this id")
+    refused(raw(page, f"/v1/find?name={longest}x"), 422, "1024 characters")
     for path in ("/static/../server.py", "/static/%2e%2e%2fserver.py", "/static//etc/passwd", "/static/..", "/x"):
         assert raw(page, path).status_code == 404
 

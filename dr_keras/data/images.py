@@ -134,7 +134,7 @@ def _tried(file: IO[bytes], format: Format, use: Callable[[IO[bytes]], T]) -> T:
         if (plain := metadata.without(file, format.name)) is not None:
             with _saying(error):
                 return use(io.BytesIO(plain))
-        raise ImageError(f"cannot be decoded: {error}") from error
+        raise ImageError(f"cannot be decoded: {_reason(error)}") from error
 
 
 @contextmanager
@@ -189,7 +189,14 @@ def _saying(first: Exception | None = None) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"cannot be decoded: {first or error}") from error
+        raise ImageError(f"cannot be decoded: {_reason(first or error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, as text: LibRaw says it in bytes, and calls a file that ends early an input/output error."""
+    said = error.args[0] if error.args else ""
+    reason = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
+    return "the file is damaged or ends early" if reason == "Input/output error" else reason
 
 
 def _decoded(file: IO[bytes], format: Format, draft: int | None) -> Image.Image:

@@ -48,8 +48,8 @@ K = Annotated[int, Parameter(ge=1, le=MAX_K, description="How many neighbours.")
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The refusals of a route, for the OpenAPI document."""
-    return {status: {"model": schemas.Error} for status in (*statuses, 503)}
+    """The refusals of a route, for the OpenAPI document; an address may be too long for any."""
+    return {status: {"model": schemas.Error} for status in sorted({*statuses, 414, 503})}
 
 
 def body(*kinds: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _add_api(app: FastAPI, server: Server) -> None:
     @app.get(
         IMAGES + "{id:any_bytes}",
         response_class=Response,
-        responses=errors(403, 404, 414, 415, 416, 422)
+        responses=errors(403, 404, 415, 416, 422)
         | {200: {"content": {"image/*": {}}}, 206: {"description": "The bytes that Range asks for."}},
         tags=["images"],
     )
