@@ -269,7 +269,7 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
 
 
 def test_a_condition_that_takes_too_long(monkeypatch, place):
-    monkeypatch.setattr("dr_keras.index.index.PATIENCE", 10)
+    monkeypatch.setattr("dr_keras.index.searcher.CLOCK_STEPS", 10)
     with client(place) as page:
         page.app.state.server.gallery.index.condition_seconds = 0
         body = {"positives": ["disc_0.png"], "where": " OR ".join(f"name LIKE '%{n}%a%'" for n in range(40))}
