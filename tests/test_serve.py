@@ -116,7 +116,7 @@ def test_a_name_finds_its_image(page):
     assert found == {
         "id": "disc/disc_0.png", "name": "disc_0.png", "label": "disc", "class_name": "disc", "attributes": {}
     }  # fmt: skip
-    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Near it: disc_")
+    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Similar names: disc_")
     refused(page.get("/v1/find", params={"name": ""}), 422, "name")
 
 

@@ -22,7 +22,7 @@ def image_id(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
 
 def image_path(id: str, root: str | os.PathLike[str]) -> str:
     """The path of the file that an id names, whether it lies below `root` or has its whole path as its id."""
-    return os.path.join(root, id)
+    return os.path.join(root, id.replace("/", os.sep))
 
 
 def is_outside_root(id: str) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.data.image_ids import image_path
-from dr_keras.duplicates.collection import list_collection
+from dr_keras.duplicates.collection import Collection, list_collection
 from dr_keras.duplicates.grouping import (
     Embed,
     EmbeddingSearch,
@@ -119,8 +119,20 @@ def find_duplicates(
     files = [image_path(id, collection.root) for id in collection.ids]
     content, reasons = group_by_content(files, console)
     alike, unreadable = _similar_rows(files, content, search, console)
-    reasons |= unreadable
+    return _duplicates(collection, content, alike, reasons | unreadable)
 
+
+def _duplicates(
+    collection: Collection, content: np.ndarray, alike: list[list[int]], reasons: dict[int, str]
+) -> Duplicates:
+    """What was found, by ids.
+
+    Args:
+        collection: N images.
+        content: (N,) int64, the first row with the content of each row.
+        alike: groups of rows that look the same, the first of each content.
+        reasons: why a row could not be read.
+    """
     copies: dict[int, list[str]] = defaultdict(list)
     skipped = {}
     for row, first in enumerate(content.tolist()):
@@ -136,7 +148,7 @@ def find_duplicates(
         cross_class=_mixed(exact + near, collection.labels),
         leaks=_mixed(exact + near, collection.splits),
         root=collection.root,
-        images=len(files) - len(skipped),
+        images=len(collection.ids) - len(skipped),
         labels=collection.labels,
         class_names=collection.class_names,
         splits=collection.splits,

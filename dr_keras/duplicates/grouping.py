@@ -137,7 +137,7 @@ def join_by_fingerprints(group: np.ndarray, fingerprints: Fingerprints, rows: np
         rows: (n,) int64, the images to compare.
         console: shows progress.
     """
-    with bar("looking for near copies", len(rows), console) as advance:
+    with bar("looking for near-duplicates", len(rows), console) as advance:
         for one, other in close_hashes(fingerprints.hashes[rows], MAX_HASH_BITS):
             left, right = rows[one], rows[other]
             apart = group[left] != group[right]  # of a thousand copies, few of the million pairs are compared

@@ -206,7 +206,8 @@ def take_files(
     Returns:
         What was done.
     """
-    ids = {file: image_id(file, index.root) for file in files}
+    root = index.root
+    ids = {file: image_id(file, root) for file in files}
     known, bad = index.image_files.stamps(ids.values()), index.image_files.skipped()
     fresh, touched = [], []
     unread: dict[str, str] = {}
