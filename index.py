@@ -26,7 +26,7 @@ from dr_keras.errors import InputError
 
 if TYPE_CHECKING:
     from dr_keras.index.index import Index
-    from dr_keras.index.sync import Report
+    from dr_keras.index.sync_report import SyncReport
     from dr_keras.search_model import Model
 
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
@@ -103,7 +103,7 @@ def add(options: argparse.Namespace) -> int:
         report = add_files(
             index, options.paths, model.reader, label=options.label, attributes=attributes, console=stderr()
         )
-        index.keep_up(options.engine)
+        index.engine.update(options.engine)
         tell(report, index)
     return 0
 
@@ -117,12 +117,12 @@ def sync(options: argparse.Namespace) -> int:
         report = sync_folder(
             index, options.folder, model.reader, console=stderr(), remove_missing=options.remove_missing
         )
-        index.keep_up(options.engine)
+        index.engine.update(options.engine)
         tell(report, index)
     return 0
 
 
-def tell(report: "Report", index: "Index") -> None:
+def tell(report: "SyncReport", index: "Index") -> None:
     """Prints what was done, and names on standard error what went wrong."""
     print(f"{report}; {len(index):,} images in {index.folder}")
     for line in report.details():
@@ -158,7 +158,7 @@ def remove(options: argparse.Namespace) -> int:
     from dr_keras.index.index import Index
 
     with Index.open(place(options), write=True) as index:
-        chosen = {id for name in options.names for id in index.matching(name)}
+        chosen = {id for name in options.names for id in index.records.matching(name)}
         count = index.remove(chosen)
         print(f"{count:,} removed; {len(index):,} images in {index.folder}")
     return 0
@@ -202,11 +202,11 @@ def verify(options: argparse.Namespace) -> int:
             print(f"{len(damage)} problems" if damage else f"{len(index):,} images, nothing wrong")
         return 1 if damage else 0
 
-    from dr_keras.index.sync import repair
+    from dr_keras.index.repair import repair_index
     from dr_keras.progress import stderr
 
     with Index.open(place(options), write=True, repair=True) as index:
-        report = repair(index, lambda: matching_model(options, index).reader, console=stderr())
+        report = repair_index(index, lambda: matching_model(options, index).reader, console=stderr())
         print(
             f"{report}; {len(index):,} images, nothing wrong"
             if str(report)
@@ -219,7 +219,7 @@ def build(options: argparse.Namespace) -> int:
     from dr_keras.index.index import Index
 
     with Index.open(place(options), write=True) as index:
-        index.build(options.engine)
+        index.engine.build(options.engine)
         engine = index.stats()["engine"]
         print(f"{engine['name']}" + ("" if engine["exact"] else f", recall@30 {engine['recall']:.4f}"))
     return 0
@@ -289,8 +289,8 @@ def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
     """The model and the index, made where there is none."""
+    from dr_keras.index.database import DATABASE
     from dr_keras.index.index import Index
-    from dr_keras.index.store import DATABASE
     from dr_keras.runs import open_run
     from dr_keras.search_model import Model
 

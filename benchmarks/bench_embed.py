@@ -302,7 +302,7 @@ def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndar
         started = time.perf_counter()
         index = add(model, place.files)
         seconds = time.perf_counter() - started
-        return seconds, np.asarray(index.vectors)[[index.row(name) for name in names]]
+        return seconds, np.asarray(index.vectors)[[index.records.row(name) for name in names]]
 
     return work
 

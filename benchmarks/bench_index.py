@@ -204,7 +204,7 @@ def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
     index.save(place)
     own = opened.enter_context(Index.open(place, write=True))
     started = time.perf_counter()
-    own.build(engine)
+    own.engine.build(engine)
     size = next(place.glob("engine-*")).stat().st_size
     print(
         f"  dr_keras {engine}: built in {time.perf_counter() - started:.1f} s, {size / 2**20:,.0f} MiB, "
@@ -212,7 +212,7 @@ def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
         flush=True,
     )
     own.search(own.vectors[:1], K)  # loads the engine
-    loaded: Any = own._engine
+    loaded: Any = own._searcher._loaded
 
     def at(breadth: int) -> Search:
         loaded.breadth = breadth
@@ -275,7 +275,7 @@ def ours(options: argparse.Namespace, rows: int, folder: Path) -> None:
     with make_index(kind, rows, folder) as index:
         true, _ = nearest(queries, index.vectors, K)
         started = time.perf_counter()
-        index.build(options.engine)
+        index.engine.build(options.engine)
         seconds = time.perf_counter() - started
         about = index.stats()["engine"]
         size = next(folder.glob("engine-*")).stat().st_size / 2**20
@@ -334,7 +334,7 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
     code = (
         "import json, sys, time; import numpy as np; from dr_keras.index.index import Index\n"
         "query = np.load(sys.argv[2]); started = time.perf_counter(); index = Index.open(sys.argv[1])\n"
-        "opened = time.perf_counter(); rows, _ = index.search(query, 30); index.entries(rows[0])\n"
+        "opened = time.perf_counter(); rows, _ = index.search(query, 30); index.records.entries(rows[0])\n"
         "print(json.dumps([opened - started, time.perf_counter() - started]))\n"
     )
     found = []

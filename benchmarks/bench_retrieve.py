@@ -27,6 +27,7 @@ from dr_keras.data.catalog import Catalog
 from dr_keras.evaluation.metrics import evaluate
 from dr_keras.index.exact_search import numpy_search
 from dr_keras.index.index import Index
+from dr_keras.index.write_index import write_index
 from dr_keras.runs import Run, start_run
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ def make_run(run: Run, place: Path) -> None:
     ids = [f"train/{names[row % CLASSES]}/images/image_{row}.jpg" for row in range(GALLERY + QUERIES)]
     splits = np.where(np.arange(GALLERY + QUERIES) < GALLERY, TRAIN, VALIDATION).astype(np.uint8)
     catalog = Catalog(place, place, tuple(ids), labels, tuple(names), tuple(names), splits)
-    Index.of(run.index, catalog, vectors)
+    write_index(run.index, catalog, vectors)
     samples = random.integers(0, 256, (8, config.image_size, config.image_size, 3), dtype=np.uint8)
     write_array(run.samples_file, samples)
     Image.fromarray(samples[0]).save(place / "new.png")

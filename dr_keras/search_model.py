@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from dr_keras.atomic_files import read_json
+from dr_keras.data.image_ids import image_id
 from dr_keras.data.images import Source, decode
 from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
 from dr_keras.errors import InputError, RunError
@@ -280,12 +281,11 @@ def _row(index: Index, query: str) -> int | None:
     file = _file(query)
     exists = os.path.lexists(file)  # what is no image is refused when it is read
     if exists and query.startswith((".", "/", "~")):
-        root = os.path.join(index.root, "")
         paths = (os.path.abspath(file), os.path.realpath(file))  # class folders may be symbolic links
-        ids = (path.removeprefix(root).replace(os.sep, "/") for path in paths)
-        return next((row for id in ids if (row := index.row(id)) is not None), None)
+        ids = (image_id(path, index.root) for path in paths)
+        return next((row for id in ids if (row := index.records.row(id)) is not None), None)
     try:
-        return index.find(query)
+        return index.records.find(query)
     except InputError:
         if exists and not os.path.isdir(file):
             return None
@@ -299,8 +299,8 @@ def _neighbours(
     with index.held():
         rows, distances = index.search(vectors, k, where=where, exclude=others)
         good = rows >= 0
-        entries = dict(zip(rows[good].tolist(), index.entries(rows[good]), strict=True))
-        names, root = index.class_names(), index.root
+        entries = dict(zip(rows[good].tolist(), index.records.entries(rows[good]), strict=True))
+        names, root = index.records.class_names(), index.root
     return [
         [
             _result(root, entries[row], names, rank, distance)
@@ -313,7 +313,7 @@ def _neighbours(
 
 def _known(index: Index, row: int) -> Result:
     with index.held():
-        return _result(index.root, index.entries([row])[0], index.class_names())
+        return _result(index.root, index.records.entries([row])[0], index.records.class_names())
 
 
 def _result(root: Path, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:

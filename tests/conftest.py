@@ -169,7 +169,7 @@ def serving(
 
 def ids_of(index: Index) -> list[str]:
     """The ids of all images of an index, by row."""
-    return [id for _, id, *_ in index.all_entries()]
+    return [id for _, id, *_ in index.records.listing()]
 
 
 def vectors_of(run: Run) -> np.ndarray:

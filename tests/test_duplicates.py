@@ -18,12 +18,12 @@ from rich.console import Console
 
 from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
-from dr_keras.duplicates import find as duplicates
-from dr_keras.duplicates import fingerprints as looks
-from dr_keras.duplicates import report as duplicates_page
-from dr_keras.duplicates.find import Duplicates, find_duplicates, leaks_between
+from dr_keras.duplicates import fingerprints, report
+from dr_keras.duplicates.find import Duplicates, find_duplicates
 from dr_keras.duplicates.fingerprints import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
-from dr_keras.duplicates.report import save_report
+from dr_keras.duplicates.grouping import join_groups
+from dr_keras.duplicates.leaks import leaks_between
+from dr_keras.duplicates.report import report_html, save_report
 from dr_keras.errors import InputError
 from dr_keras.runs import Run
 
@@ -158,8 +158,8 @@ def test_hashes_are_those_of_the_definition():
 
 @pytest.mark.parametrize("radius", [0, 3, 6])
 def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
-    monkeypatch.setattr(looks, "SEARCHED", 7)
-    monkeypatch.setattr(looks, "INDEXED", 30)
+    monkeypatch.setattr(fingerprints, "SEARCHED_QUERIES", 7)
+    monkeypatch.setattr(fingerprints, "INDEXED_QUERIES", 30)
     random = np.random.default_rng(radius)
     bits = random.integers(0, 2, (100, 64), np.uint8)
     for row in range(40, 100):  # most are another one with up to eight bits turned
@@ -171,8 +171,8 @@ def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
 
 
 def test_close_vectors_are_those_of_the_double_loop(monkeypatch):
-    monkeypatch.setattr(looks, "SEARCHED", 8)
-    monkeypatch.setattr(looks, "INDEXED", 24)
+    monkeypatch.setattr(fingerprints, "SEARCHED_QUERIES", 8)
+    monkeypatch.setattr(fingerprints, "INDEXED_QUERIES", 24)
     vectors = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = [(a, b) for a, b in combinations(range(90), 2) if np.linalg.norm(vectors[a] - vectors[b]) < 0.3]
@@ -190,7 +190,7 @@ def test_groups_are_the_connected_ones(seed):
     edges = random.integers(0, 60, (40, 2))
     group = np.arange(60)
     for part in np.split(edges, 4):
-        duplicates._join(group, part[:, 0], part[:, 1])
+        join_groups(group, part[:, 0], part[:, 1])
     expected = list(range(60))
     for _ in range(60):
         for a, b in edges.tolist():
@@ -399,8 +399,8 @@ def test_the_page_holds_its_pictures_and_loads_nothing(tmp_path):
 
 
 def test_the_page_draws_the_first_groups_and_counts_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr(duplicates_page, "GROUPS_SHOWN", 3)
-    monkeypatch.setattr(duplicates_page, "PICTURES_SHOWN", 4)
+    monkeypatch.setattr(report, "MAX_GROUPS", 3)
+    monkeypatch.setattr(report, "MAX_IMAGES", 4)
     for seed in range(5):
         for number in range(6 if seed == 0 else 2):
             save(photo(seed, 16), tmp_path / ("z" if (seed, number) == (0, 5) else "a") / f"{seed}-{number}.png")
@@ -409,13 +409,13 @@ def test_the_page_draws_the_first_groups_and_counts_the_rest(tmp_path, monkeypat
     save_report(found, tmp_path / "page.html")
     page = Tags((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "5 groups" in page.text
-    assert "and 2 more groups, not drawn here" in page.text
-    assert "and 2 more pictures, not drawn here" in page.text
+    assert "and 2 more groups, not shown here" in page.text
+    assert "and 2 more images, not shown here" in page.text
     drawn = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert len(drawn) == 4 + (4 + 2 + 2)
     assert "z: z/0-5.png" in drawn  # the one of the other class is among those that are drawn
     gone = dataclasses.replace(found, root=tmp_path / "moved")
-    assert duplicates_page.page(gone).count("cannot be read") == len(drawn)
+    assert report_html(gone).count("cannot be read") == len(drawn)
 
 
 @pytest.mark.parametrize("seed", range(3))

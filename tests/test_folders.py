@@ -205,7 +205,7 @@ def test_a_folder_that_may_not_be_listed_is_named_and_the_rest_goes_on(open_plac
         finally:
             os.seteuid(os.getuid())
         assert report.missing == ["a.png"]
-        assert {name for _, name, *_ in index.all_entries()} == {"closed/b.png", "open/c.png", "open/closed.dat"}
+        assert {name for _, name, *_ in index.records.listing()} == {"closed/b.png", "open/c.png", "open/closed.dat"}
         assert len(report.unlisted) == 2
         assert any(str(root / "closed") in line for line in report.details())
 
@@ -257,7 +257,7 @@ def collection(tmp_path):
 
 
 def test_an_index_is_told_where_its_collection_lies_now(collection, tmp_path):
-    before = {name: (entry := collection.get(name))[1] for _, name, *_ in collection.all_entries()}
+    before = {name: (entry := collection.get(name))[1] for _, name, *_ in collection.records.listing()}
     assert entry
     new = Path(shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile))  # with new times
     shutil.rmtree(tmp_path / "old")

@@ -292,7 +292,7 @@ def test_the_whole_line_of_few_shot_data(tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     figures = json.loads(evaluated.stdout)
     with Index.open(run.index) as index:
-        entries = [(row, label) for row, _, label, split in index.all_entries() if split == "validation"]
+        entries = [(row, label) for row, _, label, split in index.records.listing() if split == "validation"]
         vectors = np.array(index.vectors)[[row for row, _ in entries]]
     labels = np.unique([label for _, label in entries], return_inverse=True)[1]
     for ranked in (figures, figures["baselines"]["pixels"], figures["search_options"]["query expansion 1"]):

@@ -210,7 +210,7 @@ def test_the_table_and_the_picture(workplace):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--query", "disc_0.pn"), "Near it: disc_0.png"),
+        (("--query", "disc_0.pn"), "Similar names: disc_0.png"),
         (("--query", "disc_0.png", "--run", "none"), "there is no run 'none'"),
         (("--query", "disc_0.png", "--top", "0"), "at least 1"),
         (("--query", "disc_0.png", "--save", "x.unknown"), "has the ending .unknown; choose one of"),

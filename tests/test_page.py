@@ -295,7 +295,7 @@ def test_the_keyboard_alone(opened, address):
 
 def test_a_name_that_nothing_has(opened):
     page = opened("/?q=disc_o.png", wait=False)
-    expect(page.locator("#problem")).to_contain_text("Near it: disc_")
+    expect(page.locator("#problem")).to_contain_text("Similar names: disc_")
     expect(page.locator("#query-images li")).to_have_count(1)  # to be left out
     opened.expects = "status of 404"
 

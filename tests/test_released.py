@@ -124,7 +124,7 @@ def test_a_folder_becomes_the_gallery_and_only_changes_are_embedded_again(releas
 @pytest.mark.usefixtures("cache")
 def test_ctrl_c_keeps_what_is_embedded(released, tmp_path, monkeypatch):
     folder = write_folders(tmp_path / "mine", each=3)
-    monkeypatch.setattr("dr_keras.index.sync.CHUNK", 5)
+    monkeypatch.setattr("dr_keras.index.sync.CHUNK_IMAGES", 5)
     model = load(released)
     embedded: list[int] = []
     plain = model._vectors

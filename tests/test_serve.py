@@ -116,7 +116,7 @@ def test_a_name_finds_its_image(page):
     assert found == {
         "id": "disc/disc_0.png", "name": "disc_0.png", "label": "disc", "class_name": "disc", "attributes": {}
     }  # fmt: skip
-    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Near it: disc_")
+    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Similar names: disc_")
     refused(page.get("/v1/find", params={"name": ""}), 422, "name")
 
 
@@ -269,7 +269,7 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
 
 
 def test_a_condition_that_takes_too_long(monkeypatch, place):
-    monkeypatch.setattr("dr_keras.index.index.PATIENCE", 10)
+    monkeypatch.setattr("dr_keras.index.searcher.CLOCK_STEPS", 10)
     with client(place) as page:
         page.app.state.server.gallery.index.condition_seconds = 0
         body = {"positives": ["disc_0.png"], "where": " OR ".join(f"name LIKE '%{n}%a%'" for n in range(40))}

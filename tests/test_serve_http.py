@@ -245,7 +245,7 @@ def test_a_server_behind_a_proxy(place, strips):
             status, _, _ = ask("POST", "/photos/v1/images", part, **form)
             assert status == 201
             with Index.open(place / "my-index") as index:
-                (id,) = index.matching("sent/*")
+                (id,) = index.records.matching("sent/*")
             assert ask("GET", f"/photos/v1/images/{id}")[2] == data
             assert ask("DELETE", f"/photos/v1/images/{id}", **BEARER)[0] == 200
             at.close()

@@ -271,7 +271,7 @@ def test_a_head_that_does_not_come(monkeypatch, place):
     ("arguments", "words"),
     [
         (("--index", "my-index", "--gallery", "mine"), "give one of them"),
-        (("--index", "absent"), "is no index"),
+        (("--index", "absent"), "is not an index"),
         (("--index", "my-index", "--writable"), "needs a token"),
         (("--index", "my-index", "--concurrency", "0"), "at least 1"),
         (("--index", "my-index", "--port", "99999"), "--port is 99999; a number from 0 to 65535"),

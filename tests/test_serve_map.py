@@ -62,7 +62,7 @@ def test_a_map_has_another_key_when_it_is_laid_out_anew_and_follows_the_index(pl
 
 def test_a_map_of_nothing(place, page):
     with Index.open(place / "my-index", write=True) as index:
-        index.remove(index.matching("*"))
+        index.remove(index.records.matching("*"))
     assert decode_map(page.get("/v1/map").content)[2]["classes"] == []
     assert page.get("/v1/sample").json() == []
     refused(page.post("/v1/search", json={"positives": ["disc_0.png"]}), 404, "no image is called")

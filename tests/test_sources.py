@@ -262,7 +262,7 @@ def test_an_archive_cropped_and_streamed_goes_down_the_whole_line(tmp_path, fold
     assert cache in model.index.root.parents
     for file in sorted(tall.rglob("*_1.png")):
         nearest = model.search([file], k=1)[0][0]
-        known = model.index.row(f"{file.parent.name}/{file.name}")
+        known = model.index.records.row(f"{file.parent.name}/{file.name}")
         if known < len(model.index):
             assert (nearest.name, nearest.distance < 1e-3) == (file.name, True)
     squashed = Image.open(tall / "disc" / "disc_1.png").resize((16, 16))

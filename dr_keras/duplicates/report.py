@@ -1,4 +1,4 @@
-"""The page of `Duplicates`: one HTML file with its pictures inside, that runs no script and loads nothing."""
+"""The report of `Duplicates`: an HTML page that contains its images, runs no script and loads nothing."""
 
 import base64
 import hashlib
@@ -13,44 +13,47 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from dr_keras.atomic_files import new_file
+from dr_keras.data.image_ids import image_path
 from dr_keras.data.images import read
 from dr_keras.errors import ImageError
 
 if TYPE_CHECKING:
     from dr_keras.duplicates.find import Duplicates, Groups
 
-GROUPS_SHOWN = 200  # of each section: about 1.5 MB of pictures
-PICTURES_SHOWN = 12  # of each group: a few rows on a screen
-SKIPPED_SHOWN = 200  # files that could not be read
-SIDE = 96  # pixels of the longer side of a picture
-QUALITY = 80  # of its JPEG: 2 to 4 KB
+MAX_GROUPS = 200  # shown in each section: about 1.5 MB of images
+MAX_IMAGES = 12  # shown of each group: a few rows on a screen
+MAX_SKIPPED = 200  # shown files that could not be read
+THUMBNAIL_PIXELS = 96  # of the longer side
+JPEG_QUALITY = 80  # 2 to 4 KB a thumbnail
 
-# Each section's name, its heading, what it holds, and what to do about it; the most pressing first.
+# The name of each section, its heading, what it lists and what to do about it; the most pressing first.
 SECTIONS = (
     (
         "leaks",
         "Leaks between splits",
-        "Copies of one picture in different splits, such as training and validation. A model that was trained with one "
-        "has seen the other, so that figures on held-out pictures are too good. Remove them from one split.",
+        "Copies of one image in different splits, such as training and validation. A model that was trained on one "
+        "has seen the other, so that metrics on held-out images are too good. Remove them from one of the splits.",
     ),
     (
         "cross_class",
         "Copies across classes",
-        "Copies of one picture in different classes. At most one of the classes is right, or the picture shows both. "
-        "Look at them and remove or move what is wrong.",
+        "Copies of one image in different classes. At most one of the classes is right, or the image shows both. "
+        "Look at them, and remove or move those that are wrong.",
     ),
     (
         "exact",
         "Exact copies",
-        "Files of the same content, byte for byte. All but one can go.",
+        "Files of the same content, byte for byte. All but one can be removed.",
     ),
     (
         "near",
-        "Near copies",
+        "Near-duplicates",
         "Files of different content that look the same: saved again, resized, brightened or cropped a little. Look "
-        "before you remove one: two pictures of a series can be this alike.",
+        "before you remove one: two images of a series can be this similar.",
     ),
 )
+
+KIND_NAMES = {"exact": "exact copies", "near": "near-duplicates"}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fcfcfa; --card: #ffffff; --ink: #20242a; --faint: #5f6670; --line: #dfe1e4;
@@ -81,7 +84,7 @@ section { margin-top: 2.5rem; padding-top: 1.25rem; border-top: 1px solid var(--
 .wide { grid-column: 1 / -1; }
 .head { display: flex; flex-wrap: wrap; align-items: center; gap: .25rem .5rem; }
 .tag { padding: 0 .5rem; border-radius: 1rem; font-size: .75rem; background: var(--mark-paper); color: var(--mark); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .75rem;
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .75rem;
   margin-top: .625rem; }
 figure { margin: 0; font-size: .75rem; line-height: 1.35; }
 figure img, .gone { display: flex; align-items: center; justify-content: center; width: 100%; height: auto;
@@ -95,12 +98,19 @@ figcaption span { display: block; }
 
 
 def save_report(found: "Duplicates", file: str | os.PathLike[str]) -> None:
-    """Writes what was found as one HTML file that holds its pictures and loads nothing.
+    """Writes what was found as one HTML file that contains its images and loads nothing.
 
-    Files that can no longer be read are drawn as empty squares.
+    Args:
+        found: the groups; files that can no longer be read are shown as empty squares.
+        file: where to write it; an existing file is replaced.
     """
     with new_file(Path(file)) as temporary:
-        temporary.write_text(_Page(found).html(), encoding="utf-8")
+        temporary.write_text(report_html(found), encoding="utf-8")
+
+
+def report_html(found: "Duplicates") -> str:
+    """The report as HTML; see `save_report`."""
+    return _Page(found).html()
 
 
 class _Page:
@@ -108,8 +118,8 @@ class _Page:
         self._found = found
         self._exact = set(map(tuple, found.exact))
         self._groups: dict[str, Groups] = {name: getattr(found, name) for name, _, _ in SECTIONS}
-        drawn = (self._drawn(group) for groups in self._groups.values() for group in groups[:GROUPS_SHOWN])
-        self._pictures = _pictures(found, sorted({name for names in drawn for name in names}))
+        shown = (self._shown(group) for groups in self._groups.values() for group in groups[:MAX_GROUPS])
+        self._uris = _data_uris(found, sorted({name for names in shown for name in names}))
 
     def html(self) -> str:
         found = self._found
@@ -118,7 +128,7 @@ class _Page:
             f'<li><a href="#{name}"><b>{len(self._groups[name]):,}</b> <span>{heading}</span></a><p>{text}</p></li>\n'
             for name, heading, text in SECTIONS
         )
-        compared = f"{found.images:,} {_plural(found.images, 'picture')} compared"
+        compared = f"{found.images:,} {_plural(found.images, 'image')} compared"
         if found.skipped:
             compared += f', <a href="#skipped">{len(found.skipped):,} could not be read</a>'
         body = "".join(self._section(name, heading) for name, heading, _ in SECTIONS) + self._skipped()
@@ -136,7 +146,7 @@ class _Page:
 <body>
 <header>
 <h1>{title}</h1>
-<p class="faint">{compared}. The numbers count groups of copies; a group can stand in several lists.</p>
+<p class="faint">{compared}. The numbers count groups of copies; a group can be in several lists.</p>
 <ul class="kinds">
 {kinds}</ul>
 </header>
@@ -149,9 +159,9 @@ class _Page:
     def _section(self, name: str, heading: str) -> str:
         groups = self._groups[name]
         count = f"{len(groups):,} {_plural(len(groups), 'group')}" if groups else "none"
-        items = "".join(map(self._group, groups[:GROUPS_SHOWN]))
+        items = "".join(map(self._group, groups[:MAX_GROUPS]))
         listed = f'<ol class="groups">\n{items}</ol>\n' if groups else ""
-        more = _more(len(groups) - GROUPS_SHOWN, "group")
+        more = _more(len(groups) - MAX_GROUPS, "group")
         return (
             f'<section id="{name}" aria-labelledby="{name}-heading">\n'
             f'<h2 id="{name}-heading">{heading} <span class="faint">{count}</span></h2>\n{listed}{more}</section>\n'
@@ -163,18 +173,18 @@ class _Page:
             different = len({kinds[name] for name in group if name in kinds})
             tags += f'<span class="tag">{different} {word}</span>' if different > 1 else ""
         kind = "exact" if tuple(group) in self._exact else "near"
-        figures = "".join(map(self._figure, self._drawn(group)))
+        figures = "".join(map(self._figure, self._shown(group)))
         wide = ' class="wide"' if len(group) > 4 else ""
         return (
-            f'<li{wide}><div class="head"><h3>{len(group):,} {kind} copies</h3>'
-            f'{tags}</div><div class="pictures">{figures}</div>{_more(len(group) - PICTURES_SHOWN, "picture")}</li>\n'
+            f'<li{wide}><div class="head"><h3>{len(group):,} {KIND_NAMES[kind]}</h3>'
+            f'{tags}</div><div class="images">{figures}</div>{_more(len(group) - MAX_IMAGES, "image")}</li>\n'
         )
 
     def _figure(self, name: str) -> str:
         class_name, split = self._class_name(name), self._found.splits.get(name)
-        about = ", ".join(_text(part) for part in (class_name, split) if part) or "picture"
-        if self._pictures[name]:
-            image = f'<img src="{self._pictures[name]}" alt="{about}: {_text(name)}" width="112" height="112">'
+        about = ", ".join(_text(part) for part in (class_name, split) if part) or "image"
+        if self._uris[name]:
+            image = f'<img src="{self._uris[name]}" alt="{about}: {_text(name)}" width="112" height="112">'
         else:
             image = '<span class="gone">cannot be read</span>'
         parts = (("class", class_name), ("split", split), ("faint", name))
@@ -186,17 +196,17 @@ class _Page:
         if not names:
             return ""
         items = "".join(
-            f"<li><bdi>{_breakable(name)}</bdi> {_text(reason)}</li>\n" for name, reason in names[:SKIPPED_SHOWN]
+            f"<li><bdi>{_breakable(name)}</bdi> {_text(reason)}</li>\n" for name, reason in names[:MAX_SKIPPED]
         )
         return (
             '<section id="skipped" aria-labelledby="skipped-heading">\n'
             f'<h2 id="skipped-heading">Not read <span class="faint">{len(names):,} {_plural(len(names), "file")}</span>'
-            f'</h2>\n<ul class="files">\n{items}</ul>\n{_more(len(names) - SKIPPED_SHOWN, "file")}</section>\n'
+            f'</h2>\n<ul class="files">\n{items}</ul>\n{_more(len(names) - MAX_SKIPPED, "file")}</section>\n'
         )
 
-    def _drawn(self, group: list[str]) -> list[str]:
-        """The pictures of a group that are drawn: those first that show how many classes and splits it has."""
-        if len(group) <= PICTURES_SHOWN:
+    def _shown(self, group: list[str]) -> list[str]:
+        """The images of a group that are shown: first those that show how many classes and splits it has."""
+        if len(group) <= MAX_IMAGES:
             return group
         seen: Counter[tuple[str | None, str | None]] = Counter()
         turns = []
@@ -204,42 +214,42 @@ class _Page:
             kind = (self._found.labels.get(name), self._found.splits.get(name))
             turns.append((seen[kind], name))
             seen[kind] += 1
-        return [name for _, name in sorted(turns)[:PICTURES_SHOWN]]
+        return [name for _, name in sorted(turns)[:MAX_IMAGES]]
 
     def _class_name(self, name: str) -> str | None:
         label = self._found.labels.get(name)
         return None if label is None else self._found.class_names.get(label, label)
 
 
-def _pictures(found: "Duplicates", names: list[str]) -> dict[str, str]:
-    """A data URI of each picture, empty where it cannot be read; decoded in threads, as Pillow lets others run."""
+def _data_uris(found: "Duplicates", names: list[str]) -> dict[str, str]:
+    """A data URI of each image, empty where it cannot be read; in threads, as Pillow releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return dict(zip(names, pool.map(_data_uri, (os.path.join(found.root, name) for name in names)), strict=True))
+        return dict(zip(names, pool.map(_data_uri, (image_path(name, found.root) for name in names)), strict=True))
 
 
 def _data_uri(file: str) -> str:
     try:
-        image = read(file, draft=SIDE)
+        image = read(file, draft=THUMBNAIL_PIXELS)
     except ImageError:
         return ""
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _text(value: str) -> str:
-    """Escaped; bytes of names that are not UTF-8 as \\udc.., which a page can hold."""
+    """Escapes text; bytes of names that are not UTF-8 become \\udc.., which a page can hold."""
     return escape(value.encode("utf-8", "backslashreplace").decode())
 
 
 def _breakable(value: str) -> str:
-    """As `_text`, with places where a path may be broken."""
+    """As `_text`, with places where a path may wrap."""
     return _text(value).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _more(count: int, word: str) -> str:
-    return f'<p class="more">and {count:,} more {_plural(count, word)}, not drawn here</p>\n' if count > 0 else ""
+    return f'<p class="more">and {count:,} more {_plural(count, word)}, not shown here</p>\n' if count > 0 else ""
 
 
 def _plural(count: int, word: str) -> str:

@@ -3,7 +3,6 @@
 Where whole classes were held out (`dr_keras.data.held_out`), the gallery of a query is the other held-out images.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dr_keras.data import MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
+from dr_keras.data.image_ids import image_path
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.embedders import embed_with_network, numbers
 from dr_keras.errors import InputError
@@ -87,8 +87,8 @@ class _Images:
 
     @classmethod
     def of_index(cls, index: Index) -> "_Images":
-        entries = list(index.all_entries())
-        names = index.class_names()
+        entries = index.records.listing()
+        names = index.records.class_names()
         classes = tuple(sorted(names))
         number = {label: n for n, label in enumerate(classes)}
         rows = np.array([row for row, *_ in entries], np.int64)
@@ -101,7 +101,7 @@ class _Images:
             held=splits == SPLIT_NAMES[VALIDATION],
             classes=classes,
             class_names=tuple(names[label] for label in classes),
-            paths=[os.path.join(index.root, id) for _, id, *_ in entries],
+            paths=[image_path(id, index.root) for _, id, *_ in entries],
         )
 
     @classmethod

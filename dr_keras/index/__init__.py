@@ -1,1 +1,1 @@
-"""Embedding images, searching a gallery, measuring how well it is ranked."""
+"""The index of images: its files, what it knows of images, how it is searched, and how it follows a folder."""

@@ -1,29 +1,30 @@
-"""Exact nearest neighbours in Euclidean distance: NumPy for a few queries, FAISS for many."""
+"""Exact nearest neighbors by Euclidean distance: NumPy for a few queries, FAISS for many."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-FEW_QUERIES = 64  # up to here a product of matrices by NumPy is faster than FAISS, which has not to be imported then
-PRODUCTS = 1 << 25  # values of such a product at a time: 128 MiB
-GROUP = 32  # values of which the smallest is looked at first
-GALLERY_VALUES = 1 << 28  # values of a gallery that is not float32 to convert at a time: 1 GiB
-SCATTERED = 4  # times the rows wanted: looking at so many and leaving some out is faster than gathering those wanted
-LONG = 4096  # so many rows in a row are searched where they lie; shorter stretches are gathered, which copies them
+FEW_QUERIES = 64  # up to this many, NumPy's matrix product is faster than FAISS, which then need not be imported
+PRODUCT_VALUES = 1 << 25  # of a matrix product at a time: 128 MiB
+GROUP_VALUES = 32  # whose smallest is found first
+BLOCK_VALUES = 1 << 28  # of a gallery that is not float32 to convert at a time: 1 GiB
+# Times the rows to search, up to which searching all rows and dropping the others is faster than gathering them.
+MAX_SCATTER = 4
+MIN_RUN_ROWS = 4096  # longer runs of consecutive rows are searched where they lie; shorter ones are copied together
 
 
 def nearest(
     queries: np.ndarray, gallery: np.ndarray, k: int, *, rows: np.ndarray | None = None, unit: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest gallery rows of each query; every gallery vector is looked at.
+    """The `k` nearest gallery rows of each query, by comparing it with every gallery vector.
 
     Args:
         queries: (Q, D), any numeric type.
-        gallery: (N, D), any numeric type; may be memory-mapped. What is not float32 is converted a part at a time.
+        gallery: (N, D), any numeric type; may be memory-mapped. Other types than float32 are converted in blocks.
         k: at least 1; more than there are rows means all of them.
-        rows: (n,) int64, ascending: only these are searched; all N by default.
-        unit: whether all gallery vectors are of unit length, so that a product alone ranks them.
+        rows: (n,) int64, ascending: the rows to search; all N by default.
+        unit: whether all gallery vectors are of unit length, so that their products with a query rank them.
 
     Returns:
         rows (Q, K) int64, nearest first, and squared distances (Q, K) float32. The distances come from a matrix
@@ -32,7 +33,7 @@ def nearest(
     queries = np.ascontiguousarray(queries, np.float32)
     k = min(k, len(gallery) if rows is None else len(rows))
     few = len(queries) <= FEW_QUERIES and gallery.dtype == np.float32
-    if rows is not None and few and k and SCATTERED * len(rows) >= len(gallery):
+    if rows is not None and few and k and MAX_SCATTER * len(rows) >= len(gallery):
         skip = np.ones(len(gallery), bool)
         skip[rows] = False
         return numpy_search(queries, gallery, k, unit=unit, skip=skip)
@@ -46,7 +47,7 @@ def nearest(
 
 
 def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Euclidean distances from the differences themselves, so that equal vectors are at exactly 0.
+    """Euclidean distances computed from differences, so that equal vectors are exactly 0 apart.
 
     Args:
         queries: (Q, D).
@@ -71,29 +72,32 @@ def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.
 
 
 def ranked(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest of the rows that were proposed for each query.
+    """The `k` nearest of the rows proposed for each query.
 
     Args:
         queries: (Q, D).
         gallery: (N, D).
-        rows: (Q, C) int64, none twice in one query; -1 for none.
+        rows: (Q, C) int64, distinct for each query; -1 for none.
         k: more than C means all of them.
 
     Returns:
         rows (Q, K), nearest first and by row where distances are equal, and Euclidean distances (Q, K) float32; rows of
         -1 come last, at infinity.
     """
-    rows = np.sort(rows, axis=1)  # also reads the gallery from front to back
+    rows = np.sort(rows, axis=1)  # so that the gallery is read from front to back
     found = distances(queries, gallery, rows)
     order = np.argsort(found, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(found, order, axis=1)
 
 
 def stretches(rows: np.ndarray) -> np.ndarray:
-    """Where ascending numbers follow each other without a gap: (S, 2), the first and the one behind the last of each.
+    """The runs of consecutive numbers among ascending ones.
 
     Args:
         rows: (n,) int64, ascending.
+
+    Returns:
+        (S, 2) int64, the first number of each run and the one after its last.
     """
     if not len(rows):
         return np.empty((0, 2), np.int64)
@@ -104,18 +108,18 @@ def stretches(rows: np.ndarray) -> np.ndarray:
 
 
 def _parts(gallery: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[np.ndarray, int | np.ndarray]]:
-    """The gallery's vectors as float32, in parts, each with its first row or with the rows that it was gathered of."""
-    part = len(gallery) if gallery.dtype == np.float32 else max(1, GALLERY_VALUES // max(1, gallery.shape[1]))
+    """The gallery's vectors in float32 blocks, each with its first row, or with the rows that it was gathered from."""
+    part = len(gallery) if gallery.dtype == np.float32 else max(1, BLOCK_VALUES // max(1, gallery.shape[1]))
     if rows is None:
         ranges = np.array([[0, len(gallery)]])
     else:
         ranges = stretches(rows)
-        long = ranges[:, 1] - ranges[:, 0] >= LONG
+        long = ranges[:, 1] - ranges[:, 0] >= MIN_RUN_ROWS
         inside = np.zeros(len(rows), bool)
         for first, end in ranges[long]:
             inside[slice(*np.searchsorted(rows, (first, end)))] = True
         ranges, short = ranges[long], rows[~inside]
-        size = max(1, GALLERY_VALUES // max(1, gallery.shape[1]))
+        size = max(1, BLOCK_VALUES // max(1, gallery.shape[1]))
         for start in range(0, len(short), size):
             chosen = short[start : start + size]
             yield np.ascontiguousarray(gallery[chosen], np.float32), chosen
@@ -151,15 +155,15 @@ def _search(queries: np.ndarray, vectors: np.ndarray, k: int, unit: bool) -> tup
 def numpy_search(
     queries: np.ndarray, vectors: np.ndarray, k: int, *, unit: bool = False, skip: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest` for float32 arrays and k <= N; `skip` (N,) is true where a row must not be found."""
+    """`nearest` by NumPy, for float32 arrays and k <= N; `skip` (N,) is true where a row must not be found."""
     lengths = 1 if unit else np.einsum("nd,nd->n", vectors, vectors)  # (N,)
     left_out = None if skip is None else np.flatnonzero(skip)
     rows = np.empty((len(queries), k), np.int64)
     squared = np.empty((len(queries), k), np.float32)
-    part = max(1, PRODUCTS // max(1, len(vectors)))
+    part = max(1, PRODUCT_VALUES // max(1, len(vectors)))
     for start in range(0, len(queries), part):
         some = queries[start : start + part]
-        # (Q, N). A product of matrices copies the gallery first, which is worth it from the third query on.
+        # (Q, N). A matrix product copies the gallery first, which pays off from the third query on.
         values = some @ vectors.T if len(some) > 2 else np.stack([vectors @ query for query in some])
         values *= -2
         values += lengths
@@ -177,26 +181,26 @@ def numpy_search(
 def _smallest(values: np.ndarray, k: int) -> np.ndarray:
     """The columns (Q, k) of each row's k smallest values, in any order.
 
-    The k smallest lie in the k groups whose smallest are smallest. Finding those minima takes one pass at the speed of
-    the memory, and what is left to be selected from is little.
+    The k smallest values lie in the k groups with the smallest minima. Finding these minima takes one pass at the speed
+    of memory, and leaves little to select from.
     """
     queries, count = values.shape
     if k >= count:
         return np.broadcast_to(np.arange(count), (queries, count))
-    groups = count // GROUP  # group g has the columns g, g + groups, g + 2 groups, ...
+    groups = count // GROUP_VALUES  # group g has the columns g, g + groups, g + 2 groups, ...
     if groups <= 2 * k:
         return np.argpartition(values, k - 1, axis=1)[:, :k]
-    minima = values[:, : groups * GROUP].reshape(queries, GROUP, groups).min(axis=1)
+    minima = values[:, : groups * GROUP_VALUES].reshape(queries, GROUP_VALUES, groups).min(axis=1)
     chosen = np.argpartition(minima, k - 1, axis=1)[:, :k]  # (Q, k)
-    columns = (chosen[:, None, :] + groups * np.arange(GROUP)[:, None]).reshape(queries, -1)  # (Q, GROUP k)
-    rest = np.broadcast_to(np.arange(groups * GROUP, count), (queries, count - groups * GROUP))
+    columns = (chosen[:, None, :] + groups * np.arange(GROUP_VALUES)[:, None]).reshape(queries, -1)  # (Q, C)
+    rest = np.broadcast_to(np.arange(groups * GROUP_VALUES, count), (queries, count - groups * GROUP_VALUES))
     columns = np.concatenate([columns, rest], axis=1)
     near = np.argpartition(np.take_along_axis(values, columns, axis=1), k - 1, axis=1)[:, :k]
     return np.take_along_axis(columns, near, axis=1)
 
 
 def load_faiss() -> Any:
-    """FAISS, whose type stubs lack much; imported when it is needed, as that takes a tenth of a second."""
+    """Imports FAISS, which takes a tenth of a second, only when it is needed; its type stubs are incomplete."""
     import faiss
 
     return faiss

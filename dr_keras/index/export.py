@@ -1,4 +1,4 @@
-"""An index as files that other programs read: NumPy's .npy with a .json beside it, or Parquet."""
+"""Writes an index as files that other programs read: NumPy's .npy with a .json beside it, or Parquet."""
 
 import json
 import os
@@ -10,40 +10,41 @@ import numpy as np
 
 from dr_keras.atomic_files import new_file, write_json
 from dr_keras.errors import InputError, MissingPackage
-from dr_keras.index.store import saying
+from dr_keras.index.database import one_line_errors
 
 if TYPE_CHECKING:
     from dr_keras.index.index import Entry, Index
 
-PART = 65536  # images written at a time
+BLOCK_ROWS = 65536  # images written at a time
 
 
 def export_index(index: "Index", file: str | os.PathLike[str]) -> None:
     """Writes an index's images with their vectors for other programs.
 
     Args:
-        index: held-out images are among what is written.
-        file: FILE.npy gets the vectors (M, D) float32, and FILE.json beside it what is known of each; FILE.parquet
-            gets both (needs pyarrow).
+        index: the index; its held-out images are written, too.
+        file: FILE.npy, for the vectors (M, D) float32 with FILE.json beside it for what is known of each image, or
+            FILE.parquet for both (needs pyarrow).
 
     Raises:
-        InputError: the file's ending is another one.
+        InputError: the file has another extension.
+        MissingPackage: pyarrow is not installed.
         RunError: it cannot be written.
     """
     file = Path(file)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
     if file.suffix not in writers:
         raise InputError(f"{file} ends in {file.suffix or 'nothing'}; an index is exported as FILE.npy or FILE.parquet")
-    rows = np.array([row for row, *_ in index.all_entries()], np.int64)
-    with saying(file.parent):
+    rows = np.array([row for row, *_ in index.records.listing()], np.int64)
+    with one_line_errors(file.parent):
         writers[file.suffix](index, file, rows)
 
 
 def _write_npy(index: "Index", file: Path, rows: np.ndarray) -> None:
     with new_file(file) as temporary:
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(rows), index.dim))
-        for start in range(0, len(rows), PART):
-            out[start : start + PART] = index.vectors[rows[start : start + PART]]
+        for start in range(0, len(rows), BLOCK_ROWS):
+            out[start : start + BLOCK_ROWS] = index.vectors[rows[start : start + BLOCK_ROWS]]
         out.flush()
         del out
     known = [
@@ -56,7 +57,7 @@ def _write_npy(index: "Index", file: Path, rows: np.ndarray) -> None:
             "mtime_ns": entry.mtime_ns,
             "attributes": dict(entry.attributes),
         }
-        for entries in _parts(index, rows)
+        for entries in _blocks(index, rows)
         for entry in entries
     ]
     write_json(file.with_suffix(".json"), {"root": str(index.root), "run": index.run, "images": known})
@@ -76,13 +77,13 @@ def _write_parquet(index: "Index", file: Path, rows: np.ndarray) -> None:
             ("sha256", pa.string()),
             ("size", pa.int64()),
             ("mtime_ns", pa.int64()),
-            ("attributes", pa.string()),  # JSON: each image may have others
+            ("attributes", pa.string()),  # as JSON: images may have different ones
             ("vector", pa.list_(pa.float32(), index.dim)),
         ]
     )
     with new_file(file) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for number, entries in enumerate(_parts(index, rows)):
-            vectors = index.vectors[rows[number * PART : number * PART + len(entries)]]
+        for number, entries in enumerate(_blocks(index, rows)):
+            vectors = index.vectors[rows[number * BLOCK_ROWS : number * BLOCK_ROWS + len(entries)]]
             columns = [
                 [_readable(entry.id) for entry in entries],
                 [_readable(entry.label) for entry in entries],
@@ -97,11 +98,11 @@ def _write_parquet(index: "Index", file: Path, rows: np.ndarray) -> None:
             writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
-def _parts(index: "Index", rows: np.ndarray) -> Iterator[list["Entry"]]:
-    for start in range(0, len(rows), PART):
-        yield index.entries(rows[start : start + PART])
+def _blocks(index: "Index", rows: np.ndarray) -> Iterator[list["Entry"]]:
+    for start in range(0, len(rows), BLOCK_ROWS):
+        yield index.records.entries(rows[start : start + BLOCK_ROWS])
 
 
 def _readable(name: str) -> str:
-    """A name as Parquet can keep it: bytes that are not UTF-8 become marks."""
+    """A name as Parquet can hold it: bytes that are not UTF-8 become replacement characters."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,14 +1,14 @@
-"""The language of `--where`: conditions on what an index knows of its images, made into SQL with bound parameters.
+"""The language of `--where`: conditions on what an index knows of its images, compiled to SQL with bound parameters.
 
     label = n01443537 AND NOT split = validation
     attributes.year >= 2020 AND (camera.model LIKE 'Pixel%' OR label IN (cat, dog))
 
 A field is `id`, `name` (base name), `label`, `class_name`, `split`, `size` (bytes) or `time` (of the last change, in
 seconds since 1970 or as a date such as 2026-01-31); anything else is an attribute of the image, with dots for
-attributes inside attributes. A value is a word, a number, or a string in quotes. Comparisons: = == != <> < <= > >=,
-LIKE (% and _ stand for any text and any character; case does not matter in English letters), GLOB (* and ?),
-IN (..., ...), IS NULL, IS NOT NULL; they are joined by AND, OR, NOT and parentheses. An image without an attribute
-meets no comparison with it, != neither; NOT of one it does meet.
+nested attributes. A value is a word, a number, or a string in quotes. Comparisons: = == != <> < <= > >=,
+LIKE (% and _ stand for any text and any character; the case of English letters does not matter), GLOB (* and ?),
+IN (..., ...), IS NULL, IS NOT NULL; they are combined by AND, OR, NOT and parentheses. An image without an attribute
+matches no comparison with it, not even !=; it does match the NOT of one.
 
 No part of the text ever becomes SQL: fields come from a fixed table, names of attributes and values are bound.
 """
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from dr_keras.errors import InputError
 
-MAX_LENGTH = 10_000  # characters; SQLite takes far longer ones, and nobody writes them
-MAX_COMPARISONS = 500  # SQLite's expressions may be 1,000 deep
-MAX_DEPTH = 50  # parentheses and NOTs inside each other
+MAX_CHARACTERS = 10_000  # SQLite takes far more, and nobody writes as many
+MAX_COMPARISONS = 500  # SQLite's expressions may be nested 1,000 deep
+MAX_DEPTH = 50  # of nested parentheses and NOTs
 
 # Text columns compare as text, whatever the value looks like: the class '007' is not the number 7.
 TEXT_FIELDS = {
@@ -60,19 +60,29 @@ class _Token:
 
     @property
     def keyword(self) -> str:
-        """The keyword that an unquoted word is, in capitals; else nothing."""
+        """The keyword that an unquoted word is, in capitals; else an empty string."""
         word = self.text.upper()
         return word if self.kind == "word" and word in KEYWORDS else ""
 
 
 def parse_where(text: str) -> Condition:
-    """Makes a condition of what was given as `--where`; the module's text describes the language.
+    """Parses a condition in the language that the module's docstring describes.
+
+    Args:
+        text: what was given as `--where`.
+
+    Returns:
+        The condition as SQL.
 
     Raises:
-        InputError: it is empty, too long, or no condition; the message names the place.
+        InputError: `text` is empty, too long, or not a condition; the message names the place.
+
+    Example:
+        >>> parse_where("label = cats AND year >= 2020")
+        Condition(sql='(label = ? AND json_extract(attributes, ?) >= ?)', values=('cats', '$."year"', 2020))
     """
-    if len(text) > MAX_LENGTH:
-        raise InputError(f"where has {len(text):,} characters; at most {MAX_LENGTH:,} are read")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"where has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     parser = _Parser(text)
     sql = parser.any_of(0)
     if parser.token.kind != "end":
@@ -81,7 +91,7 @@ def parse_where(text: str) -> Condition:
 
 
 class _Parser:
-    """Recursive descent; each method reads what it is named after, returns SQL and adds to `values`."""
+    """A recursive-descent parser; each method reads what it is named after, returns SQL and adds to `values`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -108,9 +118,9 @@ class _Parser:
 
     def _one(self, depth: int) -> str:
         if depth >= MAX_DEPTH:
-            raise InputError(f"where nests more than {MAX_DEPTH} conditions in each other")
+            raise InputError(f"where nests more than {MAX_DEPTH} conditions")
         if self._took("NOT"):
-            # Not SQL's own NOT: a comparison with an absent attribute is NULL there, and so is its negation.
+            # Not SQL's own NOT: there, a comparison with a missing attribute is NULL, and so is its negation.
             return f"(({self._one(depth + 1)}) IS NOT 1)"
         if self._took_sign("("):
             inner = self.any_of(depth + 1)
@@ -174,7 +184,7 @@ class _Parser:
         self._check_utf8(token)
         if token.kind == "string" or is_text:
             return _unquoted(token)
-        if token.text.lower() in ("true", "false"):  # as JSON's come out of SQLite
+        if token.text.lower() in ("true", "false"):  # as SQLite returns those of JSON
             return int(token.text.lower() == "true")
         if NUMBER.fullmatch(token.text):
             value = float(token.text)
@@ -228,7 +238,7 @@ def _tokens(text: str) -> list[_Token]:
         match = TOKEN.match(text, place)
         if match is None:
             rest = text[place:end].lstrip()
-            problem = "is not closed" if rest[0] in "'\"" else "is no comparison"
+            problem = "is not closed" if rest[0] in "'\"" else "is not a comparison"
             raise InputError(f"where {text!r}: {rest[:10]!r} at character {end - len(rest) + 1} {problem}")
         kind = match.lastgroup
         assert kind is not None

@@ -1,109 +1,45 @@
-"""Images on the disk into an index: only what is new or has changed is read, and what is gone can be removed."""
+"""Brings images on the disk into an index: only what is new or has changed is read, and what is gone can be removed."""
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from dr_keras.atomic_files import sha256_of
 from dr_keras.data.catalog import data_folder
 from dr_keras.data.decoding import decode_files
-from dr_keras.data.folders import Trouble, Walker
+from dr_keras.data.folders import Walker
 from dr_keras.data.formats import needs_decoder
+from dr_keras.data.image_ids import image_id, image_path
 from dr_keras.data.splits import meaning
-from dr_keras.errors import InputError, RunError
+from dr_keras.errors import InputError
+from dr_keras.index.file_stamps import file_stamps, file_status
 from dr_keras.index.index import NO_CLASS, Entry, Index
+from dr_keras.index.records import Stamp
+from dr_keras.index.sync_report import SyncReport
 from dr_keras.progress import bar
 
-# Images decoded, embedded and committed together: what a killed process loses at most. Each time child processes start
-# to decode, which takes a third of a second.
-CHUNK = 8192
-CHUNK_BYTES = 256 * 2**20  # of their pixels, where they are large
-SHOWN = 10  # names, and reasons, that a report shows of each kind
-
-Stamp = tuple[bytes | None, int | None, int | None]
+# Images that are decoded, embedded and committed together: the most that a killed process loses. Each chunk starts
+# child processes for decoding, which takes a third of a second.
+CHUNK_IMAGES = 8192
+CHUNK_BYTES = 256 * 2**20  # of their pixels; large images come in smaller chunks
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How files become vectors.
+    """How image files become vectors.
 
     Attributes:
-        embed: an `Embedder`, or what calls one.
-        size, resize: see `dr_keras.data.images.decode`.
+        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
+        size, resize: how images are decoded, see `dr_keras.data.images.decode`.
     """
 
     embed: Callable[[np.ndarray], np.ndarray]
     size: int
     resize: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was done.
-
-    Attributes:
-        added, updated, unchanged, removed: how many images were added, embedded again, left as they were, and removed.
-        unread: files that look like pictures and could not be read, by id, with the reason.
-        missing: ids of the index whose files are gone from the folder.
-        unlisted: folders and files that could not be looked at, with the reason; what lies in them stays as it is.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    unread: Mapping[str, str] = field(default_factory=dict)
-    missing: Sequence[str] = ()
-    unlisted: Sequence[Trouble] = ()
-
-    @property
-    def skipped(self) -> int:
-        """How many files could not be read."""
-        return len(self.unread)
-
-    def __str__(self) -> str:
-        parts = [f"{self.added:,} added", f"{self.updated:,} updated", f"{self.unchanged:,} unchanged"]
-        if self.removed:
-            parts.append(f"{self.removed:,} removed")
-        if self.missing and not self.removed:
-            parts.append(f"{len(self.missing):,} missing")
-        if self.unread:
-            parts.append(f"{self.skipped:,} could not be read")
-        if self.unlisted:
-            parts.append(f"{len(self.unlisted):,} could not be looked at")
-        return ", ".join(parts)
-
-    def details(self) -> list[str]:
-        """Lines that name what `str` only counts, the first `SHOWN` of each kind."""
-        by_reason = defaultdict(list)
-        for id, reason in self.unread.items():
-            by_reason[reason].append(id)
-        lines = [
-            f"could not be read: {named(ids)}{':' if len(ids) > 1 else ''} {reason}"
-            for reason, ids in by_reason.items()
-        ]
-        lines = _first(sorted(lines), "reasons")
-        lines += [f"could not be looked at: {name}: {reason}" for name, reason in self.unlisted[:SHOWN]]
-        if self.missing and not self.removed:
-            lines += _first([f"missing: {id}" for id in self.missing], "images whose files are gone")
-            lines.append("--remove-missing removes those that are missing")
-        return lines
-
-
-def named(ids: Sequence[str]) -> str:
-    """The first of them by its name, and how many more there are."""
-    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1:,} more"
-
-
-def _first(lines: list[str], of_what: str) -> list[str]:
-    return lines[:SHOWN] + ([f"and {len(lines) - SHOWN:,} more {of_what}"] if len(lines) > SHOWN else [])
 
 
 def add_files(
@@ -114,30 +50,30 @@ def add_files(
     label: str | None = None,
     attributes: Mapping[str, Any] | None = None,
     console: Console,
-) -> Report:
-    """Adds files and all pictures below folders; those that are in the index and have not changed are left alone.
+) -> SyncReport:
+    """Adds files and all images below folders; those that are in the index and have not changed are left alone.
 
-    A file that is reached by several paths, by symbolic or hard links, is one picture and is added once.
+    A file that several paths lead to, through symbolic or hard links, is one image and is added once.
 
     Args:
         index: open for writing.
         paths: files and folders.
         reader: how files become vectors.
         label: the class of all of them. By default the innermost folder that is a class of the run's own data, else the
-            first folder below the one that was given; train/, val/ and the like are passed over.
-        attributes: to set on all of them; others that an image has stay.
+            first folder below the given one; train/, val/ and the like are passed over.
+        attributes: set on all of them; an image keeps the other attributes that it has.
         console: shows progress.
 
     Returns:
-        What was done. Every `CHUNK` images are acknowledged together; stopped in between, the next call goes on.
+        What was done. Images are committed in chunks of `CHUNK_IMAGES`; when it is stopped, the next call continues.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no picture.
+        InputError: a path does not exist, or a folder holds no image.
         RunError: the index cannot be written.
     """
     walker = Walker()
     files: dict[str, str] = {}  # by path, the class that its folder gives it
-    again = []  # those that were named themselves are tried although they could not be read before
+    again = []  # files that were named themselves are tried even if they could not be read before
     for path in paths:
         place = os.path.abspath(path)
         if os.path.isdir(place):
@@ -149,14 +85,14 @@ def add_files(
         elif os.path.lexists(place):
             files.setdefault(place, NO_CLASS)
             walker.add(place)
-            again.append(_id(index.root, place))
+            again.append(image_id(place, index.root))
         else:
             raise InputError(f"{path} does not exist")
     if again:
-        index.unskip(again)
+        index.image_files.unskip(again)
     for other in walker.again():
         files.pop(other, None)
-    report = _take(index, files, reader, label, attributes, console)
+    report = take_files(index, files, reader, label, attributes, console)
     return replace(report, unlisted=walker.troubles)
 
 
@@ -168,19 +104,22 @@ def sync_folder(
     console: Console,
     empty: bool = False,
     remove_missing: bool = False,
-) -> Report:
-    """Makes the index agree with a folder: adds, embeds again what has changed, and finds what is gone from it.
+) -> SyncReport:
+    """Makes the index agree with a folder: adds images, embeds changed ones again, and finds those that are gone.
 
     Args:
         index: open for writing.
-        folder: the folder; images of the index that lie elsewhere stay, and so do those in folders that cannot be read.
+        folder: the folder; the index keeps images that lie elsewhere, or in folders that cannot be read.
         reader: how files become vectors.
         console: shows progress.
-        empty: whether a folder without images may be meant; else it is taken for a disk that is not there.
-        remove_missing: remove from the index what is gone.
+        empty: accept a folder without images; else it is taken for a disk that is not mounted.
+        remove_missing: remove from the index the images that are gone.
+
+    Returns:
+        What was done.
 
     Raises:
-        InputError: the folder does not exist, cannot be read, or holds no picture.
+        InputError: the folder does not exist, cannot be read, or holds no image.
         RunError: the index cannot be written.
     """
     place = os.path.abspath(folder)
@@ -194,32 +133,44 @@ def sync_folder(
         raise InputError(f"{folder} holds no images; if that is meant, remove them with index.py remove")
     links = walker.again()
     files = _classes((file for file in found if file not in links), place)
-    report = _take(index, files, reader, None, None, console)
-    present = {_id(index.root, file) for file in found}
-    inside = os.path.join(place, "")
-    hidden = tuple(name for trouble, _ in walker.troubles for name in (trouble, os.path.join(trouble, "")))
-
-    def gone(id: str) -> bool:
-        """Whether an image of this folder is not there any more; one that was named may have any ending."""
-        file = os.path.join(index.root, id)
-        if id in present or not file.startswith(inside) or os.path.lexists(file):
-            return False
-        return not any(file == name or (name.endswith(os.sep) and file.startswith(name)) for name in hidden)
-
-    missing = [id for _, id, *_ in index.all_entries() if gone(id)]
+    report = take_files(index, files, reader, None, None, console)
+    gone = _gone(index.root, place, found, [name for name, _ in walker.troubles])
+    missing = [id for _, id, *_ in index.records.listing() if gone(id)]
     if remove_missing:
         index.remove(missing)
-    if forgotten := [id for id in index.skipped() if gone(id)]:
-        index.unskip(forgotten)
+    if forgotten := [id for id in index.image_files.skipped() if gone(id)]:
+        index.image_files.unskip(forgotten)
     removed = len(missing) if remove_missing else 0
     return replace(report, removed=removed, missing=missing, unlisted=walker.troubles)
 
 
+def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]) -> Callable[[str], bool]:
+    """A function that tells whether the image of an id was in a folder and is no longer there.
+
+    Args:
+        root: the folder that ids are relative to.
+        folder: the absolute path of the folder.
+        found: the images found in it.
+        unlisted: files and folders in it that could not be accessed, so that what is in them may be there still.
+    """
+    present = {image_id(file, root) for file in found}
+    inside = os.path.join(folder, "")
+    unknown = tuple(os.path.join(name, "") for name in unlisted)
+
+    def gone(id: str) -> bool:
+        file = image_path(id, root)
+        if id in present or not file.startswith(inside) or os.path.lexists(file):  # a named file may have any ending
+            return False
+        return file not in unlisted and not file.startswith(unknown)
+
+    return gone
+
+
 def _classes(files: Iterable[str], place: str) -> dict[str, str]:
-    """The class that its folder gives each file below a folder: the first one, or the one below a split's."""
+    """The class of each file below a folder: the first folder on the way to it, or the one below a split's folder."""
     try:
         splits = data_folder(Path(place))[1]
-    except InputError:  # both can be meant; for training that has to be told, here a class is only a name
+    except InputError:  # ambiguous; training has to know, but here a class is only a name
         splits = None
 
     def is_split(folder: str) -> bool:
@@ -237,62 +188,31 @@ def _classes(files: Iterable[str], place: str) -> dict[str, str]:
     return {file: class_of(file) for file in files}
 
 
-def repair(index: Index, reader: Callable[[], Reader], *, console: Console) -> Report:
-    """Mends what `Index.verify` finds: embeds damaged images again, and removes those whose files are gone.
-
-    Args:
-        index: open for writing, with `repair=True`.
-        reader: gives how files become vectors; asked only where an image has to be embedded.
-        console: shows progress, and what was removed.
-
-    Raises:
-        RunError: something else is wrong with it, which cannot be mended.
-    """
-    damage = index.verify()
-    ids = [one.id for one in damage if one.id is not None]
-    again = {id for id in ids if os.path.isfile(os.path.join(index.root, id))}
-    gone = [id for id in ids if id not in again]
-    report = Report(unchanged=len(index) - len(ids), removed=len(gone))
-    index.remove(gone)
-    for id in gone:
-        console.print(f"{id} was removed: its vector is damaged and its file is gone")
-    if again:
-        index.forget_stamps(again)
-        files = {os.path.join(index.root, id): NO_CLASS for id in sorted(again)}
-        done = _take(index, files, reader(), None, None, console)
-        report = replace(report, updated=done.updated, unread=done.unread)
-    index.mend_engine()
-    if damage:
-        index.compact()  # so that damaged vectors are no longer in the file
-    left = index.verify()
-    if left:
-        raise RunError(
-            f"{index.folder} cannot be mended: {left[0].what}; move it away and make it again with index.py add"
-        )
-    return report
-
-
-def file_stamps(paths: Sequence[str]) -> list[Stamp]:
-    """SHA-256 of the content, size and mtime_ns of files; None for each where a file cannot be read."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(_stamp, paths, chunksize=64))
-
-
-def _take(
+def take_files(
     index: Index,
     files: Mapping[str, str],
     reader: Reader,
     label: str | None,
     attributes: Mapping[str, Any] | None,
     console: Console,
-) -> Report:
-    """Adds the files that are new, and embeds again those that have changed; `files` gives each one's own class."""
-    ids = {file: _id(index.root, file) for file in files}
-    known, bad = index.stamps(ids.values()), index.skipped()
+) -> SyncReport:
+    """Adds the files that are new, and embeds again those that have changed.
+
+    Args:
+        index: open for writing.
+        files: the class that its folder gives each file, by absolute path.
+        reader, label, attributes, console: as in `add_files`.
+
+    Returns:
+        What was done.
+    """
+    root = index.root
+    ids = {file: image_id(file, root) for file in files}
+    known, bad = index.image_files.stamps(ids.values()), index.image_files.skipped()
     fresh, touched = [], []
     unread: dict[str, str] = {}
     for file, id in ids.items():
-        status = _status(file)
+        status = file_status(file)
         if id in known and known[id][1:] == status:
             touched.append(id)
         elif id in bad and bad[id][:2] == status:
@@ -302,9 +222,9 @@ def _take(
         else:
             fresh.append(file)
     added = updated = 0
-    size = max(1, min(CHUNK, CHUNK_BYTES // (3 * reader.size**2)))
+    size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * reader.size**2)))
     if fresh:
-        batch = _Batch(index, reader, ids, files, known, index.own_classes(), label, attributes)
+        batch = _Batch(index, reader, ids, files, known, index.records.own_classes(), label, attributes)
         with bar(f"embedding {len(fresh):,} images", len(fresh), console) as advance:
             for start in range(0, len(fresh), size):
                 chunk = fresh[start : start + size]
@@ -312,30 +232,30 @@ def _take(
                 added, updated, unread = added + new, updated + changed, unread | failed
                 advance(len(chunk))
     if label is not None or attributes:
-        for start in range(0, len(touched), CHUNK):
-            part = touched[start : start + CHUNK]
+        for start in range(0, len(touched), CHUNK_IMAGES):
+            part = touched[start : start + CHUNK_IMAGES]
             index.put([_old(index, id, None, label, attributes) for id in part], None)
-    return Report(added, updated, len(files) - added - updated - len(unread), unread=unread)
+    return SyncReport(added, updated, len(files) - added - updated - len(unread), unread=unread)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Takes some new or changed files at a time into an index."""
+    """Takes new or changed files into an index, a chunk at a time."""
 
     index: Index
     reader: Reader
     ids: Mapping[str, str]  # by path
-    folders: Mapping[str, str]  # by path, the class that its folder gives it
+    folder_classes: Mapping[str, str]  # by path
     known: Mapping[str, Stamp]  # by id
-    classes: set[str]
+    own_classes: set[str]
     label: str | None
     attributes: Mapping[str, Any] | None
 
     def take(self, files: Sequence[str]) -> tuple[int, int, dict[str, str]]:
-        """How many were added and how many embedded again, and the ids that could not be read with their reasons."""
+        """Returns how many were added, how many were embedded again, and the reason for each id that was not read."""
         index, ids, known = self.index, self.ids, self.known
         stamps = dict(zip(files, file_stamps(files), strict=True))
-        # A file whose time has changed and whose content has not is not embedded again.
+        # A file is not embedded again if only its time has changed and not its content.
         same = {
             file for file in files if ids[file] in known and stamps[file][0] and known[ids[file]][0] == stamps[file][0]
         }
@@ -355,38 +275,39 @@ class _Batch:
         id = self.ids[file]
         if id in self.known:
             return _old(self.index, id, stamp, self.label, self.attributes)
-        own = self.label or _class(id, self.classes, self.folders[file])
+        own = self.label or _class(id, self.own_classes, self.folder_classes[file])
         return Entry(id, own, "", *stamp, dict(self.attributes or {}))
 
     def _keep_failures(self, failures: Mapping[str, str], stamps: Mapping[str, Stamp]) -> None:
-        """Remembers what is no picture. What cannot be read at all now may be read later, and is no reason to forget
-        what is known of it; nor is a decoder that is not installed."""
+        """Remembers what is not an image, and removes it.
+
+        A file that cannot be opened now, or whose decoder is not installed, may be read later: the index keeps what it
+        knows of it.
+        """
         broken = {
             self.ids[file]: (*stamps[file][1:], reason)
             for file, reason in failures.items()
             if stamps[file][0] is not None and not needs_decoder(reason)
         }
         if broken:
-            self.index.skip(broken)
-            self.index.remove([id for id in broken if id in self.known])  # what is there now is no image any more
+            self.index.image_files.skip(broken)
+            self.index.remove([id for id in broken if id in self.known])
 
 
 def _other_name(index: Index, file: str, status: tuple[int | None, int | None]) -> str | None:
-    """The id by which the index knows a file already, through a link or another path."""
-    for id in index.ids_by_stamp(*status):
+    """The id by which the index already knows a file, through a link or another path."""
+    for id in index.image_files.ids_by_stamp(*status):
         try:
-            if Path(file).samefile(os.path.join(index.root, id)):
+            if Path(file).samefile(image_path(id, index.root)):
                 return id
         except OSError:
-            continue  # that one is gone
+            continue  # that file is gone
     return None
 
 
 def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attributes: Mapping[str, Any] | None) -> Entry:
-    """An image of the index with what is new about it."""
-    row = index.row(id)
-    assert row is not None
-    entry = index.entries([row])[0]
+    """What is known of an image, with what is new about it."""
+    entry = index.records.entries([index.records.known_rows([id])[id]])[0]
     hash, size, time = stamp or (entry.hash, entry.size, entry.mtime_ns)
     return replace(
         entry,
@@ -398,28 +319,7 @@ def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attribut
     )
 
 
-def _id(root: Path, file: str) -> str:
-    """The id of a file: its path relative to the root where it lies below it, else its whole path."""
-    inside = os.path.join(root, "")
-    return file.removeprefix(inside).replace(os.sep, "/")
-
-
-def _class(id: str, classes: set[str], first: str) -> str:
+def _class(id: str, classes: set[str], default: str) -> str:
+    """The innermost folder of an id that is one of `classes`, or else the default."""
     folders = [part for part in id.split("/")[:-1] if part]
-    return next((part for part in reversed(folders) if part in classes), first)
-
-
-def _status(path: str) -> tuple[int | None, int | None]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None, None  # gone since it was listed, or a broken link; reading it will say so
-    return status.st_size, status.st_mtime_ns
-
-
-def _stamp(path: str) -> Stamp:
-    size, time = _status(path)
-    try:
-        return sha256_of(path), size, time
-    except OSError:
-        return None, size, time
+    return next((part for part in reversed(folders) if part in classes), default)

@@ -1,7 +1,7 @@
-"""A gallery laid out in two dimensions by UMAP (McInnes et al. 2018), so that images that are near lie near.
+"""A two-dimensional layout of an index by UMAP (McInnes et al. 2018), in which similar images lie close together.
 
 `index.py map` makes it, which takes a minute, and keeps it in the index's folder; `serve.py` shows it. It is fitted on
-some of the images. All others, later ones and queries among them, lie where their nearest fitted ones do.
+some of the images. All others, including later ones and queries, are placed between their nearest fitted images.
 """
 
 import warnings
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from dr_keras.index.index import Index
 
 FILE = "map.npz"
-FIT_ROWS = 20_000  # images that are fitted: a minute on two cores
-FEWEST = 30  # images; fewer have no neighbourhoods to be laid out by
-NEIGHBOURS = 15  # of an image that are to lie near it: UMAP's default
-LEAST, SPREAD = 0.8, 2.0  # how near points may lie, and how far clusters spread: they are to be looked at one by one
-ANCHORS = 4  # fitted images between which another one lies
-KEPT = 0.998  # of the images are within -1 and 1 on the longer side
+FIT_IMAGES = 20_000  # images that the map is fitted on: a minute on two cores
+MIN_IMAGES = 30  # fewer have no neighborhoods to lay out
+UMAP_NEIGHBORS = 15  # images that should lie near an image: UMAP's default
+MIN_DISTANCE, SPREAD = 0.8, 2.0  # of UMAP: wide, so that images can be looked at one by one
+ANCHORS = 4  # fitted images between which any other is placed
+CENTRAL_SHARE = 0.998  # of the images are within -1 and 1 on the longer side
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where some vectors lie.
+    """Where images lie.
 
     Attributes:
-        vectors: (F, D) float32.
+        vectors: (F, D) float32, of the images that the layout was fitted on.
         points: (F, 2) float32, nearly all within -1 and 1.
-        model: what the vectors depend on, as the index says it.
+        model: what the vectors depend on, as in `Index.model`.
     """
 
     vectors: np.ndarray
@@ -42,10 +42,17 @@ class Layout:
     model: str
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Where vectors (N, D) lie, (N, 2) float32: between their nearest fitted ones, nearer to nearer ones."""
+        """Places images between their nearest fitted ones, closer to the more similar.
+
+        Args:
+            vectors: (N, D).
+
+        Returns:
+            (N, 2) float32.
+        """
         vectors = np.asarray(vectors, np.float32)
         rows, _ = nearest(vectors, self.vectors, ANCHORS)
-        weights = 1 / (distances(vectors, self.vectors, rows) + 1e-6)  # one that is fitted lies where it was put
+        weights = 1 / (distances(vectors, self.vectors, rows) + 1e-6)  # a fitted image keeps its place
         weights /= weights.sum(axis=1, keepdims=True)
         return np.einsum("nk,nkc->nc", weights, self.points[rows]).astype(np.float32)
 
@@ -63,7 +70,7 @@ class Layout:
 
     @classmethod
     def load(cls, index: "Index") -> "Layout | None":
-        """The one of an index, or None where there is none, or where it is of another model.
+        """Reads the layout of an index; None where there is none, or where it is of another model.
 
         Raises:
             RunError: it is damaged.
@@ -74,7 +81,7 @@ class Layout:
                 made = cls(kept["vectors"], kept["points"], str(kept["model"]))
         except FileNotFoundError:
             return None
-        except Exception as error:  # zipfile, zlib and NumPy raise what they like on bytes that are none of theirs
+        except Exception as error:  # zipfile, zlib and NumPy raise anything on bytes that they did not write
             raise RunError(f"{file} is damaged: {error}; make it again with index.py map") from None
         if made.model != index.model or made.vectors.shape[1:] != (index.dim,):
             return None
@@ -82,34 +89,39 @@ class Layout:
 
 
 def fit_umap(index: "Index", seed: int = 0) -> Layout:
-    """Lays out the images that a search may find.
+    """Lays out the images that a search may return.
 
     Args:
-        index: at least 30 images.
-        seed: the same seed gives the same map.
+        index: an index of at least `MIN_IMAGES` images.
+        seed: the same seed gives the same layout.
+
+    Returns:
+        The layout; `Layout.save` keeps it.
 
     Raises:
         InputError: there are too few.
         MissingPackage: umap-learn is not installed.
     """
     rows = index.searched_rows()
-    if len(rows) < FEWEST:
-        raise InputError(f"{len(rows)} images are too few for a map by UMAP; at least {FEWEST} are needed")
+    if len(rows) < MIN_IMAGES:
+        raise InputError(f"{len(rows)} images are too few for a map by UMAP; at least {MIN_IMAGES} are needed")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about TensorFlow, which its parametric variant would want
+            warnings.simplefilter("ignore")  # about TensorFlow, which only its parametric variant needs
             from umap import UMAP
     except ImportError as error:
         raise MissingPackage(
             f"a map by UMAP needs umap-learn ({error}); install it with pip install 'dr_keras[map]'"
         ) from None
-    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:FIT_ROWS])
+    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:FIT_IMAGES])
     vectors = np.array(index.vectors[chosen])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a seed takes one thread
-        made = UMAP(n_neighbors=min(NEIGHBOURS, len(rows) - 1), min_dist=LEAST, spread=SPREAD, random_state=seed)
+        warnings.simplefilter("ignore")  # that a seed makes it use one thread
+        made = UMAP(
+            n_neighbors=min(UMAP_NEIGHBORS, len(rows) - 1), min_dist=MIN_DISTANCE, spread=SPREAD, random_state=seed
+        )
         points = made.fit_transform(vectors)
     points = np.nan_to_num(np.asarray(points, np.float32))
     middle = np.median(points, axis=0)
-    reach = float(np.quantile(np.abs(points - middle).max(axis=1), KEPT)) or 1.0
+    reach = float(np.quantile(np.abs(points - middle).max(axis=1), CENTRAL_SHARE)) or 1.0
     return Layout(vectors, (points - middle) / reach, index.model)

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dr_keras.data.image_ids import image_id, image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
 from dr_keras.index.index import NO_CLASS, Entry, Index
-from dr_keras.index.store import Locked
+from dr_keras.index.writer_lock import Locked
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result, answered, refined_query
 from dr_keras.server.errors import Problem, busy
@@ -130,8 +131,8 @@ class Gallery:
             resolved = self._resolved(query)
             answer = self.search(query, k)
             self._check_current(map)
-            rows = [self.index.row(result.id) for result in answer.results]
-            own = [self.index.row(result.id) for result in resolved.known]
+            rows = [self.index.records.row(result.id) for result in answer.results]
+            own = [self.index.records.row(result.id) for result in resolved.known]
         x, y = map.projector(resolved.vector[None])[0].tolist()
         return {"key": map.key, "x": x, "y": y, "neighbours": map.numbers(rows), "queries": map.numbers(own)}
 
@@ -160,7 +161,7 @@ class Gallery:
 
     def _row(self, name: str) -> int:
         try:
-            return self.index.find(name)
+            return self.index.records.find(name)
         except RunError:
             raise
         except InputError as error:
@@ -184,16 +185,16 @@ class Gallery:
         """
         with self._guard:
             self.refresh()
-            if self.index.row(id) is None:
+            if self.index.records.row(id) is None:
                 raise Problem(404, "the index has no image of this id")
-            path = Path(os.path.join(self.index.root, id))
+            path = Path(image_path(id, self.index.root))
         return open_image(path, self._folders(path, id))
 
     def _folders(self, path: Path, id: str) -> Iterable[Path]:
         yield self.index.root
         if self.uploads is not None:
             yield self.uploads
-        if id.startswith("/") and os.path.normpath(id) == id:
+        if is_outside_root(id) and os.path.normpath(id) == id:
             # index.py adds images elsewhere by their whole path; such a one may not be a link that leaves its folder.
             yield path.parent
 
@@ -226,8 +227,8 @@ class Gallery:
             return self._once("classes", self._count_classes)
 
     def _count_classes(self) -> list[dict[str, Any]]:
-        names = self.index.class_names()
-        counts = self.index.class_counts().items()
+        names = self.index.records.class_names()
+        counts = self.index.records.class_counts().items()
         return [{"label": label, "name": names.get(label, label), "count": count} for label, count in counts]
 
     # The map
@@ -247,7 +248,7 @@ class Gallery:
             return made
 
     def _snapshot(self) -> Snapshot:
-        labels = {row: label for row, _, label, _ in self.index.all_entries()}
+        labels = {row: label for row, _, label, _ in self.index.records.listing()}
         searched = self.index.searched_rows()
         rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
         return Snapshot(
@@ -294,12 +295,12 @@ class Gallery:
             try:
                 with Index.open(self.index.folder, write=True) as writer:
                     file, digest, stored = store_upload(data, format, self.uploads)
-                    id = os.path.abspath(file).removeprefix(os.path.join(writer.root, "")).replace(os.sep, "/")
-                    old = writer.row(id)
+                    id = image_id(os.path.abspath(file), writer.root)
+                    old = writer.records.row(id)
                     status = file.stat()
                     try:
                         if old is not None:
-                            kept = writer.entries([old])[0]
+                            kept = writer.records.entries([old])[0]
                             label = label or kept.label
                             attributes = {**kept.attributes, **attributes}
                         entry = Entry(id, label or NO_CLASS, "", digest, status.st_size, status.st_mtime_ns, attributes)
@@ -314,7 +315,7 @@ class Gallery:
                 raise _not_written() from error
         with self._guard:
             self.refresh()
-            row = self.index.row(id)
+            row = self.index.records.row(id)
             if row is None:
                 raise Problem(409, "the image was added and removed again by another client")
             return self.model.result(row), old is None
@@ -328,10 +329,10 @@ class Gallery:
         with self._writing:
             try:
                 with Index.open(self.index.folder, write=True) as writer:
-                    if writer.row(id) is None:
+                    if writer.records.row(id) is None:
                         raise Problem(404, "the index has no image of this id")
                     writer.remove([id])
-                    path = Path(os.path.join(writer.root, id))
+                    path = Path(image_path(id, writer.root))
                     return self.uploads is not None and remove_upload(path, self.uploads)
             except Locked:
                 raise _locked() from None

@@ -24,11 +24,11 @@ from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.pixel_store import Images, StreamedImages, load_pixels
 from dr_keras.data.samplers import ImageSampler, TripletSampler
-from dr_keras.duplicates.find import leaks_between
+from dr_keras.duplicates.leaks import leaks_between
 from dr_keras.embedders import embed_with_network
 from dr_keras.errors import InputError, MissingPackage, RunError
-from dr_keras.index.index import Index
-from dr_keras.index.sync import file_stamps
+from dr_keras.index.file_stamps import file_stamps
+from dr_keras.index.write_index import write_index
 from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
 from dr_keras.progress import bar, stderr
@@ -256,7 +256,7 @@ def _train(
         return
     with new_file(run.network_file) as temporary:
         network.save(temporary)
-    Index.of(
+    write_index(
         run.index,
         catalog,
         vectors,
