@@ -16,8 +16,8 @@ from conftest import draw, write_folders
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.duplicates import find as duplicates
 from dr_keras.duplicates import fingerprints as looks
 from dr_keras.duplicates import report as duplicates_page

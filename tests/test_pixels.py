@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT, write_folders
 from rich.console import Console
 
-from dr_keras.data import TRAIN
 from dr_keras.data import pixel_store as pixels
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import TripletSource
@@ -20,6 +19,7 @@ from dr_keras.data.decoding import decode_files
 from dr_keras.data.images import decode
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.samplers import TripletSampler
+from dr_keras.data.splits import TRAIN
 from dr_keras.errors import InputError
 
 QUIET = Console(quiet=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dr_keras.data import MONITOR, VALIDATION, held_out
+from dr_keras.data import held_out
 from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures, pictures_in
 from dr_keras.data.sources import digits
 from dr_keras.data.sources.archives import archive_folder, is_archive
@@ -22,7 +22,7 @@ from dr_keras.data.sources.download import tiny_imagenet
 from dr_keras.data.sources.manifest import read_manifest
 from dr_keras.data.sources.tfds import PREFIX as TFDS_PREFIX
 from dr_keras.data.sources.tfds import tfds_folder
-from dr_keras.data.splits import Splits, find_splits
+from dr_keras.data.splits import MONITOR, VALIDATION, Splits, find_splits
 from dr_keras.errors import InputError
 
 LEVELS = 3  # folders around the class folders that are looked through, as archives and downloads have them

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dr_keras.data import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
 
 FEWEST = 10  # classes with a pair; of fewer none can be spared
 LEAST = 2  # classes of a split that is made of whole ones: among the images of a single class every answer is right

@@ -24,10 +24,11 @@ import psutil
 from rich.console import Console
 
 from dr_keras.atomic_files import cache_folder, new_folder, read_json, write_json
-from dr_keras.data import SPLIT_NAMES, held_out
+from dr_keras.data import held_out
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.images import decode
+from dr_keras.data.splits import SPLIT_NAMES
 from dr_keras.errors import ImageError, InputError
 from dr_keras.progress import bar, stderr
 

@@ -1,4 +1,7 @@
-"""The names that people give to the splits of a data set: one table for folders, lists, TFDS and indexes."""
+"""The splits of a data set: their numbers, their names, and the names that people give them.
+
+The only table of split names: folders, manifests, TFDS data sets, and indexes all read this one.
+"""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -6,14 +9,22 @@ from dataclasses import dataclass
 
 from dr_keras.errors import InputError
 
-# What a name means, in any case. Of several held-out splits the first in this order is the one that evaluates.
+TRAIN, MONITOR, VALIDATION = 0, 1, 2  # as stored in a catalog
+SPLIT_NAMES = ("train", "monitor", "validation")  # by number, as written to data reports and indexes
+
+# What a name means, in any case. Of several held-out splits, the first in this order is used for evaluation.
 NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "validation"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("unlabeled", "unlabelled", "unsupervised", "pred", "predict", "prediction"), "unlabeled"),
 }
-HELD_OUT = ("validation", "test")
+# The split for each name in the `split` column of a manifest: test images are held out like validation images.
+NUMBER_OF_NAME = {
+    "monitor": MONITOR,
+    **{name: TRAIN if kind == "train" else VALIDATION for name, kind in NAMES.items() if kind != "unlabeled"},
+}
+_HELD_OUT_KINDS = ("validation", "test")
 _FILLERS = frozenset(("set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder", "files"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_A-Za-z]+")
 
@@ -85,7 +96,7 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
     others = sorted(set(names) - set(group))
     if len(sure) == 1 and not others:
         unlabeled = tuple(name for name in groups[train] if known[name][0] == "unlabeled")
-        return Splits(train, tuple(held_out(groups[train])), unlabeled)
+        return Splits(train, tuple(held_out_splits(groups[train])), unlabeled)
     if all(len(folders[name]()) < 2 for name in sure):
         return None  # no classes in it: it is one, such as the trains beside the cars
     raise InputError(
@@ -96,10 +107,10 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
     )
 
 
-def held_out(names: Collection[str]) -> list[str]:
+def held_out_splits(names: Collection[str]) -> list[str]:
     """The validation and test splits among names of splits, the one that evaluates first."""
-    known = {name: what[0] for name in names if (what := meaning(name)) and what[0] in HELD_OUT}
-    return sorted(known, key=lambda name: (HELD_OUT.index(known[name]), _rank(name), name))
+    known = {name: what[0] for name in names if (what := meaning(name)) and what[0] in _HELD_OUT_KINDS}
+    return sorted(known, key=lambda name: (_HELD_OUT_KINDS.index(known[name]), _rank(name), name))
 
 
 def _check_held_out_alone(

@@ -21,11 +21,10 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.atomic_files import sha256_of
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog, data_folder, load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.folders import Trouble, Walker
-from dr_keras.data.splits import Splits, meaning
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION, Splits, meaning
 from dr_keras.duplicates.fingerprints import (
     FLAT,
     FREQUENCIES,

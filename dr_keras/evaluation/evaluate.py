@@ -17,11 +17,11 @@ from rich.console import Console
 from dr_keras.atomic_files import read_json, write_json
 from dr_keras.backend import import_framework
 from dr_keras.config import Config
-from dr_keras.data import MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.embedders import embed_with_network, numbers
 from dr_keras.errors import InputError
 from dr_keras.evaluation.calibration import at, calibrate

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dr_keras.atomic_files import new_folder
-from dr_keras.data import SPLIT_NAMES, VALIDATION
+from dr_keras.data.splits import SPLIT_NAMES, VALIDATION
 from dr_keras.errors import InputError, RunError
 from dr_keras.index import approximate_search as engines
 from dr_keras.index.exact_search import nearest, ranked
