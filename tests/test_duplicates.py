@@ -316,8 +316,8 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     (tmp_path / "disc" / "gone.png").symlink_to("nowhere")
     found = find(tmp_path)
     assert found.skipped == {
-        "bars/broken again.png": "is no image of a known format",
-        "bars/broken.png": "is no image of a known format",
+        "bars/broken again.png": "is not an image in a known format",
+        "bars/broken.png": "is not an image in a known format",
         "bars/empty.png": "is empty (0 bytes)",
         "disc/gone.png": "cannot be read: No such file or directory",
     }
