@@ -90,14 +90,14 @@ def counts(splits):
 def test_notes_say_what_was_done_and_are_short():
     notes = held_out.notes(*counts(split([1] * 1000 + [2] * 500)))
     assert len(notes) == 2
-    assert "whole classes are: 5 for monitor and 50 for validation" in notes[0]
+    assert "whole classes are held out: 5 for monitor and 50 for validation" in notes[0]
     assert notes[1].endswith("c00000, c00001, c00002, c00003, c00004 and 995 more")
     notes = held_out.notes(*counts(split([2] * 9)))
     assert [note.partition(":")[0] for note in notes] == [
-        "no image is watched, so --early-stopping has nothing to go by",
-        "no image is held out, so evaluate.py has no query",
+        "there are no monitor images, so --early-stopping has no effect",
+        "no image is held out, so evaluate.py has no queries",
     ]
-    assert "whole classes 10 with two images" in notes[0]
+    assert "there must be 10 with two images" in notes[0]
     assert not held_out.notes(*counts(split([100, 100], 0.05, 0.2)))
 
 

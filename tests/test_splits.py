@@ -230,9 +230,9 @@ def test_a_backslash_climbs_out_of_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.png", "2.png"], "its images lie in no class folder. It holds: 1.png, 2.png"),
-        (["notes.txt", "docs/a.pdf"], "It holds: docs/, notes.txt. Give the folder whose folders are the classes"),
-        ([], "It holds: nothing"),
+        (["1.png", "2.png"], "its images are not in class folders. It contains: 1.png, 2.png"),
+        (["notes.txt", "docs/a.pdf"], "It contains: docs/, notes.txt. Give the folder whose folders are the classes"),
+        ([], "It contains: nothing"),
     ],
 )
 def test_where_there_are_no_classes_what_was_found_is_named(tmp_path, names, message):
