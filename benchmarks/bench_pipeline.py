@@ -22,12 +22,12 @@ import tensorflow as tf
 from machine import machine, spread
 
 from dr_keras.config import Config
-from dr_keras.data import TRAIN
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import TripletSource, dataset
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.samplers import TripletSampler
+from dr_keras.data.splits import TRAIN
 from dr_keras.model.network import initial_network
 from dr_keras.training.callbacks import StepLog
 from dr_keras.training.compile import compiled_model

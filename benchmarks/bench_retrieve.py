@@ -22,8 +22,8 @@ from PIL import Image
 
 from dr_keras.atomic_files import write_array, write_json
 from dr_keras.config import Config
-from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.splits import TRAIN, VALIDATION
 from dr_keras.evaluation.metrics import evaluate
 from dr_keras.index.exact_search import numpy_search
 from dr_keras.index.index import Index

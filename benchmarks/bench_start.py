@@ -33,7 +33,7 @@ from dr_keras.backend import import_framework
 import_framework()
 mark("loading Keras and TensorFlow")
 from dr_keras.config import Config
-from dr_keras.data import TRAIN
+from dr_keras.data.splits import TRAIN
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.batches import TripletSource

@@ -46,12 +46,12 @@ def short_run(config: Config, steps: int) -> list[str]:
     import_framework()
     import keras
 
-    from dr_keras.data import MONITOR, TRAIN
     from dr_keras.data.augment_pillow import augmented
     from dr_keras.data.augmentation_draws import Augmentation
     from dr_keras.data.batches import Share, batches
     from dr_keras.data.catalog import load_catalog
     from dr_keras.data.pixel_store import load_pixels
+    from dr_keras.data.splits import MONITOR, TRAIN
     from dr_keras.embedders import embed_with_network
     from dr_keras.evaluation.metrics import evaluate
     from dr_keras.model.network import embedding_network, initial_network

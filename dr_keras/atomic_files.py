@@ -17,12 +17,18 @@ import numpy as np
 
 from dr_keras.errors import InputError
 
+NAME_CHARACTERS = 40  # of a file's own name in its temporary name, whose length file systems limit
+
+# Flags that not every system has. O_NONBLOCK: opening a pipe would wait for a writer; O_BINARY: Windows would translate
+# line breaks.
+_OPEN_FLAGS = os.O_RDONLY + sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
 
 def cache_folder() -> Path:
-    """Where downloaded and generated data are kept: $DR_KERAS_CACHE, else ~/.cache/dr_keras.
+    """Returns the folder for downloaded and generated data: $DR_KERAS_CACHE, or else ~/.cache/dr_keras.
 
     Raises:
-        InputError: neither is known.
+        InputError: the variable is not set, and the user has no home directory.
     """
     if named := os.environ.get("DR_KERAS_CACHE"):
         return Path(named)
@@ -33,42 +39,64 @@ def cache_folder() -> Path:
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
-    """Opens a file for reading, unbuffered; nothing that could block, such as a pipe or a device.
+    """Opens a regular file for reading, unbuffered; never blocks on a pipe or a device.
+
+    Args:
+        path: the file.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     try:
-        # O_NONBLOCK: a pipe would wait for someone to write to it.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, _OPEN_FLAGS)
     except ValueError as error:  # a null byte
         raise OSError(errno.EINVAL, str(error), path) from None
     file = io.FileIO(descriptor)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
     return file
 
 
 def sha256_of(path: str | os.PathLike[str]) -> bytes:
-    """SHA-256 of a regular file's content, 32 bytes; read in blocks. Raises OSError where it cannot be read."""
+    """Returns the SHA-256 of a file's content, 32 bytes, without reading the whole file into memory.
+
+    Args:
+        path: a regular file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it replaces `path`, on an error it is removed.
+    """Writes a file that replaces `path` when the block succeeds.
 
-    The temporary name keeps the suffix, because writers such as `keras.Model.save` choose the format by it.
+    Args:
+        path: the file to write; its folder is created if necessary.
+
+    Yields:
+        A temporary path in the same folder, removed if the block fails. It keeps the suffix of `path`, because writers
+        such as `keras.Model.save` choose the format by it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with new_file(Path(folder) / "a.txt") as temporary:
+        ...         _ = temporary.write_text("complete")
+        ...     (Path(folder) / "a.txt").read_text()
+        'complete'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}"
-    temporary.touch(exist_ok=False)  # with the rights that the process gives to new files
+    temporary = path.parent / f".{path.stem[:NAME_CHARACTERS]}.{secrets.token_hex(8)}{path.suffix}"
+    temporary.touch(exist_ok=False)  # with the permissions that the process gives to new files
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # or a machine that loses power may keep the name and not the content
+        with open(temporary, "r+b" if os.name == "nt" else "rb") as file:  # Windows flushes only what is writable
+            os.fsync(file.fileno())  # otherwise a power failure may keep the name but not the content
         os.replace(temporary, path)
         sync_names(path.parent)
     finally:
@@ -77,20 +105,23 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`; on success it becomes `path`, on an error it is removed.
+    """Fills a folder that becomes `path` when the block succeeds.
 
     Args:
-        path: the folder to make.
-        replace: whether it takes the place of a folder that is there; if not, that one stays (another process that made
-            the same thing was faster) and this one is removed.
+        path: the folder to make; its parents are created if necessary.
+        replace: whether to replace a folder that exists by then. Otherwise the existing one stays, because another
+            process has made the same content first, and the new one is removed.
+
+    Yields:
+        An empty temporary folder beside `path`, removed if the block fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".{path.name[:NAME_CHARACTERS]}.{secrets.token_hex(8)}"
     temporary.mkdir()
     try:
         yield temporary
         old = Path(f"{temporary}.old")
-        if replace and path.exists():  # a folder cannot be renamed onto one that holds files
+        if replace and path.exists():  # a folder cannot be renamed onto one that is not empty
             path.rename(old)
         try:
             os.replace(temporary, path)
@@ -106,7 +137,7 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote."""
+    """Reads a file that `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -123,7 +154,9 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Brings the names in a folder to the disk, or a machine that loses power may not know a new one."""
+    """Flushes the names in a folder to disk, so that a new file still has its name after a power failure."""
+    if os.name == "nt":
+        return  # Windows opens no folders, and keeps names in a journal
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, so that standard output holds results only."""
+"""Progress bars on standard error, so that standard output holds nothing but results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +8,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def stderr() -> Console:
-    """Standard error, with names of files left as they are: no markup, no lines broken in the middle of a path."""
+    """Returns a console on standard error that prints file names verbatim: no markup, and no line breaks in a path."""
     return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A progress bar that goes when it is done: `with bar("reading images", 100, console) as advance: advance(1)`.
+    """Shows a progress bar that disappears when its block ends.
 
-    Where there is no terminal, only what is being done is said, on a line.
+    Without a terminal, `text` is printed once instead.
+
+    Args:
+        text: what is being done.
+        total: the count at which the work is complete.
+        console: where the bar is shown.
+
+    Yields:
+        A function that takes the count done since its last call.
+
+    Example:
+        >>> with bar("reading images", 2, Console(quiet=True)) as advance:
+        ...     advance(1)
+        ...     advance(1)
     """
     if not console.is_terminal:
         console.print(text, highlight=False)

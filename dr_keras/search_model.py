@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dr_keras.atomic_files import read_json
 from dr_keras.data.image_ids import image_id
-from dr_keras.data.images import Source, decode
+from dr_keras.data.images import ImageInput, decode
 from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
 from dr_keras.errors import InputError, RunError
 from dr_keras.filenames import existing
@@ -26,7 +26,7 @@ from dr_keras.search_results import Answer, Result, answered, refined_query
 RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
 MANY = 1000  # images from which on OpenVINO's faster computing makes up for its slower start (docs/decisions/009)
 
-Images = np.ndarray | Iterable[Source]
+Images = np.ndarray | Iterable[ImageInput]
 
 
 class Model:

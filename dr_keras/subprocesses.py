@@ -1,4 +1,4 @@
-"""Runs modules of this package in Python processes of their own."""
+"""Command line and environment for child processes that run a module of this package."""
 
 import os
 import sys
@@ -7,11 +7,18 @@ from pathlib import Path
 
 
 def command(module: str, *arguments: str) -> Sequence[str]:
-    """The command line of `python -m module arguments...` with this interpreter."""
+    """Returns the command line of `python -m module arguments...` for this interpreter."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment with `settings` on top, in which the package is found though it is not installed."""
+    """Returns the environment of a child process.
+
+    Args:
+        **settings: variables to set in addition to those of this process.
+
+    Returns:
+        The variables, with a `PYTHONPATH` by which the child finds this package even if it is not installed.
+    """
     here = str(Path(__file__).parent.parent)
     return os.environ | settings | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}

@@ -55,7 +55,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
     code = (
         "import json, sys, numpy as np\n"
         "from dr_keras.config import Config\n"
-        "from dr_keras.data import TRAIN\n"
+        "from dr_keras.data.splits import TRAIN\n"
         "from dr_keras.data.augmentation_draws import Augmentation\n"
         "from dr_keras.data.catalog import load_catalog\n"
         "from dr_keras.data.batches import TripletSource\n"

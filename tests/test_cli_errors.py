@@ -108,7 +108,7 @@ def same_place(workplace, tmp_path_factory):
         ("retrieve.py", ["--query", f"./{LONG}"], "no image is called"),
         ("retrieve.py", ["--query", "mine"], ""),
         ("retrieve.py", ["--query", "./mine"], "is a directory"),
-        ("retrieve.py", ["--query", "/dev/zero"], "no regular file"),
+        ("retrieve.py", ["--query", "/dev/zero"], "not a regular file"),
         ("retrieve.py", ["--query", "a\udcff.png"], "no image is called"),
         ("retrieve.py", ["--run", LONG, "--query", "a"], ""),
         ("retrieve.py", ["--index", LONG, "--query", "a"], ""),

@@ -16,8 +16,8 @@ from conftest import draw, write_folders
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.duplicates import fingerprints, report
 from dr_keras.duplicates.find import Duplicates, find_duplicates
 from dr_keras.duplicates.fingerprints import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
@@ -316,8 +316,8 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     (tmp_path / "disc" / "gone.png").symlink_to("nowhere")
     found = find(tmp_path)
     assert found.skipped == {
-        "bars/broken again.png": "is no image of a known format",
-        "bars/broken.png": "is no image of a known format",
+        "bars/broken again.png": "is not an image in a known format",
+        "bars/broken.png": "is not an image in a known format",
         "bars/empty.png": "is empty (0 bytes)",
         "disc/gone.png": "cannot be read: No such file or directory",
     }

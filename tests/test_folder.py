@@ -64,9 +64,9 @@ def test_only_what_changes_is_embedded(index, pictures, reader, embed):
     (pictures / "broken.jpg").write_bytes(b"no picture")
     report = sync_folder(index, pictures, reader, console=stderr())
     assert counts(report) == (13, 0, 0, 0, 1)
-    assert report.unread == {"broken.jpg": "is no image of a known format"}
+    assert report.unread == {"broken.jpg": "is not an image in a known format"}
     assert str(report) == "13 added, 0 updated, 0 unchanged, 1 could not be read"
-    assert report.details() == ["could not be read: broken.jpg is no image of a known format"]
+    assert report.details() == ["could not be read: broken.jpg is not an image in a known format"]
     entry, vector = index.get("disc/disc_1.png")
     status = (pictures / "disc" / "disc_1.png").stat()
     content = hashlib.sha256((pictures / "disc" / "disc_1.png").read_bytes()).digest()

@@ -102,7 +102,7 @@ def test_what_is_no_regular_file_blocks_nothing_and_is_no_picture(tmp_path):
     assert names(tmp_path) == ["a.png", "pipe.jpg"]  # which says that it is one; reading it says more
     with Index.create(tmp_path.parent / f"{tmp_path.name} index", 16, root=tmp_path) as index:
         report = add_files(index, [tmp_path], READER, console=stderr())
-        assert (report.added, report.unread) == (1, {"pipe.jpg": "cannot be read: it is no regular file"})
+        assert (report.added, report.unread) == (1, {"pipe.jpg": "cannot be read: it is not a regular file"})
 
 
 def links(root):

@@ -114,7 +114,7 @@ def test_pictures_that_need_help_are_known_and_say_what_to_do(data, name, monkey
     for package in ("pillow_heif", "rawpy", "pillow_jxl"):
         monkeypatch.setitem(sys.modules, package, None)
     if name != "AVIF":
-        with pytest.raises(ImageError, match=f"is {name}, which is not read here; ") as error:
+        with pytest.raises(ImageError, match=f"is {name}, which is not supported here; ") as error:
             decode(data, 8)
         assert needs_decoder(str(error.value)) == (name in ("HEIF", "RAW", "JXL"))
 
@@ -167,7 +167,9 @@ def test_raw_files_that_are_tiff_inside_are_told_by_their_ending(tmp_path, name,
     monkeypatch.setitem(sys.modules, "rawpy", None)
     assert says_picture(name)
     (tmp_path / name).write_bytes(encoded(ramp(), "TIFF"))
-    with pytest.raises(ImageError, match=r"is RAW, which is not read here; pip install 'dr_keras\[photos\]' reads it"):
+    with pytest.raises(
+        ImageError, match=r"is RAW, which is not supported here; to read it, pip install 'dr_keras\[photos\]'"
+    ):
         decode(tmp_path / name, 8)
 
 
@@ -178,7 +180,7 @@ def test_raw_photos_without_an_ending_are_told_by_their_tags(monkeypatch):
     behind_small_picture[254], behind_small_picture[330] = 1, 8
     behind_small_picture.tagtype[330] = 4
     for data in (dng(1, 2, 3), encoded(ramp(), "TIFF", tiffinfo=behind_small_picture)):
-        with pytest.raises(ImageError, match="is RAW, which is not read here"):
+        with pytest.raises(ImageError, match="is RAW, which is not supported here"):
             decode(data, 8)
 
 

@@ -8,9 +8,10 @@ from conftest import script, write_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION, held_out
+from dr_keras.data import held_out
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.evaluation.evaluate import CALIBRATION_K, SearchOptions, _calibrate, _Images, _ranked, _with_options
 from dr_keras.evaluation.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
 from dr_keras.evaluation.query_expansion import average_gallery, average_without, expand_queries, unit_length
@@ -89,14 +90,14 @@ def counts(splits):
 def test_notes_say_what_was_done_and_are_short():
     notes = held_out.notes(*counts(split([1] * 1000 + [2] * 500)))
     assert len(notes) == 2
-    assert "whole classes are: 5 for monitor and 50 for validation" in notes[0]
+    assert "whole classes are held out: 5 for monitor and 50 for validation" in notes[0]
     assert notes[1].endswith("c00000, c00001, c00002, c00003, c00004 and 995 more")
     notes = held_out.notes(*counts(split([2] * 9)))
     assert [note.partition(":")[0] for note in notes] == [
-        "no image is watched, so --early-stopping has nothing to go by",
-        "no image is held out, so evaluate.py has no query",
+        "there are no monitor images, so --early-stopping has no effect",
+        "no image is held out, so evaluate.py has no queries",
     ]
-    assert "whole classes 10 with two images" in notes[0]
+    assert "there must be 10 with two images" in notes[0]
     assert not held_out.notes(*counts(split([100, 100], 0.05, 0.2)))
 
 

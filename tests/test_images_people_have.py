@@ -201,11 +201,11 @@ def test_the_depth_that_a_format_declares_counts():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((RAMP * 3).astype(np.float32), "a depth that is not known"),
-        ((RAMP * 1e6).astype(np.float32), "a depth that is not known"),
-        ((RAMP * 1e-3).astype(np.float32), "a depth that is not known"),
-        ((RAMP * 2 - 1).astype(np.float32), "black and white are not known"),
-        ((RAMP * 2000 - 1000).astype(np.int32), "black and white are not known"),
+        ((RAMP * 3).astype(np.float32), "which fit no known depth"),
+        ((RAMP * 1e6).astype(np.float32), "which fit no known depth"),
+        ((RAMP * 1e-3).astype(np.float32), "which fit no known depth"),
+        ((RAMP * 2 - 1).astype(np.float32), "black and white are unknown"),
+        ((RAMP * 2000 - 1000).astype(np.int32), "black and white are unknown"),
         (np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32), "no numbers"),
     ],
 )
@@ -229,7 +229,7 @@ def deep_png(top):
 
 def test_colors_of_16_bits_are_scaled_or_refused_and_never_nearly_black():
     assert is_ramp(decode(deep_png(65535), 64))
-    with pytest.raises(ImageError, match="16 bits a channel, and uses the lower 12"):
+    with pytest.raises(ImageError, match="16 bits per channel, but uses only the lower 12"):
         decode(deep_png(4095), 64)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from searched import slow, unit
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError, RunError
 from dr_keras.index import database, store
 from dr_keras.index.export import export_index

@@ -214,7 +214,7 @@ def test_the_table_and_the_picture(workplace):
         (("--query", "disc_0.png", "--run", "none"), "there is no run 'none'"),
         (("--query", "disc_0.png", "--top", "0"), "at least 1"),
         (("--query", "disc_0.png", "--save", "x.unknown"), "has the ending .unknown; choose one of"),
-        (("--query", "./rubbish.jpg"), "cannot be decoded|is no image"),
+        (("--query", "./rubbish.jpg"), "cannot be decoded|is not an image"),
     ],
 )
 def test_mistakes_are_one_line_and_a_status(workplace, arguments, message):

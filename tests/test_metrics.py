@@ -41,7 +41,7 @@ def slow_figures(q, ql, g, gl):
 @pytest.mark.parametrize("gallery", [12, 200])
 @pytest.mark.parametrize("block", [1024, 7])
 def test_equals_the_definitions(seed, gallery, block, monkeypatch):
-    monkeypatch.setattr(metrics, "QUERY_BLOCK", block)
+    monkeypatch.setattr(metrics, "BLOCK_QUERIES", block)
     data = clusters(seed, gallery=gallery)
     figures = evaluate(*data, class_count=5).figures
     for name, expected in slow_figures(*data).items():

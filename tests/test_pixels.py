@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, write_folders
 from rich.console import Console
 
-from dr_keras.data import TRAIN
+from dr_keras.data import decoding
 from dr_keras.data import pixel_store as pixels
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import TripletSource
@@ -20,6 +20,7 @@ from dr_keras.data.decoding import decode_files
 from dr_keras.data.images import decode
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.samplers import TripletSampler
+from dr_keras.data.splits import TRAIN
 from dr_keras.errors import InputError
 
 QUIET = Console(quiet=True)
@@ -46,7 +47,7 @@ def spoil(root):
 @pytest.mark.parametrize("processes", [0, 1, 3])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
 def test_processes_decode_what_one_call_decodes(tmp_path, monkeypatch, processes, resize):
-    monkeypatch.setattr(pixels, "BLOCK", 7)
+    monkeypatch.setattr(decoding, "BLOCK_IMAGES", 7)
     write_folders(tmp_path, each=10)
     spoil(tmp_path)
     catalog = load_catalog(tmp_path, monitor=0, validation=0, seed=0)
@@ -103,7 +104,7 @@ def test_nothing_readable_is_an_error(tmp_path, store):
 
 
 def test_all_stores_give_the_same_tensors_for_the_same_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "BLOCK", 4)  # so that the rows behind a bad file move in several blocks
+    monkeypatch.setattr(pixels, "MOVE_CHUNK_IMAGES", 4)  # so that the rows behind a bad file move in several blocks
     write_folders(tmp_path, each=10)
     spoil(tmp_path)
     batches = []

@@ -36,7 +36,7 @@ def test_images_that_are_none(page):
 
     refused(send(b""), 400, "is empty")
     refused(send(b"<script>alert(1)</script>"), 415, "no image of a known format")
-    refused(send(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "is EPS, which is not read here")
+    refused(send(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "is EPS, which is not supported here")
     refused(send(draw_encoded()[:200]), 415, "cannot be decoded")
     for side in (8_000, 13_000, 60_000):
         refused(send(bomb(side)), 413, "pixels")

@@ -11,10 +11,10 @@ import pytest
 from conftest import CLASSES, script, write_folders
 from PIL import Image
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.images import decode
 from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError
 from dr_keras.search_model import load as load_run
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dr_keras import load
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.decoding import decode_files
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.evaluation.metrics import evaluate
 
 UNPACK = Path(__file__).parent.parent.parent / "shared" / "bin" / "tiny-imagenet"

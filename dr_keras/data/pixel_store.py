@@ -9,6 +9,7 @@ Three stores give the same images for the same rows:
   before, to know which cannot be.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -21,20 +22,22 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from dr_keras.atomic_files import cache_folder, new_folder, read_json, write_json
-from dr_keras.data import SPLIT_NAMES, held_out
+from dr_keras.data import held_out
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.images import decode
+from dr_keras.data.splits import SPLIT_NAMES
 from dr_keras.errors import ImageError, InputError
 from dr_keras.progress import bar, stderr
 
 STORE_FORMAT = 2  # to be raised whenever the decoder gives other pixels for the same file
-SMALL = 128 * 2**20  # bytes of a store that is decoded again sooner than it is worth a place on disk
-MOVED_TOGETHER = 256  # images
-SPARE = 2 * 2**30  # bytes of disk that a store leaves free
+SMALL_STORE_BYTES = 128 * 2**20  # bytes of a store that is decoded again sooner than it is worth a place on disk
+MOVE_CHUNK_IMAGES = 256
+SPARE_BYTES = 2 * 2**30  # bytes of disk that a store leaves free
 
 
 class StreamedImages:
@@ -117,11 +120,11 @@ def load_pixels(
 
 
 def _choose_store(size: int) -> Literal["memory", "disk", "stream"]:
-    if size <= SMALL:
+    if size <= SMALL_STORE_BYTES:
         return "memory"
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        if os.access(cache_folder(), os.W_OK) and size + SPARE <= shutil.disk_usage(cache_folder()).free:
+        if os.access(cache_folder(), os.W_OK) and size + SPARE_BYTES <= shutil.disk_usage(cache_folder()).free:
             return "disk"
     except OSError:
         pass  # no cache to be had: the other two need none
@@ -133,8 +136,8 @@ def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
     if not failures:
         return pixels
     good = np.setdiff1d(np.arange(len(pixels)), np.fromiter(failures, np.int64))
-    for start in range(min(failures) // MOVED_TOGETHER * MOVED_TOGETHER, len(good), MOVED_TOGETHER):
-        rows = good[start : start + MOVED_TOGETHER]
+    for start in range(min(failures) // MOVE_CHUNK_IMAGES * MOVE_CHUNK_IMAGES, len(good), MOVE_CHUNK_IMAGES):
+        rows = good[start : start + MOVE_CHUNK_IMAGES]
         pixels[start : start + len(rows)] = pixels[rows]
     return pixels[: len(good)]
 
@@ -181,10 +184,7 @@ def _make_store(folder: Path, files: list[str], size: int, resize: str, kind: st
     if kind == "disk":
         with open(folder / "pixels", "wb") as file:
             length = len(files) * size * size * 3
-            if hasattr(os, "posix_fallocate"):  # a full disk is known now, and not by a signal in the middle
-                os.posix_fallocate(file.fileno(), 0, length)
-            else:
-                file.truncate(length)
+            _allocate(file.fileno(), length)
         pixels = np.memmap(folder / "pixels", np.uint8, "r+", shape=(len(files), size, size, 3))
     with bar("reading images" if kind == "disk" else "checking images", len(files), console) as advance:
         pixels, failures = decode_files(files, size, resize, out=pixels, advance=advance)
@@ -192,6 +192,16 @@ def _make_store(folder: Path, files: list[str], size: int, resize: str, kind: st
         _without(pixels, failures)
         pixels.flush()
     write_json(folder / "store.json", {"images": len(files) - len(failures), "failures": failures})
+
+
+def _allocate(descriptor: int, length: int) -> None:
+    """Gives an empty file its length, so that a full disk is an error now and not a signal while it is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, length)
+        return
+    if length > shutil.disk_usage(cache_folder()).free:  # macOS and Windows reserve no room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(descriptor, length)
 
 
 def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> str:
@@ -211,19 +221,17 @@ def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> 
 
 @contextmanager
 def _one_at_a_time(file: Path, console: Console) -> Iterator[None]:
-    """Waits while another process makes the same store; where files cannot be locked, both make it."""
+    """Waits while another process makes the same store."""
+    lock = FileLock(file)
     try:
-        import fcntl
-    except ImportError:  # Windows
+        lock.acquire(blocking=False)
+    except Timeout:
+        console.print("waiting for another run that reads the same images")
+        lock.acquire()
+    try:
         yield
-        return
-    with open(file, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print("waiting for another run that reads the same images")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    finally:
+        lock.release()
 
 
 def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:

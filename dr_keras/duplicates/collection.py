@@ -7,11 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog, data_folder, load_catalog
 from dr_keras.data.folders import Trouble, Walker
 from dr_keras.data.image_ids import image_id, image_path
-from dr_keras.data.splits import Splits, meaning
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION, Splits, meaning
 from dr_keras.errors import InputError
 
 

@@ -1,1 +1,1 @@
-"""Measures an embedding: retrieval metrics, calibration of distances, query expansion."""
+"""Evaluates an embedding: retrieval metrics, calibration of distances, query expansion."""

@@ -1,6 +1,6 @@
-"""The figures of a run: its held-out images as queries, train + monitor as the gallery, and what they are worth.
+"""Evaluates a run: its held-out images are the queries, and its training and monitor images are the gallery.
 
-Where whole classes were held out (`dr_keras.data.held_out`), the gallery of a query is the other held-out images.
+If whole classes were held out (`dr_keras.data.held_out`), the gallery of a query is the other held-out images.
 """
 
 import time
@@ -16,12 +16,12 @@ from rich.console import Console
 from dr_keras.atomic_files import read_json, write_json
 from dr_keras.backend import import_framework
 from dr_keras.config import Config
-from dr_keras.data import MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.image_ids import image_path
 from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.embedders import embed_with_network, numbers
 from dr_keras.errors import InputError
 from dr_keras.evaluation.calibration import at, calibrate
@@ -39,18 +39,18 @@ from dr_keras.progress import bar, stderr
 from dr_keras.runs import Run
 from dr_keras.search_model import Model
 
-WORST = 10
-CALIBRATION_K = 30  # as many as retrieve.py shows
+WORST_CLASSES = 10
+CALIBRATION_K = 30  # as many results as retrieve.py shows
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is done to the vectors at search time; none of it is part of a run's own figures.
+    """Changes to the vectors at search time, which the figures of the run itself do not include.
 
     Attributes:
         flip_average: embed each image and its mirror image, and take the mean.
-        query_expansion: average each query with this many of its neighbours.
-        gallery_average: average each gallery vector with this many of its neighbours in the gallery.
+        query_expansion: average each query with this many of its nearest neighbors.
+        gallery_average: average each gallery vector with this many of its nearest neighbors in the gallery.
     """
 
     flip_average: bool = False
@@ -65,7 +65,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class _Images:
-    """M images with their vectors (M, D), labels (M,), and which of them are the monitor's and the held-out ones."""
+    """M images with their vectors (M, D), their labels (M,), and masks (M,) of the monitor and the held-out images."""
 
     vectors: np.ndarray
     labels: np.ndarray
@@ -77,12 +77,12 @@ class _Images:
 
     @cached_property
     def among_themselves(self) -> bool:
-        """Whether whole classes were held out, so that held-out images are ranked among each other."""
+        """Whether whole classes were held out, so that held-out images are ranked against each other."""
         return among_themselves(self.labels, self.held, ~self.held)
 
     @property
     def gallery(self) -> np.ndarray:
-        """(M,): which images are ranked for the held-out ones."""
+        """The mask (M,) of the images that are ranked for each held-out image."""
         return self.held if self.among_themselves else ~self.held
 
     @classmethod
@@ -94,7 +94,7 @@ class _Images:
         rows = np.array([row for row, *_ in entries], np.int64)
         splits = np.array([split for *_, split in entries])
         return cls(
-            # Without gaps, as nearly every run's, the vectors stay where they are.
+            # Nearly every run's index has no gaps; its vectors are not copied.
             vectors=index.vectors if len(rows) == len(index.vectors) else index.vectors[rows],
             labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
             monitor=splits == SPLIT_NAMES[MONITOR],
@@ -128,24 +128,30 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluates a run on its own held-out images, or on another data set.
 
+    The figures of the run's own data are also written to its metrics.json, as `validation`.
+
     Args:
-        model: the run, by `dr_keras.load`.
-        data: another data set, as for `train.py --data`; its images are embedded with this run's network.
-        baselines: also rank by raw pixels and by the network before training, on the same images.
-        options: also rank with these, each on its own, and together where they are several.
-        calibrate_to: also find the greatest distance within which this share of the 30 nearest neighbours is of the
-            query's class, on the monitor images; it is kept in the run, for `retrieve.py --max-distance auto`.
-        console: where progress is shown; standard error by default.
+        model: the run, from `dr_keras.load`.
+        data: another data set, as for `train.py --data`, whose images are embedded with this run's network.
+        baselines: whether to also rank the same images by raw pixels and by the untrained network.
+        options: search options; each is also evaluated alone, and all together if there are several.
+        calibrate_to: a precision; also finds the largest distance within which this share of the 30 nearest neighbors
+            of the monitor images is of the query's class, and keeps it in the run for
+            `retrieve.py --max-distance auto`.
+        console: shows the progress; standard error by default.
 
     Returns:
-        The figures of `dr_keras.evaluation.metrics.evaluate`; `classes`, precision@30 of each class, worst first;
-        `worst_classes`; `confused_pairs`; `ranking_seconds`; `baselines` with the figures of `pixels` and `untrained`;
-        `search_options` with those of the options that were asked for; and `calibration`, with what the distance found
-        on the monitor images is worth on the held-out ones. For the run's own data the figures are also kept in its
-        metrics.json, as `validation`.
+        The figures of `dr_keras.evaluation.metrics.evaluate`, and:
+
+        - `classes`: the precision@30 of each class, worst first; `worst_classes`: the first of them.
+        - `confused_pairs`: the pairs of classes that are mistaken for each other most often.
+        - `ranking_seconds`: the time that ranking took.
+        - `baselines`: the figures of `pixels` and `untrained`.
+        - `search_options`: the figures with each of the options.
+        - `calibration`: the distance, with its figures on the monitor images and on the held-out images.
 
     Raises:
-        InputError: there is no held-out image, an image that a baseline needs is gone, or embeddings are not numbers.
+        InputError: no image is held out, an image that a baseline needs is missing, or embeddings are not finite.
     """
     console = console or stderr()
     images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
@@ -156,16 +162,7 @@ def evaluate_run(
         )
     numbers(images.vectors)
 
-    started = time.perf_counter()
-    ranking = _rank(images, images.vectors, model.config.seed)
-    seconds = time.perf_counter() - started
-    classes = class_table(ranking, images.classes, images.class_names)
-    result: dict[str, Any] = ranking.figures | {
-        "ranking_seconds": round(seconds, 3),
-        "worst_classes": classes[:WORST],
-        "confused_pairs": confused_pairs(ranking, images.class_names),
-        "classes": classes,
-    }
+    result = _figures(images, model.config.seed)
     if pixels is None and (baselines or options.flip_average):
         pixels = _decode(images, model.config, console)
     if options != SearchOptions():
@@ -175,11 +172,7 @@ def evaluate_run(
         }
     if calibrate_to is not None:
         result["calibration"] = _calibrate(images, calibrate_to)
-        if data is None or model.run.weights_file.is_file():  # a released model has no data of its own
-            kept = {key: value for key, value in result["calibration"].items() if key != "held_out"}
-            _write(model.run.calibration_file, kept, "the distance is", console)
-        else:
-            console.print("the distance is not kept: it is another data set's")
+        _keep_calibration(model.run, result["calibration"], own_data=data is None, console=console)
     if baselines:
         assert pixels is not None
         result["baselines"] = {
@@ -191,10 +184,33 @@ def evaluate_run(
     return result
 
 
+def _figures(images: _Images, seed: int) -> dict[str, Any]:
+    """The figures of the embedding itself, with the classes on which it is worst."""
+    started = time.perf_counter()
+    ranking = _rank(images, images.vectors, seed)
+    seconds = time.perf_counter() - started
+    classes = class_table(ranking, images.classes, images.class_names)
+    return ranking.figures | {
+        "ranking_seconds": round(seconds, 3),
+        "worst_classes": classes[:WORST_CLASSES],
+        "confused_pairs": confused_pairs(ranking, images.class_names),
+        "classes": classes,
+    }
+
+
+def _keep_calibration(run: Run, calibration: dict[str, Any], *, own_data: bool, console: Console) -> None:
+    """Writes a calibrated distance to the run, unless it belongs to another data set."""
+    if not own_data and not run.weights_file.is_file():  # a released model has no data of its own
+        console.print("the distance is not kept, because it belongs to another data set")
+        return
+    kept = {key: value for key, value in calibration.items() if key != "held_out"}
+    _write(run.calibration_file, kept, "the distance is", console)
+
+
 def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
-    """Adds the figures to metrics.json of a finished run; where that cannot be written, the figures still count."""
+    """Adds the figures to metrics.json of a finished run; a file that cannot be written is reported, not an error."""
     if not run.finished:
-        console.print(f"{run.path} is not finished: its figures are shown and not kept")
+        console.print(f"{run.path} is not finished: its figures are shown, but not kept")
         return
     _write(run.metrics_file, read_json(run.metrics_file) | {"validation": figures}, "the figures are", console)
 
@@ -207,7 +223,7 @@ def _write(file: Path, values: dict[str, Any], what: str, console: Console) -> N
 
 
 def _rank(images: _Images, vectors: np.ndarray, seed: int) -> Ranking:
-    """Ranks by vectors (M, D) of all images."""
+    """Ranks by the vectors (M, D) of all images."""
     return _ranked(images, *_sides(images, vectors), seed)
 
 
@@ -227,12 +243,12 @@ def _ranked(
 
 
 def _sides(images: _Images, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of the queries and of the gallery, of those of all images."""
+    """The vectors of the queries and of the gallery, from the vectors (M, D) of all images."""
     return _part(vectors, images.held), _part(vectors, images.gallery)
 
 
 def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The rows of `vectors` (M, D) where `chosen` (M,) is true; not copied where they follow each other."""
+    """The rows of `vectors` (M, D) for which `chosen` (M,) is true; a view if they are contiguous."""
     rows = np.flatnonzero(chosen)
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         return vectors[rows[0] : rows[-1] + 1]
@@ -240,14 +256,12 @@ def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def _calibrate(images: _Images, wanted: float) -> dict[str, Any]:
-    """Calibrates on the monitor images, and looks what it is worth on the held-out images."""
+    """Calibrates a distance on the monitor images, and evaluates it on the held-out images."""
     if not images.monitor.any():
-        raise InputError(
-            "no image is a monitor image, on which a distance could be calibrated; train with --monitor 0.01"
-        )
+        raise InputError("there are no monitor images to calibrate a distance on; train with --monitor 0.01")
 
-    def neighbours(which: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Distances and same class (Q, K), and positives (Q,); queries that are ranked too do not find themselves."""
+    def neighbors(which: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distances (Q, K), whether they are of the same class (Q, K), and positives (Q,), without the query itself."""
         queries, gallery = np.flatnonzero(which), np.flatnonzero(ranked)
         own = np.searchsorted(gallery, queries) if ranked[queries].all() else None
         vectors = np.asarray(images.vectors[gallery])
@@ -259,8 +273,8 @@ def _calibrate(images: _Images, wanted: float) -> dict[str, Any]:
 
     train = ~(images.held | images.monitor)
     watched = images.monitor if among_themselves(images.labels, images.monitor, train) else ~images.held
-    found = calibrate(*neighbours(images.monitor, watched), wanted)
-    figures = at(*neighbours(images.held, images.gallery), found.max_distance)
+    found = calibrate(*neighbors(images.monitor, watched), wanted)
+    figures = at(*neighbors(images.held, images.gallery), found.max_distance)
     return found.to_dict() | {"held_out": dict(zip(("precision", "recall", "coverage"), figures, strict=True))}
 
 
@@ -282,7 +296,7 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
 def _with_options(
     model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, console: Console
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Moved | None]]:
-    """Queries and gallery with each option on its own, and with all of them together, as `_ranked` takes them."""
+    """Yields name, queries, gallery, and moved vectors, for each option alone and for all of them together."""
     flipped = images.vectors
     if options.flip_average:
         assert pixels is not None
@@ -319,7 +333,7 @@ def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
     if failures:
         row, reason = next(iter(failures.items()))
         raise InputError(
-            f"{len(failures)} of the run's {len(images.paths)} images cannot be read any more, {images.paths[row]} "
+            f"{len(failures)} of the run's {len(images.paths)} images can no longer be read, {images.paths[row]} "
             f"first ({reason}); --no-baselines needs none of them"
         )
     return pixels
@@ -333,9 +347,8 @@ def _other_images(model: Model, data: str, console: Console) -> tuple[_Images, n
     assert isinstance(pixels, np.ndarray)  # in memory
     if report["skipped_count"]:
         console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
-    order = np.argsort(
-        catalog.splits == VALIDATION, kind="stable"
-    )  # raw pixels are many, and shall not be copied again
+    # Held-out images last, so that queries and gallery are views of the pixels and not copies.
+    order = np.argsort(catalog.splits == VALIDATION, kind="stable")
     catalog, pixels = catalog.take(order), pixels[order]
     console.print(f"embedding {len(pixels):,} images", highlight=False)
     return _Images.of_catalog(catalog, model.embed(pixels)), pixels

@@ -1,4 +1,4 @@
-"""How well a gallery is ranked for queries: precision@k, recall@k, MAP@R, similarity precision, and where it fails."""
+"""Retrieval metrics of a ranked gallery: precision@k, recall@k, MAP@R, similarity precision, and confused classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,29 +9,40 @@ import numpy as np
 from dr_keras.errors import InputError
 from dr_keras.index.exact_search import nearest
 
-# Of a query: the gallery rows that lie elsewhere for it, (n,), and where, (n, D).
 Moved = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""Takes the gallery row that is left out; returns the rows (n,) that move because of it, and their vectors (n, D)."""
 
 KS = (1, 10, 30)
 TRIPLETS_PER_QUERY = 10
-RESAMPLES = 1000
-QUERY_BLOCK = 1024  # queries ranked at a time, fewer where their classes are large,
-BLOCK_VALUES = 1 << 22  # so that a block has no more neighbours than this: about 0.2 GB
+BOOTSTRAP_DRAWS = 1000
+BLOCK_QUERIES = 1024  # ranked at a time; fewer if classes are large,
+BLOCK_NEIGHBORS = 1 << 22  # so that a block has at most this many neighbors, about 0.2 GB
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What an evaluation found.
+    """The result of `evaluate`.
 
     Attributes:
-        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision` (None where the gallery has one class), the
-            counts behind them, and `intervals`, the 95 % bootstrap interval over the queries of each.
-        class_precision: (C,) mean precision@30 of each class's queries; NaN where a class has none.
-        confusion: (C, C) share of the 30 nearest of class a's queries that are of class b, a down, b across.
+        figures: `precision@k`, `recall@k`, `map@r`, and `similarity_precision` (None if the gallery has a single
+            class); the counts behind them; and `intervals`, a 95% bootstrap interval over the queries for each.
+        class_precision: (C,) mean precision@30 of the queries of each class; NaN for a class without queries.
+        confusion: (C, C), the share of class b (columns) among the 30 nearest images of the queries of class a (rows).
     """
 
     figures: dict[str, Any]
     class_precision: np.ndarray
+    confusion: np.ndarray
+
+
+@dataclass(frozen=True)
+class _PerQuery:
+    """What each query found: the share of hits (Q,) by k, and the average precision (Q,); and the sums (C, C) of b's
+    shares among the 30 nearest of a's queries.
+    """
+
+    hits: dict[int, np.ndarray]
+    average_precision: np.ndarray
     confusion: np.ndarray
 
 
@@ -48,29 +59,30 @@ def evaluate(
 ) -> Ranking:
     """Ranks the whole gallery for each query and averages over the queries.
 
-    - precision@k: the share of the k nearest images that carry the query's class.
+    - precision@k: the share of the k nearest images that are of the query's class.
     - recall@k: the share of queries with at least one image of their class among the k nearest.
-    - map@r: with R the number of gallery images of the query's class, the mean over the first R places of the
-      precision so far at each place that carries the query's class, and 0 at the others (Musgrave et al. 2020).
-    - similarity_precision: the share of triplets with D(q, p+) < D(q, p-), for ten seeded triplets a query with p+ and
-      p- uniform over the gallery images of the query's class and of the other classes (Wang et al. 2014, section 6.3).
+    - map@r: with R the number of gallery images of the query's class, the mean over the first R ranks of the precision
+      up to each rank that holds an image of the query's class, and 0 at the other ranks (Musgrave et al. 2020).
+    - similarity_precision: the share of triplets with D(q, p+) < D(q, p-), for ten seeded triplets per query with p+
+      and p- drawn uniformly from the gallery images of the query's class and of the other classes (Wang et al. 2014,
+      section 6.3).
 
-    Queries whose class the gallery lacks have no right answer; they are counted, and left out of every mean.
+    Queries whose class is not in the gallery have no right answer. They are counted, and left out of every mean.
 
     Args:
-        queries: (Q, D); no query may be in the gallery, but with `leave_one_out`.
+        queries: (Q, D); none of them is in the gallery, except with `leave_one_out`.
         query_labels: (Q,) class numbers.
         gallery: (N, D).
         gallery_labels: (N,) class numbers.
-        class_count: C.
-        seed: seeds the triplets.
-        leave_one_out: gallery row i is the image of query i, N = Q, and each query is ranked against the others.
-        moved: with `leave_one_out`, where the vectors of some gallery images depend on which query is left out.
+        class_count: the number of classes, C.
+        seed: seeds the triplets and the bootstrap.
+        leave_one_out: gallery row i is the image of query i, N = Q, and each query is ranked against the other rows.
+        moved: with `leave_one_out`, gives the gallery vectors that depend on which query is left out.
 
     Raises:
-        InputError: the gallery is empty, or no query has an image of its class in it.
+        InputError: the gallery is empty, or it has no image of any query's class.
     """
-    relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels] - leave_one_out  # (Q,) is R
+    relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels] - leave_one_out  # (Q,), R
     answerable = np.flatnonzero(relevant > 0)
     if not len(answerable):
         raise InputError(
@@ -80,15 +92,40 @@ def evaluate(
     queries, query_labels, relevant = queries[answerable], query_labels[answerable], relevant[answerable]
     own = answerable if leave_one_out else None
 
+    found = _rank(queries, query_labels, gallery, gallery_labels, relevant, class_count, own, moved)
+    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed, own=own, moved=moved)
+    figures = _figures(found, near, far, seed)
+    figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery) - leave_one_out}
+    if leave_one_out:
+        figures["leave_one_out"] = True
+
+    count = np.bincount(query_labels, minlength=class_count)
+    total = np.bincount(query_labels, found.hits[max(KS)], minlength=class_count)
+    with np.errstate(invalid="ignore"):
+        return Ranking(figures, total / count, found.confusion / np.maximum(count, 1)[:, None])
+
+
+def _rank(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    relevant: np.ndarray,
+    class_count: int,
+    own: np.ndarray | None,
+    moved: Moved | None,
+) -> _PerQuery:
+    """Ranks the gallery for each query; `relevant` (Q,) is R, and `own` (Q,) the query's own row in the gallery."""
     hits = {k: np.empty(len(queries)) for k in KS}
     average = np.empty(len(queries))
     confusion = np.zeros((class_count, class_count))
     depth = max(*KS, int(relevant.max()))
-    step = max(1, min(QUERY_BLOCK, BLOCK_VALUES // depth))
+    step = max(1, min(BLOCK_QUERIES, BLOCK_NEIGHBORS // depth))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         if moved:
-            rows = _nearest_moved(queries[block], gallery, depth, answerable[block], moved)
+            assert own is not None
+            rows = _nearest_moved(queries[block], gallery, depth, own[block], moved)
         else:
             rows = nearest_others(queries[block], gallery, depth, None if own is None else own[block])
         found = gallery_labels[rows]  # (q, K)
@@ -98,43 +135,42 @@ def evaluate(
         average[block] = average_precision_at_r(right, relevant[block])
         top = found[:, : max(KS)]
         np.add.at(confusion, (np.broadcast_to(query_labels[block, None], top.shape), top), 1 / top.shape[1])
+    return _PerQuery(hits, average, confusion)
 
+
+def _figures(found: _PerQuery, near: np.ndarray, far: np.ndarray, seed: int) -> dict[str, Any]:
+    """The means over the queries, and their intervals; `near` and `far` (Q, 10) as from `triplet_distances`."""
+    hits, average = found.hits, found.average_precision
     figures: dict[str, Any] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
     figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
     figures["map@r"] = float(average.mean())
-    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed, own=own, moved=moved)
     figures["similarity_precision"] = float((near < far).mean()) if near.size else None
     values = {f"precision@{k}": hits[k] for k in KS} | {f"recall@{k}": hits[k] > 0 for k in KS} | {"map@r": average}
     if near.size:
         values["similarity_precision"] = (near < far).mean(axis=1)
-    figures["intervals"] = bootstrap_intervals(values, seed)
-    figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery) - leave_one_out}
-    if leave_one_out:
-        figures["leave_one_out"] = True
-
-    count = np.bincount(query_labels, minlength=class_count)
-    total = np.bincount(query_labels, hits[max(KS)], minlength=class_count)
-    with np.errstate(invalid="ignore"):
-        return Ranking(figures, total / count, confusion / np.maximum(count, 1)[:, None])
+    return figures | {"intervals": bootstrap_intervals(values, seed)}
 
 
 def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None) -> np.ndarray:
-    """The rows (Q, K) of the `k` nearest gallery vectors of each query, without the row (Q,) that the query itself is.
+    """Finds the nearest gallery vectors of each query, without the query itself.
 
     Args:
-        queries, gallery, k: as in `dr_keras.index.exact_search.nearest`.
-        own: None where no query is in the gallery.
+        queries, gallery, k: as for `dr_keras.index.exact_search.nearest`.
+        own: (Q,) the gallery row of each query; None if no query is in the gallery.
+
+    Returns:
+        (Q, K) gallery rows, the nearest first.
     """
     if own is None:
         return nearest(queries, gallery, k)[0]
     rows, _ = nearest(queries, gallery, k + 1)
-    # The query stands first, or with a copy of it somewhere among the first.
+    # The query comes first, or among the first if the gallery has copies of it.
     order = np.argsort(rows == own[:, None], axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)[:, :-1]
 
 
 def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndarray:
-    """The gallery (N, D) as it is for the query of `row`."""
+    """Returns the gallery (N, D) as it is for the query whose own row is `row`."""
     if moved is None:
         return gallery
     there = np.array(gallery)
@@ -144,7 +180,7 @@ def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndar
 
 
 def _nearest_moved(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray, moved: Moved) -> np.ndarray:
-    """`nearest_others`, where part of the gallery lies elsewhere for each query."""
+    """`nearest_others` for a gallery of which some vectors move with each query."""
     found = []
     for query, row in zip(queries, own.tolist(), strict=True):
         found.append(nearest_others(query[None], moved_gallery(gallery, row, moved), k, np.array([row]))[0])
@@ -152,25 +188,37 @@ def _nearest_moved(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.nda
 
 
 def bootstrap_intervals(values: dict[str, np.ndarray], seed: int) -> dict[str, list[float]]:
-    """95 % percentile bootstrap intervals of means over queries.
+    """Returns 95% percentile bootstrap intervals of means over the queries.
 
     Args:
-        values: (Q,) each, by name; what each query contributes to the mean.
-        seed: of the `RESAMPLES` draws of Q queries.
+        values: by name, (Q,) what each query contributes to the mean.
+        seed: seeds the `BOOTSTRAP_DRAWS` draws of Q queries.
+
+    Returns:
+        By name, the lower and the upper bound.
     """
     table = np.stack([np.asarray(value, np.float64) for value in values.values()], axis=1)  # (Q, figures)
     random = np.random.default_rng(seed)
     count = len(table)
-    means = [table[random.integers(0, count, count)].mean(axis=0) for _ in range(RESAMPLES)]
+    means = [table[random.integers(0, count, count)].mean(axis=0) for _ in range(BOOTSTRAP_DRAWS)]
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     return {name: [float(low[place]), float(high[place])] for place, name in enumerate(values)}
 
 
 def average_precision_at_r(right: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """MAP@R's summand: (Q, K) whether each place is right and (Q,) R, with K >= R where so many exist -> (Q,)."""
-    places = np.arange(1, right.shape[1] + 1)
-    counted = right & (places <= relevant[:, None])
-    precision = np.cumsum(counted, axis=1) / places
+    """Returns the average precision at R of each query, (Q,), whose mean is MAP@R.
+
+    Args:
+        right: (Q, K) whether the image at each rank is of the query's class; K is at least R if the gallery allows it.
+        relevant: (Q,) R.
+
+    Example:
+        >>> average_precision_at_r(np.array([[True, False, True]]), np.array([2]))
+        array([0.5])
+    """
+    ranks = np.arange(1, right.shape[1] + 1)
+    counted = right & (ranks <= relevant[:, None])
+    precision = np.cumsum(counted, axis=1) / ranks
     return (precision * counted).sum(axis=1) / relevant
 
 
@@ -184,13 +232,17 @@ def triplet_distances(
     own: np.ndarray | None = None,
     moved: Moved | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """D(q, p+) and D(q, p-) of ten seeded triplets a query, positives and negatives from the gallery.
+    """Returns D(q, p+) and D(q, p-) of ten seeded triplets per query, with positives and negatives from the gallery.
 
-    Every query's class must have a gallery image, besides the query itself where `own` (Q,) says which row that is.
-    `moved` as in `evaluate`.
+    Args:
+        queries, query_labels, gallery, gallery_labels: as for `evaluate`. The gallery has an image of every query's
+            class, other than the query itself.
+        seed: seeds the draws.
+        own: (Q,) the gallery row of each query; None if no query is in the gallery.
+        moved: as for `evaluate`.
 
     Returns:
-        Two (Q, 10) float32 arrays; empty where the gallery has a single class.
+        Two (Q, 10) float32 arrays; empty if the gallery has a single class.
     """
     order = np.argsort(gallery_labels, kind="stable")
     sorted_labels = gallery_labels[order]
@@ -207,7 +259,7 @@ def triplet_distances(
         place = random.integers(np.broadcast_to(first, shape), last - 1)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        positive = order[place + (place >= rank[own][:, None])]  # steps over the query
+        positive = order[place + (place >= rank[own][:, None])]  # skips the query
     place = random.integers(0, np.broadcast_to(others, shape))
     negative = order[place + np.where(place >= first, last - first, 0)]
 
@@ -219,7 +271,7 @@ def triplet_distances(
             near[query] = np.linalg.norm(there[positive[query]] - queries[query], axis=1)
             far[query] = np.linalg.norm(there[negative[query]] - queries[query], axis=1)
         return near, far
-    for column in range(TRIPLETS_PER_QUERY):  # a column at a time, so that memory is Q x D
+    for column in range(TRIPLETS_PER_QUERY):  # one column at a time, so that memory is Q x D
         for rows, out in ((positive, near), (negative, far)):
             difference = gallery[rows[:, column]].astype(np.float32) - queries.astype(np.float32)
             out[:, column] = np.sqrt(np.einsum("qd,qd->q", difference, difference))
@@ -227,7 +279,7 @@ def triplet_distances(
 
 
 def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Precision@30 of each class that has queries, worst first."""
+    """Returns the precision@30 of each class that has queries, worst first."""
     known = np.flatnonzero(~np.isnan(ranking.class_precision))
     order = known[np.argsort(ranking.class_precision[known], kind="stable")]
     return [
@@ -241,7 +293,7 @@ def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[s
 
 
 def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 10) -> list[dict[str, Any]]:
-    """The ordered pairs of classes of which one's queries bring back the other most often."""
+    """Returns the ordered pairs of classes (a, b) with the largest share of b among the results of a's queries."""
     share = ranking.confusion.copy()
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None, kind="stable")[:count]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dr_keras.data import SPLIT_NAMES, VALIDATION
+from dr_keras.data.splits import SPLIT_NAMES, VALIDATION
 from dr_keras.index.database import as_text
 from dr_keras.index.records import Entry, Stamp, checksum
 from dr_keras.index.store import Store

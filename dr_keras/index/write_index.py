@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from dr_keras.atomic_files import new_folder
-from dr_keras.data import SPLIT_NAMES, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.splits import SPLIT_NAMES, VALIDATION
 from dr_keras.index.index import Index
 from dr_keras.index.records import Entry, Stamp
 from dr_keras.index.writer_lock import LOCK_FILE

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from dr_keras.data import MONITOR, TRAIN
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import Images
+from dr_keras.data.splits import MONITOR, TRAIN
 from dr_keras.evaluation.metrics import KS, evaluate, nearest_others, triplet_distances
 from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbour, Tile, from_pixels, grid, neighbour_tiles
 from dr_keras.index.exact_search import distances as exact_distances

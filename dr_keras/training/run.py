@@ -17,13 +17,13 @@ from dr_keras import export
 from dr_keras.atomic_files import new_file, read_json, write_array, write_json
 from dr_keras.backend import keras_defaults
 from dr_keras.config import ARCHITECTURE, Config, flags
-from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data import augment_pillow as augment
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.pixel_store import Images, StreamedImages, load_pixels
 from dr_keras.data.samplers import ImageSampler, TripletSampler
+from dr_keras.data.splits import TRAIN, VALIDATION
 from dr_keras.duplicates.leaks import leaks_between
 from dr_keras.embedders import embed_with_network
 from dr_keras.errors import InputError, MissingPackage, RunError

@@ -5,17 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
-from dr_keras.data.splits import NAMES
+from dr_keras.data.splits import NUMBER_OF_NAME
 from dr_keras.errors import InputError
 from dr_keras.filenames import existing
-
-_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": VALIDATION}
-SPLITS = {
-    "": TRAIN,
-    "monitor": MONITOR,
-    **{name: _NUMBERS[kind] for name, kind in NAMES.items() if kind in _NUMBERS},
-}
 
 
 @dataclass(frozen=True)
@@ -54,10 +46,12 @@ def read_manifest(file: Path) -> list[Entry]:
                 where = f"{file}, line {rows.line_num}"
                 if not path or not label or "\0" in path:
                     raise InputError(f"{where}: path is {path!r} and label is {label!r}; both must be given")
-                split = split.casefold()
-                if split not in SPLITS:
-                    raise InputError(f"{where}: split is {split!r}; expected one of {', '.join(filter(None, SPLITS))}")
-                entry = Entry(_id(path, root), label, SPLITS[split])
+                number = NUMBER_OF_NAME.get(split.casefold() or "train")
+                if number is None:
+                    raise InputError(
+                        f"{where}: split is {split.casefold()!r}; expected one of {', '.join(NUMBER_OF_NAME)}"
+                    )
+                entry = Entry(_id(path, root), label, number)
                 known = entries.setdefault(entry.id, entry)
                 if known != entry:
                     raise InputError(f"{where}: {path} has another class or split here than above")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dr_keras.atomic_files import cache_folder, new_folder
 from dr_keras.data.formats import HEAD_BYTES, sniff
-from dr_keras.data.splits import held_out
+from dr_keras.data.splits import held_out_splits
 from dr_keras.errors import InputError
 from dr_keras.progress import bar, stderr
 
@@ -35,7 +35,7 @@ def tfds_folder(name: str, console: Console | None = None) -> Path:
     folder = cache_folder() / "tfds" / re.sub(r"[^\w.-]", "-", builder.info.full_name)
     if folder.is_dir():
         return folder
-    held = held_out(builder.info.splits)
+    held = held_out_splits(builder.info.splits)
     splits = {"train": "train"} | ({"val": held[0]} if held else {})
     class_folders = _folder_names(builder.info.features[label].names)
     try:
