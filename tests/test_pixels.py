@@ -89,7 +89,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, store):
         assert report["skipped_count"] == 2
         assert report["classes"]["bars"] == {"train": 3, "monitor": 0, "validation": 0}
         assert report["splits"]["train"] == len(catalog.rows(TRAIN))
-        assert any("negatives only: single" in note for note in report["notes"])
+        assert any("only as negatives: single" in note for note in report["notes"])
         assert np.array_equal(images[3], decode(catalog.paths()[3], 16))
         assert report["store"] == store
 
@@ -251,7 +251,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_a_clear_error_that_leaves_nothing(small_disk, folders, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(small_disk))
-    with pytest.raises(InputError, match="No space left on device; take --store memory or stream"):
+    with pytest.raises(InputError, match="No space left on device; use --store memory or stream"):
         load(folders, "disk", size=64)
     assert not [path for path in (small_disk / "pixels").iterdir() if path.is_dir()]
 

@@ -1,4 +1,4 @@
-"""Decodes many files at once, in child processes: threads would wait for each other at the interpreter's lock."""
+"""Decodes many files at once, in child processes, because threads would wait for the interpreter lock."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from dr_keras import subprocesses
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
 
-BLOCK_IMAGES = 256  # that a process decodes between two progress reports, if they take no more than BLOCK_BYTES
+BLOCK_IMAGES = 256  # that a process decodes between two progress reports, if they fit in BLOCK_BYTES
 BLOCK_BYTES = 16 * 2**20
-FEW_IMAGES = 512  # fewer than this are decoded without child processes, which take 0.3 s to start
+MIN_PARALLEL_IMAGES = 512  # fewer are decoded without child processes, which take 0.3 s to start
 
 Files = Sequence[str | os.PathLike[str]]
 Advance = Callable[[int], None]
-"""Called with the number of images done since the last call."""
+"""Takes the number of images done since its last call."""
 
 
 def decode_block(files: Files, size: int, resize: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Decodes a few files one after the other; returns as `decode_files`."""
+    """Decodes a few files one after the other; see `decode_files`."""
     pixels = np.zeros((len(files), size, size, 3), np.uint8)
     failures = {}
     for row, file in enumerate(files):
@@ -46,20 +46,20 @@ def decode_files(
 
     Args:
         files: N paths.
-        size, resize: see `dr_keras.data.images.decode`.
-        out: (N, size, size, 3) uint8 to write to; a new array by default. One of no rows keeps no pixels.
-        processes: how many; all cores by default, and none for few images.
-        advance: called with the number of images done, after each block.
+        size, resize: as for `dr_keras.data.images.decode`.
+        out: (N, size, size, 3) uint8 to write to; a new array by default. An array without rows discards the pixels.
+        processes: the number of child processes; by default one per core, or none for few images.
+        advance: called after each block with the number of images done.
 
     Returns:
-        The pixels, unspecified where a file failed, and the reason for each row that failed.
+        The pixels, unspecified for files that failed, and the reason of each failure by row.
 
     Raises:
-        InputError: a child process died, for lack of memory for one.
+        InputError: a child process died, for example because memory ran out.
     """
     pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
     decoding = _Decoding(files, size, resize, pixels, advance)
-    processes = processes or (0 if len(files) < FEW_IMAGES else os.cpu_count() or 1)
+    processes = processes or (0 if len(files) < MIN_PARALLEL_IMAGES else os.cpu_count() or 1)
     if processes:
         decoding.in_children(processes)
     else:
@@ -68,7 +68,7 @@ def decode_files(
 
 
 class _Decoding:
-    """The files of one call of `decode_files`, in blocks, and what has become of them."""
+    """One call of `decode_files`: its files, in blocks, and their pixels and failures."""
 
     def __init__(self, files: Files, size: int, resize: str, pixels: np.ndarray, advance: Advance | None) -> None:
         self._files, self._size, self._resize = files, size, resize
@@ -84,10 +84,10 @@ class _Decoding:
             self._keep(start, *decode_block(self._files[start:stop], self._size, self._resize))
 
     def in_children(self, processes: int) -> None:
-        with ThreadPoolExecutor(processes) as pool:  # a thread for each child, which only waits for it
+        with ThreadPoolExecutor(processes) as pool:  # each thread only waits for its child
             try:
                 list(pool.map(self._in_child, (self._blocks[worker::processes] for worker in range(processes))))
-            except BaseException:  # Ctrl-C, for one
+            except BaseException:  # such as Ctrl-C
                 for process in self._children:
                     process.kill()
                 raise
@@ -104,15 +104,15 @@ class _Decoding:
             try:
                 self._talk(process, blocks)
             except (OSError, ValueError, EOFError) as error:
-                process.stdout.close()  # so that one that still writes ends as well
+                process.stdout.close()  # so that a child that is still writing ends as well
                 raise InputError(
-                    f"a process that decodes images died (exit status {process.wait()}); is there enough memory?"
+                    f"a process that decodes images died with exit status {process.wait()}; is there enough memory?"
                 ) from error
             finally:
                 process.kill()
 
     def _talk(self, process: "subprocess.Popen[bytes]", blocks: list[tuple[int, int]]) -> None:
-        """Asks a child for blocks, and keeps what it answers; see `dr_keras.data.decoding_worker`."""
+        """Requests blocks from a child and keeps its answers; see `dr_keras.data.decoding_worker`."""
         assert process.stdin
         assert process.stdout
         names = [[os.fspath(file) for file in self._files[start:stop]] for start, stop in blocks]
@@ -128,7 +128,7 @@ class _Decoding:
             self._keep(start, images, {int(row): reason for row, reason in head["failures"].items()})
 
     def _keep(self, start: int, images: np.ndarray, failures: dict[int, str]) -> None:
-        """Keeps a block that starts at a row; the rows of `failures` are its own."""
+        """Keeps a block that starts at row `start`; the rows in `failures` count from there."""
         if len(self._pixels):
             self._pixels[start : start + len(images)] = images
         self.failures.update({start + row: reason for row, reason in failures.items()})

@@ -1,7 +1,7 @@
-"""The child process of `dr_keras.data.decoding.decode_files`: decodes blocks of files, each with the one decoder.
+"""The child process of `dr_keras.data.decoding.decode_files`.
 
-Reads from standard input a JSON object: `size`, `resize`, and `blocks`, lists of files. For each block it writes to
-standard output a line of JSON, {"failures": {row within the block: reason}}, and the pixels of the block, (n, size,
+It reads a JSON object from standard input: `size`, `resize`, and `blocks`, which are lists of files. For each block it
+writes to standard output a line of JSON, {"failures": {row within the block: reason}}, and then the pixels, (n, size,
 size, 3) bytes.
 """
 
@@ -13,7 +13,8 @@ from dr_keras.data.decoding import decode_block
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who closes the pipe
+    """Answers the request on standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which closes the pipe
     request = json.load(sys.stdin.buffer)
     out = sys.stdout.buffer
     for files in request["blocks"]:
@@ -22,7 +23,7 @@ def main() -> None:
             out.write(json.dumps({"failures": failures}).encode() + b"\n")
             out.write(pixels.data)
             out.flush()
-        except BrokenPipeError:  # the parent has gone
+        except OSError:  # the parent is gone: EPIPE, or EINVAL on Windows
             sys.stdout = None
             return
 

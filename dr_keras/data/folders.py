@@ -59,7 +59,7 @@ class Walker:
         return [path for path, _, _ in found]
 
     def again(self) -> dict[str, str]:
-        """Returns the paths that lead, by symbolic or hard links, to the same file as an earlier path, with that path."""
+        """Returns the paths that lead by links, symbolic or hard, to the file of an earlier path, with that path."""
         places = np.array(self._places, np.uint64)
         # A file's own path comes before links to it; otherwise the order in which they were found counts.
         order = np.lexsort((np.arange(len(places)), np.array(self._linked, bool), places))
@@ -114,7 +114,7 @@ class Walker:
                     yield path, self._place_of(path, status.st_dev, inode, linked), linked
 
     def _entries(self, folder: str) -> Iterator[tuple[str, int, str, bool]]:
-        """Yields name, inode, kind ('file', 'folder' or 'other'), and whether it is a link, of each entry not skipped."""
+        """Yields name, inode, kind ('file', 'folder' or 'other'), and whether it is a link, of what is not skipped."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:

@@ -14,7 +14,7 @@ from dr_keras.data.splits import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
 
 MIN_CLASSES = 10  # with a pair of images; of fewer, none can be spared
 MIN_SPLIT_CLASSES = 2  # of a split of whole classes: within a single class, every result would be right
-MAX_NAMED_CLASSES = 5  # that a note lists
+MAX_LISTED = 5  # that a note lists
 
 _CLASSES = 3  # the random stream that chooses whole classes; the number of a split is that which chooses its images
 
@@ -101,8 +101,8 @@ def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
     if whole:
         parts = [f"{of.sum():,} for {SPLIT_NAMES[number]}" for number, of in whole.items()]
         said.append(
-            f"the classes are too small to hold out single images, so whole classes are held out: {' and '.join(parts)}; "
-            "none of their images is trained on, and those of each split are ranked among themselves"
+            f"the classes are too small to hold out single images, so whole classes are held out: {' and '.join(parts)}"
+            "; none of their images is trained on, and those of each split are ranked among themselves"
         )
     if not counts[:, MONITOR].any():
         said.append("there are no monitor images, so --early-stopping has no effect" + _why(counts))
@@ -124,7 +124,5 @@ def _why(counts: np.ndarray) -> str:
 
 
 def _named(classes: Sequence[str], labels: np.ndarray) -> str:
-    more = len(labels) - MAX_NAMED_CLASSES
-    return ", ".join(classes[label] for label in labels[:MAX_NAMED_CLASSES]) + (
-        f" and {more:,} more" if more > 0 else ""
-    )
+    more = len(labels) - MAX_LISTED
+    return ", ".join(classes[label] for label in labels[:MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")

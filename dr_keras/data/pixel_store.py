@@ -1,12 +1,12 @@
-"""Decodes a catalog's images once and keeps them: (N, H, W, 3) uint8 in memory, on disk, or not at all.
+"""Decodes the images of a catalog once and stores them as (N, H, W, 3) uint8: in memory, on disk, or not at all.
 
-Three stores give the same images for the same rows:
+All stores give the same images for the same rows:
 
 - memory: an array.
-- disk: an array that is memory-mapped from the cache. It is used again while the names, sizes and times of the files
-  and the way of resizing agree, so that a second run starts at once.
-- stream: every image is decoded when it is wanted, for sets that neither memory nor disk can hold. All are decoded once
-  before, to know which cannot be.
+- disk: a memory-mapped array in the cache. It is reused, so that a second run starts at once, as long as the names,
+  sizes and times of the files and the resizing are the same.
+- stream: each image is decoded whenever it is used, for data sets that fit neither in memory nor on disk. All images
+  are decoded once beforehand to find those that cannot be.
 """
 
 import errno
@@ -34,20 +34,22 @@ from dr_keras.data.splits import SPLIT_NAMES
 from dr_keras.errors import ImageError, InputError
 from dr_keras.progress import bar, stderr
 
-STORE_FORMAT = 2  # to be raised whenever the decoder gives other pixels for the same file
-SMALL_STORE_BYTES = 128 * 2**20  # bytes of a store that is decoded again sooner than it is worth a place on disk
+STORE_FORMAT = 2  # increase it whenever the decoder gives different pixels for the same file
+SMALL_STORE_BYTES = 128 * 2**20  # a smaller store is decoded again rather than kept on disk
 MOVE_CHUNK_IMAGES = 256
-SPARE_BYTES = 2 * 2**30  # bytes of disk that a store leaves free
+SPARE_BYTES = 2 * 2**30  # that a store leaves free on the disk
 
 
 class StreamedImages:
-    """Looks like an (N, size, size, 3) uint8 array whose images are decoded whenever they are taken.
+    """Acts like an (N, size, size, 3) uint8 array whose images are decoded whenever they are used.
 
     Args:
         files: N paths.
-        size, resize: see `dr_keras.data.images.decode`.
+        size, resize: as for `dr_keras.data.images.decode`.
 
-    An image that could be read before and cannot be any more becomes a grey square, and its name joins `lost`.
+    Attributes:
+        shape: (N, size, size, 3).
+        lost: the files that can no longer be read; each is replaced by a gray square.
     """
 
     dtype = np.dtype(np.uint8)
@@ -63,7 +65,7 @@ class StreamedImages:
         return len(self._files)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Images by a number, a slice or an array of numbers, as NumPy would take them."""
+        """Returns images by a number, a slice, or an array of numbers, as NumPy would."""
         chosen = np.arange(len(self))[rows]
         images = list(self._pool.map(self._decode, chosen.reshape(-1).tolist()))
         empty = np.empty((0, *self.shape[1:]), np.uint8)
@@ -83,21 +85,21 @@ Images = np.ndarray | StreamedImages
 def load_pixels(
     catalog: Catalog, size: int, resize: str = "stretch", *, store: str = "memory", console: Console | None = None
 ) -> tuple[Catalog, Images, dict[str, Any]]:
-    """Decodes a catalog's images and leaves out, by name, those that cannot be used.
+    """Decodes the images of a catalog, leaving out those that cannot be decoded.
 
     Args:
         catalog: N images.
-        size, resize: see `dr_keras.data.images.decode`.
-        store: one of `dr_keras.config.STORES`. 'auto' takes memory for a small set, else disk where it has room, else
-            memory where half of what is free has room, else stream.
+        size, resize: as for `dr_keras.data.images.decode`.
+        store: one of `dr_keras.config.STORES`. 'auto' chooses memory for a small data set, or else disk if it has room,
+            or else memory if half of what is available is enough, or else stream.
         console: shows the progress; standard error by default.
 
     Returns:
-        The catalog of the usable images; their pixels, (n, size, size, 3) uint8, row by row; and the data report:
-        counts per class and split, and the name and reason of every file that was skipped.
+        The catalog of the usable images; their pixels, (n, size, size, 3) uint8, row by row; and the data report, with
+        the counts per class and split, and the name and the reason of every file that was skipped.
 
     Raises:
-        InputError: no image can be read, or the disk is full.
+        InputError: no image can be decoded, or the disk is full.
     """
     console = console or stderr()
     kind = _choose_store(len(catalog) * size * size * 3) if store == "auto" else store
@@ -127,12 +129,12 @@ def _choose_store(size: int) -> Literal["memory", "disk", "stream"]:
         if os.access(cache_folder(), os.W_OK) and size + SPARE_BYTES <= shutil.disk_usage(cache_folder()).free:
             return "disk"
     except OSError:
-        pass  # no cache to be had: the other two need none
+        pass  # there is no cache; the other stores need none
     return "memory" if size <= psutil.virtual_memory().available // 2 else "stream"
 
 
 def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
-    """The rows that did not fail, moved together in place."""
+    """The rows that did not fail, moved up in place."""
     if not failures:
         return pixels
     good = np.setdiff1d(np.arange(len(pixels)), np.fromiter(failures, np.int64))
@@ -145,7 +147,7 @@ def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
 def _kept(
     catalog: Catalog, files: list[str], size: int, resize: str, kind: str, console: Console
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """The pixels from the cache, made first where they are not there, and the failures; no pixels for 'stream'."""
+    """The pixels from the cache, which are decoded first if necessary, and the failures; no pixels for 'stream'."""
     place = f"{zlib.crc32(str(catalog.source).encode(errors='surrogateescape')):08x}-{size}-{resize}-{kind}"
     folder = cache_folder() / "pixels" / f"{place}-{_fingerprint(catalog, files, size, resize)}"
     try:
@@ -153,18 +155,18 @@ def _kept(
         with _one_at_a_time(folder.parent / f"{place}.lock", console):
             try:
                 return _open_store(folder, size, kind)
-            except (OSError, ValueError, KeyError):  # not there, or damaged
+            except (OSError, ValueError, KeyError):  # missing, or damaged
                 shutil.rmtree(folder, ignore_errors=True)
-            # Stores of files that have changed (who has one open keeps it), and what a killed process left half-made.
+            # Stores of files that have changed (open ones stay usable), and what a killed process left behind.
             for old in (*folder.parent.glob(f"{place}-*"), *folder.parent.glob(f".{place}-*")):
                 shutil.rmtree(old, ignore_errors=True)
             with new_folder(folder, replace=False) as temporary:
-                _make_store(temporary, files, size, resize, kind, console)
+                _write_store(temporary, files, size, resize, kind, console)
             return _open_store(folder, size, kind)
     except OSError as error:
         raise InputError(
-            f"the decoded images cannot be kept in {folder.parent}: {error.strerror}; take --store memory or "
-            "stream, or another cache by DR_KERAS_CACHE"
+            f"the decoded images cannot be stored in {folder.parent}: {error.strerror}; use --store memory or stream, "
+            "or set DR_KERAS_CACHE to another folder"
         ) from error
 
 
@@ -175,11 +177,11 @@ def _open_store(folder: Path, size: int, kind: str) -> tuple[np.ndarray, dict[in
     if not shape[0]:
         return np.empty(shape, np.uint8), failures
     if (folder / "pixels").stat().st_size < np.prod(shape):
-        raise ValueError("pixels is cut off")
+        raise ValueError("the file is truncated")
     return np.memmap(folder / "pixels", np.uint8, "r", shape=shape), failures
 
 
-def _make_store(folder: Path, files: list[str], size: int, resize: str, kind: str, console: Console) -> None:
+def _write_store(folder: Path, files: list[str], size: int, resize: str, kind: str, console: Console) -> None:
     pixels = np.empty((0, size, size, 3), np.uint8)
     if kind == "disk":
         with open(folder / "pixels", "wb") as file:
@@ -195,17 +197,17 @@ def _make_store(folder: Path, files: list[str], size: int, resize: str, kind: st
 
 
 def _allocate(descriptor: int, length: int) -> None:
-    """Gives an empty file its length, so that a full disk is an error now and not a signal while it is written."""
+    """Allocates an empty file on the disk, so that a full disk is an error now rather than SIGBUS later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, length)
         return
-    if length > shutil.disk_usage(cache_folder()).free:  # macOS and Windows reserve no room
+    if length > shutil.disk_usage(cache_folder()).free:  # macOS and Windows do not allocate in advance
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, length)
 
 
 def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> str:
-    """Changes when a file is added, removed, renamed or written, and with the way that images are resized."""
+    """A hash that changes if a file is added, removed, renamed or written, or if the resizing is different."""
     described = np.full((len(files), 2), -1, np.int64)
     for row, file in enumerate(files):
         try:
@@ -221,12 +223,12 @@ def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> 
 
 @contextmanager
 def _one_at_a_time(file: Path, console: Console) -> Iterator[None]:
-    """Waits while another process makes the same store."""
+    """Waits while another process builds the same store."""
     lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        console.print("waiting for another run that reads the same images")
+        console.print("waiting for another run that is reading the same images")
         lock.acquire()
     try:
         yield
@@ -240,8 +242,8 @@ def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     notes = [*catalog.notes, *held_out.notes(catalog.classes, table)]
     if catalog.missing:
         notes.append(
-            f"{len(catalog.missing)} held-out images do not exist or have a class without training images, "
-            f"{catalog.missing[0]} first"
+            f"{len(catalog.missing)} held-out images do not exist or are of a class without training images, "
+            f"first {catalog.missing[0]}"
         )
     return {
         "root": str(catalog.root),

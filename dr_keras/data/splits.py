@@ -138,8 +138,8 @@ def _check_held_out_alone(
     if splits:
         raise InputError(
             f"{place} contains {_listed([f'{name}/' for name in sorted(folders)])} and no train/, which can be read in "
-            f"two ways: {_listed([f'{name}/' for name in held])} as held-out images, or every folder as a class. If they "
-            "are held out, put the classes to train on into a folder train/; if they are classes, rename them"
+            f"two ways: {_listed([f'{name}/' for name in held])} as held-out images, or every folder as a class. If "
+            "they are held out, put the classes to train on into a folder train/; if they are classes, rename them"
         )
 
 

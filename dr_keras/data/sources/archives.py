@@ -1,4 +1,4 @@
-"""Unpacks zip and tar archives into a folder that appears complete or not at all."""
+"""Unpacks zip and tar archives into folders that appear complete or not at all."""
 
 import shutil
 import tarfile
@@ -9,14 +9,14 @@ from pathlib import Path
 from dr_keras.atomic_files import cache_folder, new_folder
 from dr_keras.errors import InputError
 
-JUNK = "__MACOSX"  # what macOS adds to its zip files
+MACOS_METADATA = "__MACOSX"  # a folder that macOS adds to its zip files
 
 
 def archive_folder(file: Path) -> Path:
-    """The unpacked content of an archive, in the cache; unpacked again when the archive has changed.
+    """Returns a folder in the cache with the content of an archive, which is unpacked again if it has changed.
 
     Raises:
-        InputError: as `unpack`.
+        InputError: as for `unpack`.
     """
     file = file.resolve()
     status = file.stat()
@@ -31,17 +31,21 @@ def archive_folder(file: Path) -> Path:
 
 
 def is_archive(file: Path) -> bool:
-    """Whether a file is a zip or tar archive, by its content."""
+    """Returns whether the content of a file is a zip or tar archive."""
     return zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpacks an archive so that its data set lies in `folder`: a single top folder around it is taken away.
+    """Unpacks an archive into a folder, without the single folder that may surround its content.
 
-    Nothing is written outside of `folder`, whatever names the archive holds.
+    Nothing is written outside of `folder`, whatever names the archive contains.
+
+    Args:
+        file: a zip or tar file.
+        folder: the folder to make.
 
     Raises:
-        InputError: the archive is damaged, encrypted or climbs out of its folder, or the disk is too small.
+        InputError: the archive is damaged, encrypted, or has names outside of its folder, or the disk is too small.
     """
     try:
         with new_folder(folder, replace=False) as temporary:
@@ -50,7 +54,7 @@ def unpack(file: Path, folder: Path) -> None:
             else:
                 with tarfile.open(file) as tar:
                     tar.extractall(temporary, filter=_tar_filter)
-            _take_away_top(temporary)
+            _remove_top(temporary)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
         raise InputError(f"{file} cannot be unpacked to {folder.parent}: {error}") from error
 
@@ -60,29 +64,29 @@ def _unzip(file: Path, folder: Path) -> None:
         needed = sum(member.file_size for member in archive.infolist())
         free = shutil.disk_usage(folder).free
         if needed > free:
-            raise OSError(f"it needs {needed:,} bytes and {free:,} are free")
+            raise OSError(f"it needs {needed:,} bytes, but only {free:,} are free")
         for member in archive.infolist():
             member.filename = _with_slashes(member.filename)
-            archive.extract(member, folder)  # drops '..' and absolute prefixes from names, and checks each CRC
+            archive.extract(member, folder)  # removes '..' and absolute prefixes from names, and checks each CRC
 
 
 def _tar_filter(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Refuses absolute names, '..', links outside and devices."""
+    """Rejects absolute names, '..', links to the outside, and devices."""
     return tarfile.data_filter(member.replace(name=_with_slashes(member.name), deep=False), folder)
 
 
 def _with_slashes(name: str) -> str:
-    """A name as some programs for Windows write it, folders parted by backslashes, as all others do."""
+    """Replaces the backslashes with which some programs for Windows separate folders."""
     return name.replace("\\", "/") if "/" not in name else name
 
 
-def _take_away_top(folder: Path) -> None:
-    shutil.rmtree(folder / JUNK, ignore_errors=True)
+def _remove_top(folder: Path) -> None:
+    shutil.rmtree(folder / MACOS_METADATA, ignore_errors=True)
     while True:
         inside = list(folder.iterdir())
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink() or inside[0].name == "train":
             return
-        top = inside[0].rename(folder / ".top")  # by another name, as it may hold one of its own
+        top = inside[0].rename(folder / ".top")  # under another name, because it may contain one of its own name
         for path in list(top.iterdir()):
             path.rename(folder / path.name)
         top.rmdir()

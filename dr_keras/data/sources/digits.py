@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits as class folders: real images that need no download."""
+"""scikit-learn's 1,797 handwritten digits as class folders: real images without a download."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def folder() -> Path:
-    """Writes the digits once as 8 x 8 grey PNGs, one folder a digit, and returns their folder.
+    """Returns the folder of the digits in the cache: 8 x 8 grayscale PNG files, one folder per digit.
 
     Raises:
-        InputError: scikit-learn, which carries the digits, is not installed.
+        InputError: scikit-learn, which contains the digits, is not installed.
     """
     root = cache_folder() / "digits"
     if root.is_dir():

@@ -1,4 +1,4 @@
-"""Other people's lists of images: a CSV file with the columns path, label and, where it likes, split."""
+"""Manifests: CSV files that list images, with the columns path, label and, optionally, split."""
 
 import csv
 import os
@@ -11,29 +11,35 @@ from dr_keras.filenames import existing
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One image: its path relative to the folder of the manifest where it lies below, its class and its split."""
+class ManifestEntry:
+    """One image of a manifest.
+
+    Attributes:
+        id: its path, relative to the folder of the manifest if it is below that folder.
+        label: its class.
+        split: TRAIN, MONITOR or VALIDATION.
+    """
 
     id: str
     label: str
     split: int
 
 
-def read_manifest(file: Path) -> list[Entry]:
-    """Reads a manifest. No image is looked at: one that does not exist is found when it is read, and reported.
+def read_manifest(file: Path) -> list[ManifestEntry]:
+    """Reads a manifest. The images are not opened, so those that do not exist are reported when they are read.
 
     Args:
-        file: CSV in UTF-8 whose first line names the columns, `path` and `label` among them. A path is relative to the
-            folder of the manifest, or absolute. `split` is train, monitor, or validation, in any case, or another name
-            of `dr_keras.data.splits` (test means validation here); without it, and where it is empty, an image is a
-            training image.
+        file: CSV in UTF-8 whose first line names the columns, including `path` and `label`. A path is absolute, or
+            relative to the folder of the manifest. `split` is train, monitor, validation, or another name in
+            `dr_keras.data.splits`, in upper or lower case; test means validation. An image without it is a training
+            image.
 
     Raises:
-        InputError: the file cannot be read, a column is absent, a row is incomplete or has another split (the message
-            gives its line), or an image is listed with two classes or splits.
+        InputError: the file cannot be read, a column is missing, a row is incomplete or has an unknown split (the
+            message gives its line), or an image is listed with two classes or splits.
     """
     root = file.parent
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ManifestEntry] = {}
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
@@ -45,16 +51,16 @@ def read_manifest(file: Path) -> list[Entry]:
                 path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
                 where = f"{file}, line {rows.line_num}"
                 if not path or not label or "\0" in path:
-                    raise InputError(f"{where}: path is {path!r} and label is {label!r}; both must be given")
+                    raise InputError(f"{where}: path is {path!r} and label is {label!r}; both are required")
                 number = NUMBER_OF_NAME.get(split.casefold() or "train")
                 if number is None:
                     raise InputError(
                         f"{where}: split is {split.casefold()!r}; expected one of {', '.join(NUMBER_OF_NAME)}"
                     )
-                entry = Entry(_id(path, root), label, number)
+                entry = ManifestEntry(_id(path, root), label, number)
                 known = entries.setdefault(entry.id, entry)
                 if known != entry:
-                    raise InputError(f"{where}: {path} has another class or split here than above")
+                    raise InputError(f"{where}: {path} has another class or split than in an earlier line")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
     if not entries:

@@ -1,6 +1,6 @@
-"""Image classification sets of TensorFlow Datasets as class folders, so that they take the same way as any images.
+"""Image classification data sets of TensorFlow Datasets as class folders, so that they are read like any others.
 
-The encoded images are written as they are, once, to the cache: nothing is decoded and encoded again.
+The encoded images are written to the cache once, as they are, without decoding and encoding them again.
 """
 
 import os
@@ -21,14 +21,17 @@ PREFIX = "tfds:"
 
 
 def tfds_folder(name: str, console: Console | None = None) -> Path:
-    """The class folders of a set, below train/ and where it has a held-out split val/; written on the first call.
+    """Returns a folder in the cache with the class folders of a data set, written on the first call.
+
+    The class folders are in train/ and, if the data set has a held-out split, in val/.
 
     Args:
-        name: as TFDS writes it, 'cifar10', 'imagenet_resized/64x64', with a version ':1.0.0' or without.
-        console: shows the progress.
+        name: the name in TFDS, such as 'cifar10' or 'imagenet_resized/64x64', with or without a version ':1.0.0'.
+        console: shows the progress; standard error by default.
 
     Raises:
-        InputError: TFDS does not know the set, cannot prepare it, or it has no single image with a single class.
+        InputError: TFDS does not know the data set or cannot prepare it, or its examples do not have exactly one image
+            and one class.
     """
     console = console or stderr()
     builder, image, label = _open(name)
@@ -43,12 +46,14 @@ def tfds_folder(name: str, console: Console | None = None) -> Path:
             for target, split in splits.items():
                 _write(builder, split, image, label, temporary / target, class_folders, console)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}; DR_KERAS_CACHE names another cache") from error
+        raise InputError(f"{folder} cannot be written: {error.strerror}; set DR_KERAS_CACHE to another one") from error
+            f"{folder} cannot be written: {error.strerror}; set DR_KERAS_CACHE to another folder"
+        ) from error
     return folder
 
 
 def _open(name: str) -> tuple[Any, str, str]:
-    """The prepared builder, and the names of its image and its label."""
+    """The prepared builder, and the names of its image feature and its label feature."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -57,14 +62,14 @@ def _open(name: str) -> tuple[Any, str, str]:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
         if "train" not in (builder.info.splits or {}):
             builder.download_and_prepare()
-    except Exception as error:  # TFDS raises what its builders and the network raise
+    except Exception as error:  # TFDS passes on whatever its builders and the network raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise InputError(f"--data {PREFIX}{name} cannot be prepared by TensorFlow Datasets: {reason}") from error
     features = builder.info.features
     images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
     labels = [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)]
-    if builder.info.supervised_keys:  # says which is meant where there are several
+    if builder.info.supervised_keys:  # decides if there are several
         wanted = set(builder.info.supervised_keys)
         images, labels = (
             [key for key in images if key in wanted] or images,
@@ -79,7 +84,7 @@ def _open(name: str) -> tuple[Any, str, str]:
 
 
 def _folder_names(classes: Iterable[str]) -> list[str]:
-    """One folder name a class: what a file system cannot hold is replaced, and what becomes equal is numbered."""
+    """One folder name per class: characters that file systems reject are replaced, and duplicates are numbered."""
     names: list[str] = []
     for number, name in enumerate(classes):
         plain = re.sub(r"[/\\\0]", "_", name).strip(". ") or str(number)
