@@ -177,6 +177,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
 
 
 @pytest.mark.jax
+@pytest.mark.slow
 def test_several_devices_and_several_hosts_compute_what_one_does(tmp_path, folders, refuse):
     env = refuse("tensorflow")  # saves the export
     one = parallel(tmp_path, folders, "one", env, devices=1)

@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import threading
-import time
 import zipfile
 
 import pytest
@@ -54,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.close()
             return
         if behaviour == "stall":
-            server.stopped.wait(60)
+            server.stopped.wait()
             return
         self.wfile.write(content[half:])
 
@@ -128,10 +127,9 @@ def test_a_server_that_stays_bad_is_a_clear_error_that_leaves_nothing(server, tr
 def test_a_server_that_falls_silent_is_given_up(server, tmp_path):
     server.behaviour = ["stall"]
     (tmp_path / "to").mkdir()
-    started = time.monotonic()
     with pytest.raises(InputError, match=r"sent nothing for 0\.5 s"):
         fetch(download.TINY_IMAGENET, tmp_path / "to", Console(quiet=True), stall_seconds=0.5, tries=1)
-    assert time.monotonic() - started < 40
+    assert not server.stopped.is_set()  # until then the server says nothing more
 
 
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, tmp_path):

@@ -439,6 +439,7 @@ def test_leaks_between_are_those_of_comparing_all(tmp_path, seed):
 
 
 @pytest.mark.skipif(not os.access(UNPACK, os.X_OK), reason="needs the shared copy of Tiny ImageNet")
+@pytest.mark.slow
 def test_tiny_imagenet_holds_the_equal_files_that_a_count_finds():
     root = Path(subprocess.run([UNPACK], check=True, capture_output=True, text=True).stdout.strip())
     by_content = defaultdict(list)

@@ -21,6 +21,7 @@ def unpack(parts, runs):
     subprocess.run(["tar", "x", "-C", str(runs)], input=b"".join(part.read_bytes() for part in parts), check=True)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()

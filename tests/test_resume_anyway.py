@@ -62,7 +62,7 @@ def events(run):
     return [event.step for event in board.Scalars("monitor/precision_at_1")]
 
 
-@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("initial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path, config, monkeypatch):
     if initial:
         train(replace(config, run="before", epochs=1, seed=3), runs=tmp_path)
