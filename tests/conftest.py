@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
+LONG = (
+    "test_backends",
+    "test_resume",
+    "test_resume_anyway",
+    "test_machine_settings",
+    "test_on_device",
+    "test_main_line",
+)
 
 
 _left_out = False  # whether slow tests are
@@ -39,6 +47,11 @@ _left_out = False  # whether slow tests are
 def pytest_configure(config: pytest.Config) -> None:
     global _left_out
     _left_out = "not slow" in config.option.markexpr
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files, as each belongs to one process and the other is not to wait for it at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def examples(count: int) -> int:
@@ -117,6 +130,7 @@ def workplace(shared: Path, folders: Path) -> Path:
                 *("--data", folders, "--run", "small", "--image-size", 32, "--backbone", "resnet10", "--width", 8),
                 *("--embedding-dim", 32, "--epochs", 2, "--steps-per-epoch", 6, "--batch-size", 16, "--shift", 2),
                 *("--monitor", 0.1, "--validation", 0.2),
+                process=True,
             )
             assert result.returncode == 0, result.stderr
     return place
@@ -249,6 +263,14 @@ def _script_here(place: Path, command: list[str]) -> subprocess.CompletedProcess
             said.append(file.read().decode(errors="backslashreplace"))
     assert isinstance(status, int), status
     return subprocess.CompletedProcess(command, status, *said)
+
+
+@pytest.fixture
+def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a training in this process export in it too, for tests that are not about the child process."""
+    from dr_keras.export.write import export
+
+    monkeypatch.setattr("dr_keras.export.export_in_child", export)
 
 
 @pytest.fixture

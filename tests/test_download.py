@@ -141,10 +141,12 @@ def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, 
     assert nothing_left(tmp_path)
 
 
-def test_offline_says_so_and_names_the_other_choices(tmp_path):
+def test_offline_says_so_and_names_the_other_choices(tmp_path, monkeypatch):
     nowhere = "http://127.0.0.1:9"  # nothing listens there, as where there is no network
     env = {"DR_KERAS_CACHE": str(tmp_path / "cache"), "HTTPS_PROXY": nowhere, "https_proxy": nowhere}
-    result = script(tmp_path, "train.py", env=env)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    result = script(tmp_path, "train.py")
     assert result.returncode == 2
     message = result.stderr.splitlines()[-1]
     assert "cs231n.stanford.edu/tiny-imagenet-200.zip cannot be reached" in message

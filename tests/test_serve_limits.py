@@ -299,8 +299,9 @@ def test_a_head_that_does_not_come(monkeypatch, place):
         (("--index", "my-index", "--root-path", "/v1/x"), "the server's own paths begin so"),
     ],
 )
-def test_flags_that_make_no_server(place, arguments, words):
-    refused_to_start(script(place, "serve.py", "--port", "0", *arguments, env={"DR_KERAS_TOKEN": ""}), words)
+def test_flags_that_make_no_server(place, arguments, words, monkeypatch):
+    monkeypatch.setenv("DR_KERAS_TOKEN", "")
+    refused_to_start(script(place, "serve.py", "--port", "0", *arguments), words)
 
 
 def refused_to_start(result, words):
