@@ -274,6 +274,15 @@ def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def jax_programs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has JAX compile without much thought, and once for all processes of the session: most of what a small run takes."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "programs"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture
 def refuse(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Makes an environment in which importing the named packages fails, for a child process."""
 
