@@ -275,7 +275,7 @@ def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def jax_programs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has JAX compile without much thought, and once for all processes of the session: most of what a small run takes."""
+    """Has JAX compile quickly, and once for all processes of the session: it is most of what a small run takes."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "programs"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
