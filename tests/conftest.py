@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def examples(count: int) -> int:
-    """So many examples for Hypothesis or Schemathesis, or a quarter of them where slow tests are left out."""
+    """So many examples, requests or changes, or a quarter of them where slow tests are left out."""
     return count // 4 if _left_out else count
 
 

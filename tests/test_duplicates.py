@@ -9,6 +9,7 @@ from collections import defaultdict
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def photo(seed: int, size: int = 64) -> Image.Image:
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
-def save(image: Image.Image, file: Path, **options: int) -> None:
+def save(image: Image.Image, file: Path, **options: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file, **options)
 

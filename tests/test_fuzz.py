@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "TGA", "PPM")  # th
 SEEDS = [draw_encoded(seed, name, kind, size) for seed, name in enumerate(("disc", "bars")) for kind in KINDS
          for size in (3, 20)]  # fmt: skip
 HEAD = b'Content-Disposition: form-data; name="image"'
-QUIET = {
+QUIET: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "database": None,

@@ -56,7 +56,7 @@ print(json.dumps({
 """
 
 
-def machine(home: Path, settings: dict | None = None, **variables: str) -> dict[str, str]:
+def machine(home: Path, settings: object = None, **variables: str) -> dict[str, str]:
     """The environment of a machine with this keras.json."""
     (home / ".keras").mkdir(parents=True)
     if settings:
@@ -69,8 +69,9 @@ def machine(home: Path, settings: dict | None = None, **variables: str) -> dict[
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("jax_programs")
-@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=[pytest.mark.jax, pytest.mark.slow])])
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.jax)])
 def test_the_machine_changes_neither_network_nor_training(backend, tmp_path, folders):
     network = {"image_size": 16, "backbone": "resnet10", "width": 4, "embedding_dim": 8, "precision": "float32"}
     steps = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "shift": 1, "pretrain_epochs": 0}
