@@ -270,7 +270,30 @@ def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has a training in this process export in it too, for tests that are not about the child process."""
     from dr_keras.export.write import export
 
-    monkeypatch.setattr("dr_keras.export.export_in_child", export)
+    def export_by_graphs(run: Run) -> dict[str, float]:
+        with running_eagerly(False):
+            return export(run)
+
+    monkeypatch.setattr("dr_keras.export.export_in_child", export_by_graphs)
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Has TensorFlow compute without graphs, for tests of a few steps: making the graphs takes longer than they do."""
+    with running_eagerly(True):
+        yield
+
+
+@contextmanager
+def running_eagerly(eager: bool) -> Iterator[None]:
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(eager)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 @pytest.fixture

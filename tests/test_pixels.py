@@ -255,6 +255,7 @@ def test_a_full_disk_is_a_clear_error_that_leaves_nothing(small_disk, folders, m
     assert not [path for path in (small_disk / "pixels").iterdir() if path.is_dir()]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_on_a_full_disk_is_one_line_and_no_run_that_looks_finished(small_disk, folders):
     command = [
         *("train.py", "--data", folders, "--run", "r", "--image-size", 16, "--backbone"),

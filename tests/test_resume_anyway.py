@@ -17,6 +17,8 @@ from dr_keras.training import run as run
 from dr_keras.training.checkpoint import read_progress
 from dr_keras.training.train import train
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 class Killed(BaseException):
     """Nothing of the library catches it."""
