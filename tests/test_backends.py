@@ -24,6 +24,7 @@ def backend(name):
     return pytest.param(name, marks=marks)
 
 
+pytestmark = pytest.mark.usefixtures("jax_programs")
 BACKENDS = [backend(name) for name in ("tensorflow", "jax", "torch")]
 
 
@@ -100,6 +101,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_whole_line_runs_on(name, tmp_path, folders):
     env = {"KERAS_BACKEND": name}
@@ -124,9 +126,10 @@ def test_the_whole_line_runs_on(name, tmp_path, folders):
 
 
 @pytest.mark.parametrize("name", [backend("jax"), backend("torch")])
+@pytest.mark.usefixtures("export_here")
 def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, folders, refuse):
     env = {"KERAS_BACKEND": name} | refuse("tensorflow", "tensorflow_datasets")
-    result = script(tmp_path, "train.py", *flags(folders, "r"), env=env)
+    result = script(tmp_path, "train.py", *flags(folders, "r", *ONLY_TRIPLETS, "--epochs", 1), env=env)
     assert result.returncode == 0, result.stderr
     assert "where it is, python train.py --export-only --run r" in result.stderr
     run = Run(tmp_path / "runs" / "r")
@@ -162,7 +165,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
         | {
             "KERAS_BACKEND": "jax",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         }
     )
     children = []
@@ -177,6 +180,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
 
 
 @pytest.mark.jax
+@pytest.mark.slow
 def test_several_devices_and_several_hosts_compute_what_one_does(tmp_path, folders, refuse):
     env = refuse("tensorflow")  # saves the export
     one = parallel(tmp_path, folders, "one", env, devices=1)

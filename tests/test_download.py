@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import threading
-import time
 import zipfile
 
 import pytest
@@ -54,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.close()
             return
         if behaviour == "stall":
-            server.stopped.wait(60)
+            server.stopped.wait()
             return
         self.wfile.write(content[half:])
 
@@ -128,10 +127,9 @@ def test_a_server_that_stays_bad_is_a_clear_error_that_leaves_nothing(server, tr
 def test_a_server_that_falls_silent_is_given_up(server, tmp_path):
     server.behaviour = ["stall"]
     (tmp_path / "to").mkdir()
-    started = time.monotonic()
     with pytest.raises(InputError, match=r"sent nothing for 0\.5 s"):
         fetch(download.TINY_IMAGENET, tmp_path / "to", Console(quiet=True), stall_seconds=0.5, tries=1)
-    assert time.monotonic() - started < 40
+    assert not server.stopped.is_set()  # until then the server says nothing more
 
 
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, tmp_path):
@@ -143,10 +141,12 @@ def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, 
     assert nothing_left(tmp_path)
 
 
-def test_offline_says_so_and_names_the_other_choices(tmp_path):
+def test_offline_says_so_and_names_the_other_choices(tmp_path, monkeypatch):
     nowhere = "http://127.0.0.1:9"  # nothing listens there, as where there is no network
     env = {"DR_KERAS_CACHE": str(tmp_path / "cache"), "HTTPS_PROXY": nowhere, "https_proxy": nowhere}
-    result = script(tmp_path, "train.py", env=env)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    result = script(tmp_path, "train.py")
     assert result.returncode == 2
     message = result.stderr.splitlines()[-1]
     assert "cs231n.stanford.edu/tiny-imagenet-200.zip cannot be reached" in message

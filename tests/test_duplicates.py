@@ -9,6 +9,7 @@ from collections import defaultdict
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def photo(seed: int, size: int = 64) -> Image.Image:
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
-def save(image: Image.Image, file: Path, **options: int) -> None:
+def save(image: Image.Image, file: Path, **options: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file, **options)
 
@@ -439,6 +440,7 @@ def test_leaks_between_are_those_of_comparing_all(tmp_path, seed):
 
 
 @pytest.mark.skipif(not os.access(UNPACK, os.X_OK), reason="needs the shared copy of Tiny ImageNet")
+@pytest.mark.slow
 def test_tiny_imagenet_holds_the_equal_files_that_a_count_finds():
     root = Path(subprocess.run([UNPACK], check=True, capture_output=True, text=True).stdout.strip())
     by_content = defaultdict(list)

@@ -286,19 +286,27 @@ def test_a_reader_in_another_process_sees_each_change_whole(index):
 
 def test_only_one_of_several_makes_an_index(tmp_path):
     code = (
-        "import sys, time; import numpy as np; from dr_keras.errors import RunError\n"
+        "import sys; import numpy as np; from dr_keras.errors import RunError\n"
         "from dr_keras.index.index import Entry, Index\n"
-        "while time.time() < float(sys.argv[2]): pass\n"
+        "print(flush=True); sys.stdin.readline()\n"
         "try: index = Index.create(sys.argv[1], 4, root='/')\n"
         "except RunError as error: sys.exit(str(error))\n"
-        "index.add([Entry('a')], np.eye(4, dtype=np.float32)[:1]); time.sleep(0.3)\n"
+        "index.add([Entry('a')], np.eye(4, dtype=np.float32)[:1]); sys.stdin.read()\n"
     )
     for turn in range(3):
         place = tmp_path / str(turn)
-        start = str(time.time() + 1)
-        children = [
-            subprocess.Popen([sys.executable, "-c", code, str(place), start], stderr=subprocess.PIPE) for _ in range(4)
-        ]
+        command = [sys.executable, "-c", code, str(place)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        children = [subprocess.Popen(command, **pipes) for _ in range(4)]
+        for child in children:
+            child.stdout.readline()
+        for child in children:
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+        for _ in range(6000):
+            if sum(child.poll() is None for child in children) <= 1:  # the one that makes it goes on writing
+                break
+            time.sleep(0.01)
         said = [child.communicate()[1].decode() for child in children]
         assert sorted(child.returncode for child in children) == [0, 1, 1, 1], said
         assert all("is being written to by" in text or "is not empty" in text for text in said if text)

@@ -21,7 +21,7 @@ def place(workplace, tmp_path):
 
 
 def say(place, *arguments, status=0):
-    result = script(place, *arguments)
+    result = script(place, *arguments, process=True)
     assert result.returncode == status, result.stderr
     return result.stdout if status in (0, 1, 3) else result.stderr
 

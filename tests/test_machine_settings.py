@@ -56,7 +56,7 @@ print(json.dumps({
 """
 
 
-def machine(home: Path, settings: dict | None = None, **variables: str) -> dict[str, str]:
+def machine(home: Path, settings: object = None, **variables: str) -> dict[str, str]:
     """The environment of a machine with this keras.json."""
     (home / ".keras").mkdir(parents=True)
     if settings:
@@ -69,6 +69,8 @@ def machine(home: Path, settings: dict | None = None, **variables: str) -> dict[
     }
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("jax_programs")
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.jax)])
 def test_the_machine_changes_neither_network_nor_training(backend, tmp_path, folders):
     network = {"image_size": 16, "backbone": "resnet10", "width": 4, "embedding_dim": 8, "precision": "float32"}

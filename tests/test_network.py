@@ -118,7 +118,7 @@ def test_batch_normalisation_moves_as_far_in_a_step_of_three_calls_as_one_call_s
     layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert layer.momentum**CALLS_PER_STEP == pytest.approx(STEP_MOMENTUM)
     model = training_network(network, SMALL)
-    model.compile("sgd")
+    model.compile("sgd", jit_compile=False)  # as in training on a CPU
     before = ops.convert_to_numpy(layer.moving_variance).copy()
     same = images(4)
     batch = dict.fromkeys(("query", "positive", "negative"), same) | {"classes": np.zeros((4, 2), np.int32)}

@@ -21,6 +21,7 @@ def unpack(parts, runs):
     subprocess.run(["tar", "x", "-C", str(runs)], input=b"".join(part.read_bytes() for part in parts), check=True)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -49,6 +50,7 @@ def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     assert apart[0] < 0.02  # half precision, at the first step after
 
 
+@pytest.mark.usefixtures("export_here")
 def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tmp_path):
     run = Run(workplace / "runs" / "small")
     parts = pack(run, tmp_path / "packed")

@@ -42,7 +42,9 @@ def values(variables):
     return {variable.path: keras.ops.convert_to_numpy(variable) for variable in variables}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=[pytest.mark.slow] if name != "muon" else []) for name in OPTIMIZERS]
+)
 @pytest.mark.parametrize(("before", "after"), [((SOFTMAX, 16), (SOFTMAX, 32)), ((SOFTMAX, 32), (TRIPLETS, 32))])
 def test_weights_proxies_and_moments_pass_on(optimizer, before, after):
     config = Config(optimizer=optimizer, progressive="16:0.3", shift=2, **SMALL)

@@ -19,7 +19,7 @@ from dr_keras.image_grid import (
 SIDE = 50
 
 
-def frame_colours(picture: Image.Image, count: int) -> list[tuple[int, ...]]:
+def frame_colours(picture: Image.Image, count: int) -> list[float | tuple[int, ...] | None]:
     step = SIDE + 2 * FRAME + GAP
     return [picture.getpixel((GAP + number * step + 1, GAP + 1)) for number in range(count)]
 

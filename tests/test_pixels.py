@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_folders
+from conftest import script, write_folders
 from rich.console import Console
 
 from dr_keras.data import decoding
@@ -256,13 +256,13 @@ def test_a_full_disk_is_a_clear_error_that_leaves_nothing(small_disk, folders, m
     assert not [path for path in (small_disk / "pixels").iterdir() if path.is_dir()]
 
 
-def test_a_run_on_a_full_disk_is_one_line_and_no_run_that_looks_finished(small_disk, folders, tmp_path):
+@pytest.mark.usefixtures("eagerly")
+def test_a_run_on_a_full_disk_is_one_line_and_no_run_that_looks_finished(small_disk, folders):
     command = [
-        *(sys.executable, ROOT / "train.py", "--data", folders, "--run", "r", "--image-size", 16, "--backbone"),
+        *("train.py", "--data", folders, "--run", "r", "--image-size", 16, "--backbone"),
         *("resnet10", "--width", 8, "--epochs", 1, "--steps-per-epoch", 3, "--batch-size", 4, "--shift", 1),
     ]
-    env = os.environ | {"DR_KERAS_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run([*map(str, command)], cwd=small_disk, capture_output=True, text=True, check=False, env=env)
+    result = script(small_disk, *command)
     assert result.returncode == 2, result.stderr
     assert "No space left on device" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -54,6 +54,7 @@ def start_and_signal(place: Path, arguments: list[str], run: Run, steps: int, nu
     return child
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken_to_the_last_digit(tmp_path, folders):
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
     result = script(tmp_path, "train.py", *flags(folders, "whole"))
@@ -108,6 +109,7 @@ run_training(Config(**json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_path, folders):
     """Stages change after 80 of 120 steps, sizes at the first epoch from 60 steps on."""
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")

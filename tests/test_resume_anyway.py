@@ -14,7 +14,10 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.runs import Run
 from dr_keras.training import callbacks
 from dr_keras.training import run as run
+from dr_keras.training.checkpoint import read_progress
 from dr_keras.training.train import train
+
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 class Killed(BaseException):
@@ -62,7 +65,7 @@ def events(run):
     return [event.step for event in board.Scalars("monitor/precision_at_1")]
 
 
-@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("initial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path, config, monkeypatch):
     if initial:
         train(replace(config, run="before", epochs=1, seed=3), runs=tmp_path)
@@ -79,6 +82,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path
     assert np.array_equal(*map(vectors_of, (whole, broken)))
     assert (broken.path / "notes.txt").exists()
     assert not list(broken.path.glob(".*"))
+    if initial:
+        return
+    config = replace(config, run="later")  # and one killed after a checkpoint, to the last digit
+    killed_at(monkeypatch, config, tmp_path, 4, saves=True)
+    later = Run(tmp_path / "later")
+    assert read_progress(later.checkpoint_file).step == 4
+    train(config, runs=tmp_path, resume=True)
+    assert rows(later) == rows(whole)
+    assert np.array_equal(*map(vectors_of, (whole, later)))
 
 
 @pytest.mark.parametrize("folder", ["none", "empty", "half written"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -211,9 +211,11 @@ def test_a_search_goes_on_while_others_write(place, writable):
 
 def test_what_comes_together_is_worked_on_together():
     sizes = []
+    begun, go_on = threading.Event(), threading.Event()
 
     def work(numbers):
-        time.sleep(0.05)
+        begun.set()
+        assert go_on.wait(60)
         if 98 in numbers:
             raise OSError("all is lost")
         return [ValueError("a bad one") if number == 99 else 10 * number for number in numbers]
@@ -225,8 +227,9 @@ def test_what_comes_together_is_worked_on_together():
         batcher.start()
         tasks = [asyncio.create_task(batcher.do(number)) for number in range(20)]
         gone = asyncio.create_task(batcher.do(50))
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(begun.wait, 60)
         gone.cancel()
+        go_on.set()
         assert await asyncio.gather(*tasks) == [10 * number for number in range(20)]
         bad, good = await asyncio.gather(batcher.do(99), batcher.do(1), return_exceptions=True)
         assert (str(bad), good) == ("a bad one", 10)

@@ -179,9 +179,9 @@ def test_serve_as_a_process(place, refuse):
                 b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body)
             )
-            time.sleep(0.5)
+            until(lambda: "dr_keras_requests_in_flight 1.0" in page.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
+            until(lambda: "Shutting down" in (place / "serve.log").read_text())
             slow.sendall(body)
             answer = b"".join(iter(lambda: slow.recv(65536), b""))
             assert answer.startswith(b"HTTP/1.1 200 "), answer[:200]
@@ -191,6 +191,14 @@ def test_serve_as_a_process(place, refuse):
     assert "Application shutdown complete" in log
     assert TOKEN not in log
     assert "Traceback" not in log
+
+
+def until(reached, seconds=60):
+    """Waits for something that is to come about."""
+    ends = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 def said(host, port, data):
@@ -224,6 +232,12 @@ def listening(place, **settings):
         thread.join()
 
 
+def answered_images(host, port):
+    """How many requests for an image have come to their end."""
+    counts = said(host, port, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
+    return sum(float(one) for one in re.findall(r"^dr_keras_requests_total\{[^}]*images/[^}]*\} (\S+)$", counts, re.M))
+
+
 def test_a_client_that_does_not_take_its_answer(place):
     Image.effect_noise((2000, 2000), 50).convert("RGB").save(place / "mine" / "disc" / "big.bmp")
     added = script(place, "index.py", "add", "mine", "--index", "my-index")
@@ -235,7 +249,7 @@ def test_a_client_that_does_not_take_its_answer(place):
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.connect((host, port))
             slow.sendall(ask)
-            time.sleep(1)
+            until(lambda: answered_images(host, port) == 2)
             assert b" 200 " in said(host, port, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             slow.settimeout(20)
             got = 0
@@ -256,13 +270,14 @@ def test_a_head_that_does_not_come(monkeypatch, place):
             connection.sendall(whole)
             answer = b""
             while b'"ok"}' not in answer:
-                answer += connection.recv(65536)
+                piece = connection.recv(65536)
+                assert piece, answer
+                answer += piece
             connection.sendall(b"GET /hea")
             assert b" 408 " in connection.recv(65536)
         monkeypatch.setattr(protocol.PatientProtocol, "head_seconds", 30)
         with socket.create_connection((host, port)), socket.create_connection((host, port)):
-            time.sleep(0.1)
-            answer = said(host, port, whole)
+            answer = said(host, port, whole)  # the two were accepted before
             assert b" 503 " in answer
             assert b"retry-after: 5" in answer
 
@@ -284,8 +299,9 @@ def test_a_head_that_does_not_come(monkeypatch, place):
         (("--index", "my-index", "--root-path", "/v1/x"), "the server's own paths begin so"),
     ],
 )
-def test_flags_that_make_no_server(place, arguments, words):
-    refused_to_start(script(place, "serve.py", "--port", "0", *arguments, env={"DR_KERAS_TOKEN": ""}), words)
+def test_flags_that_make_no_server(place, arguments, words, monkeypatch):
+    monkeypatch.setenv("DR_KERAS_TOKEN", "")
+    refused_to_start(script(place, "serve.py", "--port", "0", *arguments), words)
 
 
 def refused_to_start(result, words):

@@ -41,6 +41,7 @@ def test_every_image_decodes_grey_ones_too(catalog):
     assert 0.005 < grey < 0.05
 
 
+@pytest.mark.slow
 def test_the_released_model_ranks_held_out_images_far_better_than_raw_pixels(catalog):
     chosen = {}
     for split, each in ((TRAIN, 20), (VALIDATION, 5)):
