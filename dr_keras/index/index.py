@@ -137,7 +137,8 @@ class Index(Records):
             folder: where.
             catalog: M images; train and monitor are searched, validation images are only known.
             vectors: (M, D), their embeddings, row by row.
-            model, run: as in `create`.
+            model: as in `create`.
+            run: as in `create`.
             stamps: hash, size and mtime_ns of each image's file, where they are known.
         """
         order = np.argsort(catalog.splits == VALIDATION, kind="stable").tolist()
