@@ -1,6 +1,7 @@
 # make demo: train, index, retrieve and evaluate on scikit-learn's digits, then search them with the released model;
 # make test: lint, types, and the tests that a change needs, with their coverage: 8 minutes on 2 cores;
 # make test-all: the slow tests too, as CI runs them: 20 minutes.
+# make docs: the documentation as a site in build/site.
 # All make .venv and install first, once. PYTHON names another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term \
     --cov-fail-under 90
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all lint types docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python train.py --data digits --image-size 32 --backbone resnet10 --width 16 \
@@ -33,6 +34,9 @@ lint: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+
+docs: $(VENV)/docs.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
