@@ -6,7 +6,7 @@ from conftest import script
 
 from dr_keras.errors import InputError, RunError
 from dr_keras.index.index import Entry, Index
-from dr_keras.index.umap_layout import FILE, Layout, fit_umap
+from dr_keras.index.umap_layout import LAYOUT_FILE, Layout, fit_umap
 
 RANDOM = np.random.default_rng(3)
 CENTRES = np.eye(4, 16, dtype=np.float32)
@@ -48,7 +48,7 @@ def test_it_is_kept_with_the_index_and_only_for_its_model(index):
     assert np.array_equal(kept.vectors, made.vectors)
     Layout(made.vectors, made.points, "another network").save(index.folder)
     assert Layout.load(index) is None
-    (index.folder / FILE).write_bytes(b"no map")
+    (index.folder / LAYOUT_FILE).write_bytes(b"no map")
     with pytest.raises(RunError, match="make it again"):
         Layout.load(index)
 

@@ -18,7 +18,7 @@ from dr_keras.index.exact_search import distances, nearest
 if TYPE_CHECKING:
     from dr_keras.index.index import Index
 
-FILE = "map.npz"
+LAYOUT_FILE = "map.npz"
 FIT_IMAGES = 20_000  # images that the map is fitted on: a minute on two cores
 MIN_IMAGES = 30  # fewer have no neighborhoods to lay out
 UMAP_NEIGHBORS = 15  # images that should lie near an image: UMAP's default
@@ -63,10 +63,10 @@ class Layout:
             RunError: it cannot be written.
         """
         try:
-            with new_file(folder / FILE) as temporary, temporary.open("wb") as file:
+            with new_file(folder / LAYOUT_FILE) as temporary, temporary.open("wb") as file:
                 np.savez(file, vectors=self.vectors, points=self.points, model=np.array(self.model))
         except OSError as error:
-            raise RunError(f"{folder / FILE} cannot be written: {error.strerror}") from error
+            raise RunError(f"{folder / LAYOUT_FILE} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, index: "Index") -> "Layout | None":
@@ -75,7 +75,7 @@ class Layout:
         Raises:
             RunError: it is damaged.
         """
-        file = index.folder / FILE
+        file = index.folder / LAYOUT_FILE
         try:
             with np.load(file, allow_pickle=False) as kept:
                 made = cls(kept["vectors"], kept["points"], str(kept["model"]))
