@@ -144,7 +144,7 @@ def _fetch_once(download: Download, folder: Path, advance: Callable[[int], None]
     except requests.RequestException as error:
         if _timed_out_reading(error):
             raise InputError(f"{url} sent nothing for {stall_seconds:g} s") from error
-        if received.any:
+        if received.any or isinstance(error, requests.exceptions.ChunkedEncodingError):
             raise InputError(f"the connection to {url} broke off") from error
         raise _Hopeless(f"{url} cannot be reached") from error
     except ValueError as error:

@@ -47,8 +47,6 @@ def tfds_folder(name: str, console: Console | None = None) -> Path:
                 _write(builder, split, image, label, temporary / target, class_folders, console)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; set DR_KERAS_CACHE to another one") from error
-            f"{folder} cannot be written: {error.strerror}; set DR_KERAS_CACHE to another folder"
-        ) from error
     return folder
 
 
