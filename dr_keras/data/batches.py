@@ -203,7 +203,7 @@ class ImageSource:
         return self.sampler.steps_per_epoch
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns the named inputs of global step `step`, a pure function of the sampler's seed, `step`, and the host."""
+        """Returns the named inputs of global step `step`, a function of the sampler's seed, the step, and the host."""
         drawn, seed = self.sampler.batch(step - self.begin), self.sampler.seed
         chosen, part = self.share.of(len(drawn))
         places = drawn[chosen]
