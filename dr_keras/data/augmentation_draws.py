@@ -219,7 +219,16 @@ def _translation(x: float, y: float) -> np.ndarray:
 
 
 def warp(name: str, strength: np.ndarray, side: int) -> np.ndarray:
-    """Returns maps (n, 3, 3) that rotate, shear or translate about the origin, for strengths (n,) from -1 to 1."""
+    """Returns the maps of one of the `OPERATIONS` that move pixels.
+
+    Args:
+        name: 'rotate', 'shear_x', 'shear_y', 'translate_x' or 'translate_y'.
+        strength: (n,) from -1 to 1.
+        side: the side of the images in pixels.
+
+    Returns:
+        (n, 3, 3), maps about the origin.
+    """
     matrix = np.tile(np.eye(3), (len(strength), 1, 1))
     if name == "rotate":
         sine, cosine = np.sin(MAX_ROTATE_RADIANS * strength), np.cos(MAX_ROTATE_RADIANS * strength)
@@ -236,14 +245,30 @@ def warp(name: str, strength: np.ndarray, side: int) -> np.ndarray:
 
 
 def table(name: str, strength: np.ndarray) -> np.ndarray:
-    """Returns lookup tables (n, 256) uint8 that posterize or solarize, for strengths (n,) from 0 to 1."""
+    """Returns the lookup tables of one of the `OPERATIONS`.
+
+    Args:
+        name: 'posterize' or 'solarize'.
+        strength: (n,) from 0 to 1.
+
+    Returns:
+        (n, 256) uint8.
+    """
     if name == "posterize":  # up to five of the eight bits are dropped
         return VALUES & (256 - (1 << np.rint(5 * strength).astype(int)))[:, None].astype(np.uint8)
     return np.where(256 - 192 * strength[:, None] <= VALUES, 255 - VALUES, VALUES)
 
 
 def enhance(name: str, factor: np.ndarray) -> np.ndarray:
-    """Returns maps (n, 4, 4) of (r, g, b, 1) that multiply brightness, contrast or saturation by factors (n,)."""
+    """Returns the color maps of one of the `OPERATIONS`.
+
+    Args:
+        name: 'brightness', 'contrast' or 'saturation'.
+        factor: (n,), which it is multiplied by.
+
+    Returns:
+        (n, 4, 4), maps of (r, g, b, 1).
+    """
     matrix = np.tile(np.eye(4), (len(factor), 1, 1))
     factor = factor[:, None, None]
     if name == "saturation":

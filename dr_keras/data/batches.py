@@ -220,7 +220,13 @@ class ImageSource:
 
 
 def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset":
-    """Returns the batches of the steps from `first_step` to `last_step` (exclusive), prefetched by tf.data."""
+    """Returns batches that tf.data prefetches.
+
+    Args:
+        source: makes the batches.
+        first_step: the first global step.
+        last_step: the last global step, exclusive.
+    """
     import tensorflow as tf
 
     signature = source.signature
@@ -244,10 +250,15 @@ def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset
 
 
 class BatchSequence(keras.utils.PyDataset):
-    """The batches of the steps from `first_step` to `last_step` (exclusive), in order.
+    """The batches of consecutive steps, in order.
 
     It uses its own threads rather than those of Keras (`workers`), because Keras 3.15 requests a first batch before it
     starts, and its threads would then continue after that one.
+
+    Args:
+        source: makes the batches.
+        first_step: the first global step.
+        last_step: the last global step, exclusive.
     """
 
     def __init__(self, source: Source, first_step: int, last_step: int) -> None:
@@ -277,7 +288,16 @@ class BatchSequence(keras.utils.PyDataset):
 
 
 def batches(source: Source, first_step: int, last_step: int) -> Any:
-    """Returns the batches for `fit`: a tf.data dataset on TensorFlow, a `BatchSequence` on JAX and PyTorch."""
+    """Returns batches in the form that `fit` takes.
+
+    Args:
+        source: makes the batches.
+        first_step: the first global step.
+        last_step: the last global step, exclusive.
+
+    Returns:
+        A tf.data dataset on TensorFlow, a `BatchSequence` on JAX and PyTorch.
+    """
     if keras.backend.backend() == "tensorflow":
         return dataset(source, first_step, last_step)
     return BatchSequence(source, first_step, last_step)
