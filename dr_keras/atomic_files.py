@@ -142,13 +142,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Writes a value as indented JSON, atomically.
+
+    Args:
+        path: the file; its folder is created if necessary.
+        value: anything that `json.dumps` accepts.
+    """
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes `array` as .npy, atomically and without pickle."""
+    """Writes an array as .npy, atomically and without pickle.
+
+    Args:
+        path: the file; its folder is created if necessary.
+        array: an array of numbers.
+    """
     with new_file(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
 

@@ -1,4 +1,4 @@
-"""Loads Keras when something needs it and not before, and has it compute by dr_keras's settings, not the machine's."""
+"""Imports Keras only when it is needed, and makes it compute with fixed settings rather than those of the machine."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from dr_keras.errors import InputError, MissingPackage
 
 BACKENDS = ("tensorflow", "jax", "torch")
-# What keras.json, the environment or the process may have set otherwise, and what networks are made and run with here.
+# Networks are built and run with these settings, whatever keras.json, the environment, or the process has set.
 SHARED_SETTINGS = {
     "floatx": "float32",
     "epsilon": 1e-7,
@@ -23,35 +23,35 @@ SHARED_SETTINGS = {
     "max_epochs": None,
     "max_steps_per_epoch": None,
 }
-# Lines of C++ code that TensorFlow and JAX run while they are loaded.
+# Log lines of the C++ code that TensorFlow and JAX run while they are imported.
 LOG_LINE = re.compile(
     rb"[IWE]\d{4} |\d{4}-\d\d-\d\d [\d:.]+: [IWE] |WARNING: All log messages before absl|To enable the following instr"
 )
 
 _importing = threading.Lock()
 _settings = threading.Lock()
-_inside = 0  # how many `keras_defaults` are entered, in all threads
-_outside: dict[str, Any] = {}  # the shared settings as they were before the first of them
+_inside = 0  # the number of active `keras_defaults` blocks, in all threads
+_outside: dict[str, Any] = {}  # the shared settings before the first of them
 
 
 class _Thread(threading.local):
-    inside = 0  # how many of them this thread has entered
+    inside = 0  # the number of active blocks of this thread
 
 
 _thread = _Thread()
 
 
 def import_framework(backend: str | None = None) -> None:
-    """Imports Keras with its backend, without the lines that TensorFlow's C++ code prints while it is loaded.
+    """Imports Keras and its backend, without the log lines of TensorFlow's C++ code.
 
-    The environment is afterwards as it was. Where Keras is imported already, nothing is done but to look which backend
-    it has. May be called by several threads.
+    The environment is not changed. If Keras is already imported, only its backend is checked. Safe to call from several
+    threads.
 
     Args:
-        backend: which one, where KERAS_BACKEND does not say otherwise.
+        backend: the backend to use if KERAS_BACKEND is not set.
 
     Raises:
-        InputError: the backend that is set is unknown or cannot train, or another setting that Keras reads is bad.
+        InputError: the configured backend is unknown or cannot train, or another setting of Keras is invalid.
         MissingPackage: Keras or its backend is not installed.
     """
     with nullcontext() if _imported() else _importing:
@@ -68,14 +68,15 @@ def import_framework(backend: str | None = None) -> None:
 
 @contextmanager
 def keras_defaults() -> Iterator[None]:
-    """Inside, Keras computes by its own defaults, whatever keras.json, the environment or the process has set.
+    """Makes Keras use its own defaults inside the block, whatever keras.json, the environment, or the process has set.
 
-    For the process that is `SHARED_SETTINGS`, which are set back when the last thread leaves; for the thread, the dtype
-    policy and flash attention. Where the thread is inside already, its policy stays: that of a training, for one.
+    `SHARED_SETTINGS` apply to the whole process, and are restored when the last thread leaves its block. The dtype
+    policy and flash attention apply to the thread. A nested block keeps the policy of the outer one, such as that of
+    a training run.
     """
     import_framework()
     import keras
-    from keras.src.backend.common import global_state  # unlike keras.config it tells whether they were ever set
+    from keras.src.backend.common import global_state  # unlike keras.config, it tells whether they were ever set
 
     own = {name: global_state.get_global_attribute(name) for name in ("dtype_policy", "flash_attention")}
     _enter()
@@ -107,7 +108,7 @@ def _leave() -> None:
     global _inside
     with _settings:
         _inside -= 1
-        if not _inside:  # what somebody else has set meanwhile stays
+        if not _inside:  # keeps what others have set in the meantime
             _set({name: _outside[name] for name, value in _read().items() if value == SHARED_SETTINGS[name]})
 
 
@@ -125,14 +126,14 @@ def _set(values: Mapping[str, Any]) -> None:
 
 
 def _imported() -> bool:
-    """Whether Keras is imported, to the end."""
+    """Whether Keras is imported completely."""
     spec = getattr(sys.modules.get("keras"), "__spec__", None)
     return spec is not None and not getattr(spec, "_initializing", False)
 
 
 @contextmanager
 def _environment(backend: str | None) -> Iterator[None]:
-    """Sets what the import reads, where the person has not."""
+    """Sets variables that the import reads, unless the user has set them."""
     before = {name: os.environ.get(name) for name in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")}
     if backend and not before["KERAS_BACKEND"]:
         os.environ["KERAS_BACKEND"] = backend
@@ -148,19 +149,19 @@ def _environment(backend: str | None) -> Iterator[None]:
 
 
 def _config_file() -> Path:
-    """keras.json, where Keras looks for it."""
+    """The keras.json that Keras reads."""
     home = os.path.expanduser("~")
     folder = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
     return Path(os.path.expanduser(os.environ.get("KERAS_HOME", folder))) / "keras.json"
 
 
 def _wanted_backend() -> tuple[str, str]:
-    """The backend that Keras will take, and the words for where that is set."""
+    """The backend that Keras will use, and a phrase that says where it is set."""
     if name := os.environ.get("KERAS_BACKEND"):
         return name, f"KERAS_BACKEND is {name!r}"
     try:
         settings = json.loads(_config_file().read_text())
-    except (OSError, ValueError):  # Keras takes its default too
+    except (OSError, ValueError):  # Keras uses its default, too
         settings = {}
     if not isinstance(settings, dict) or "backend" not in settings:
         return BACKENDS[0], "KERAS_BACKEND is not set"
@@ -174,7 +175,7 @@ def _working() -> str:
 
 
 def _check(name: str, said: str) -> None:
-    """Raises where Keras cannot be imported with this backend, or could not train."""
+    """Raises an error if Keras cannot be imported with this backend, or cannot train with it."""
     if name not in BACKENDS:
         raise InputError(f"{said}, with which nothing can be trained; {_working()}")
     for package in ("keras", name):
@@ -187,7 +188,7 @@ def _import_keras() -> None:
     try:
         import keras  # noqa: F401
     except Exception as error:
-        # Half of it stays otherwise, with the setting that it failed at, and would be found by a second try.
+        # Otherwise a second attempt would find a partial import, with the setting that made it fail.
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "keras":
                 del sys.modules[name]
@@ -202,15 +203,15 @@ def _import_keras() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps C++ log lines from standard error; what else was written meanwhile appears afterwards.
+    """Filters C++ log lines, which ignore TF_CPP_MIN_LOG_LEVEL, out of standard error.
 
-    If what is done inside fails, all appears. TF_CPP_MIN_LOG_LEVEL takes no effect on those lines.
+    All other output appears when the block ends. If the block fails, everything appears.
     """
     if sys.stderr:
         sys.stderr.flush()
     try:
         shown = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # there is no standard error
         yield
         return
     failed = True

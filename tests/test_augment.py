@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dr_keras.data.augment_pillow import augmented, mixed
-from dr_keras.data.augmentation_draws import GREY, LUMA, Augmentation, enhance, table, warp
+from dr_keras.data.augmentation_draws import FILL_COLOR, LUMA, Augmentation, enhance, table, warp
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
@@ -88,7 +88,7 @@ def test_colour_maps_leave_what_they_should(name):
     colour = np.array([200.0, 30, 90, 1])
     unchanged, off = enhance(name, np.array([1.0, 0.0]))
     assert np.allclose(unchanged, np.eye(4))
-    expected = {"brightness": 0, "contrast": LUMA @ GREY, "saturation": LUMA @ colour[:3]}[name]
+    expected = {"brightness": 0, "contrast": LUMA @ FILL_COLOR, "saturation": LUMA @ colour[:3]}[name]
     np.testing.assert_allclose((off @ colour)[:3], expected)
 
 

@@ -68,7 +68,7 @@ def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tm
 
 
 def test_what_cannot_be_packed_is_a_clear_error(workplace, tmp_path):
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         pack(Run(tmp_path / "none"), tmp_path / "packed")
     half = Run(tmp_path / "half")
     shutil.copytree(workplace / "runs" / "small", half.path)

@@ -69,8 +69,8 @@ def test_names_that_are_no_text_reach_the_child_processes(tmp_path):
 
 
 def test_a_child_process_that_dies_is_a_clear_error(folders, monkeypatch):
-    monkeypatch.setattr(pixels.child, "command", lambda _: [sys.executable, "-c", "import os; os._exit(9)"])
-    with pytest.raises(InputError, match=r"died \(exit status 9\)"):
+    monkeypatch.setattr(decoding.subprocesses, "command", lambda _: [sys.executable, "-c", "import os; os._exit(9)"])
+    with pytest.raises(InputError, match=r"died with exit status 9"):
         decode_files([str(folders / "bars" / "bars_0.png")], 8, processes=1)
 
 

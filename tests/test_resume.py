@@ -292,4 +292,4 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, folders):
     (tmp_path / "runs").mkdir(mode=0o555)
     result = script(tmp_path, "train.py", *flags(folders, "r"))
     assert result.returncode == 2
-    assert "cannot be made" in result.stderr.splitlines()[-1]
+    assert "cannot be created" in result.stderr.splitlines()[-1]

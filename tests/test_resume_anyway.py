@@ -107,7 +107,7 @@ def test_a_run_that_was_never_started_is_started(folder, tmp_path, config):
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, config):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").touch()
-    with pytest.raises(RunError, match="exists and is no run folder"):
+    with pytest.raises(RunError, match="exists and is not a run folder"):
         train(config, runs=tmp_path, resume=True)
 
 

@@ -1,9 +1,9 @@
-"""Augmentation on the device that JAX computes on, of images that lie in its memory.
+"""Applies the augmentation of training images with JAX, on the device whose memory holds them.
 
-The same draws (`dr_keras.data.augmentation_draws`) do the same as in `dr_keras.data.augment_pillow`, but for rounding:
-Pillow rounds to whole values after each step, this only before a table is looked up and at the end. Every function
-returns at once, with an array that is still being computed, so that batches are made ahead while the network trains on
-the last.
+The same draws (`dr_keras.data.augmentation_draws`) have the same effect as in `dr_keras.data.augment_pillow`, except
+for rounding: Pillow rounds to whole values after each step, whereas this module rounds only before a table lookup and
+at the end. All functions return immediately, with an array that is still being computed, so that batches are prepared
+while the network trains on the previous one.
 """
 
 import functools
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
-from dr_keras.data.augmentation_draws import GREY, Augmentation, draw_changes, draw_mixing, draw_moves
+from dr_keras.data.augmentation_draws import FILL_COLOR, Augmentation, draw_changes, draw_mixing, draw_moves
 
 
 def to_device(pixels: np.ndarray) -> jax.Array:
-    """Puts (N, H, W, 3) uint8 images into the memory of the device."""
+    """Copies images (N, H, W, 3) uint8 to the memory of the device."""
     return jax.device_put(np.ascontiguousarray(pixels))
 
 
@@ -31,7 +31,15 @@ def augmented(
     seed: tuple[int, ...] = (),
     part: slice = slice(None),
 ) -> jax.Array:
-    """`dr_keras.data.augment_pillow.augmented` on the device: (N, H, W, 3) uint8, (B,) -> (B, size, size, 3) uint8."""
+    """Gathers and augments images on the device.
+
+    Args:
+        pixels: (N, H, W, 3) uint8, from `to_device`.
+        rows, how, size, seed, part: as for `dr_keras.data.augment_pillow.augmented`.
+
+    Returns:
+        (B, size, size, 3) uint8, or the images of `part`.
+    """
     height, width = pixels.shape[1:3]
     side = size or height
     moves: dict[str, np.ndarray] | None = None
@@ -40,15 +48,24 @@ def augmented(
     if how.only_moves and (size is None or (side, side) == (height, width)):
         return _moved(pixels, rows[part], moves)
     changes = _part(vars(draw_changes(how, len(rows), (height, width), side, seed)), part)
-    if not how.operations:  # what is the same for all images needs no place in the program
+    if not how.operations:  # tables that change nothing are left out of the program
         del changes["tables"], changes["warped"]
-    return _changed(pixels, rows[part], moves, changes, side=side, coloured=bool(how.colour or how.operations))
+    return _changed(pixels, rows[part], moves, changes, side=side, recolor=bool(how.colour or how.operations))
 
 
 def mixed(
     images: jax.Array, *, mixup: float, cutmix: float, seed: tuple[int, ...]
 ) -> tuple[jax.Array, np.ndarray, np.ndarray]:
-    """`dr_keras.data.augment_pillow.mixed` on the device; the images are there, partners and shares are NumPy's."""
+    """Mixes some images of a batch with other images of the batch on the device.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        mixup, cutmix, seed: as for `dr_keras.data.augmentation_draws.draw_mixing`.
+
+    Returns:
+        The images (B, H, W, 3) uint8 on the device, and as NumPy arrays the partner of each (B,) int64, and the share
+        that is its own (B,) float32.
+    """
     mixing = draw_mixing(len(images), images.shape[1:3], mixup=mixup, cutmix=cutmix, seed=seed)
     return _mixed(images, vars(mixing)), mixing.partner, mixing.own
 
@@ -68,9 +85,15 @@ def _moved(pixels: jax.Array, rows: Any, moves: dict[str, Any] | None) -> jax.Ar
     return pixels[rows[:, None, None], y[:, :, None], x[:, None, :]]
 
 
-@functools.partial(jax.jit, static_argnames=("side", "coloured"))
+@functools.partial(jax.jit, static_argnames=("side", "recolor"))
 def _changed(
-    pixels: jax.Array, rows: Any, moves: dict[str, Any] | None, changes: dict[str, Any], *, side: int, coloured: bool
+    pixels: jax.Array,
+    rows: Any,
+    moves: dict[str, Any] | None,
+    changes: dict[str, Any],
+    *,
+    side: int,
+    recolor: bool,
 ) -> jax.Array:
     images = _moved(pixels, rows, moves).astype(jnp.float32)
     maps = changes["maps"]
@@ -81,17 +104,17 @@ def _changed(
     out = jnp.clip(jnp.rint(out), 0, 255)
     if "tables" in changes:
         out = jax.vmap(lambda table, image: table[image])(changes["tables"], out.astype(jnp.uint8)).astype(jnp.float32)
-    if coloured:
-        colours = changes["colours"]
-        moved = jnp.einsum("bij,byxj->byxi", colours[:, :3, :3], out, precision="highest")
-        out = jnp.clip(jnp.rint(moved + colours[:, None, None, :3, 3]), 0, 255)
+    if recolor:
+        colors = changes["colors"]
+        moved = jnp.einsum("bij,byxj->byxi", colors[:, :3, :3], out, precision="highest")
+        out = jnp.clip(jnp.rint(moved + colors[:, None, None, :3, 3]), 0, 255)
     out = jnp.where(changes["mirrored"][:, None, None, None], out[:, :, ::-1], out)
     hole = _inside(changes["holes"], side, side)[..., None]
     return jnp.where(hole, changes["noise"][:, None, None, :], out.astype(jnp.uint8))
 
 
 def _resized(image: jax.Array, to_image: jax.Array, *, side: int) -> jax.Array:
-    """(H, W, 3), (2, 3) -> (side, side, 3): what the map shows, without turning; smoothed where it shrinks."""
+    """(H, W, 3), (2, 3) -> (side, side, 3): the part that the map shows, smoothed where it shrinks."""
     scale = 1.0 / jnp.stack([to_image[1, 1], to_image[0, 0]])
     translation = -jnp.stack([to_image[1, 2], to_image[0, 2]]) * scale
     return jax.image.scale_and_translate(
@@ -100,15 +123,15 @@ def _resized(image: jax.Array, to_image: jax.Array, *, side: int) -> jax.Array:
 
 
 def _warped(image: jax.Array, to_image: jax.Array, *, side: int) -> jax.Array:
-    """(H, W, 3), (2, 3) -> (side, side, 3): what the map shows, and grey from outside of the image."""
+    """(H, W, 3), (2, 3) -> (side, side, 3): what the map shows, and gray outside of the image."""
     height, width = image.shape[:2]
-    centres = jnp.arange(side) + 0.5
-    x = to_image[0, 0] * centres[None, :] + to_image[0, 1] * centres[:, None] + to_image[0, 2]
-    y = to_image[1, 0] * centres[None, :] + to_image[1, 1] * centres[:, None] + to_image[1, 2]
+    centers = jnp.arange(side) + 0.5
+    x = to_image[0, 0] * centers[None, :] + to_image[0, 1] * centers[:, None] + to_image[0, 2]
+    y = to_image[1, 0] * centers[None, :] + to_image[1, 1] * centers[:, None] + to_image[1, 2]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     places = [y - 0.5, x - 0.5]
     shown = jax.vmap(lambda channel: map_coordinates(channel, places, order=1, mode="nearest"), -1, -1)(image)
-    return jnp.where(inside[..., None], shown, jnp.array(GREY, jnp.float32))
+    return jnp.where(inside[..., None], shown, jnp.array(FILL_COLOR, jnp.float32))
 
 
 @jax.jit
@@ -121,7 +144,7 @@ def _mixed(images: jax.Array, mixing: dict[str, Any]) -> jax.Array:
 
 
 def _inside(boxes: Any, height: int, width: int) -> jax.Array:
-    """(B, 4) top, bottom, left, right -> (B, H, W) bool."""
+    """(B, 4) top, bottom, left and right -> (B, H, W) bool."""
     top, bottom, left, right = (boxes[:, edge, None, None] for edge in range(4))
     y, x = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None, :]
     return (y >= top) & (y < bottom) & (x >= left) & (x < right)

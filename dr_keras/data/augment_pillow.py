@@ -1,17 +1,25 @@
-"""Augmentation of training images, each on its own, every draw a function of a seed.
+"""Applies the augmentation of training images with NumPy and Pillow.
 
-What is drawn is drawn for a whole batch (`dr_keras.data.augmentation_draws`). Flip and shift only move pixels, so they
-are part of the gather that makes the batch; Pillow applies the rest. `dr_keras.data.augment_jax` does the same on an
+`dr_keras.data.augmentation_draws` draws it for a whole batch, as a function of a seed. Flip and shift only move pixels,
+so they are part of gathering the batch; Pillow applies the rest. `dr_keras.data.augment_jax` does the same on an
 accelerator.
 """
 
 import numpy as np
 from PIL import Image
 
-from dr_keras.data.augmentation_draws import GREY, VALUES, Augmentation, Moves, draw_changes, draw_mixing, draw_moves
+from dr_keras.data.augmentation_draws import (
+    FILL_COLOR,
+    VALUES,
+    Augmentation,
+    Moves,
+    draw_changes,
+    draw_mixing,
+    draw_moves,
+)
 from dr_keras.data.pixel_store import Images
 
-UNCHANGED = np.eye(4)
+SAME_COLORS = np.eye(4)
 
 
 def augmented(
@@ -23,24 +31,24 @@ def augmented(
     seed: tuple[int, ...] = (),
     part: slice = slice(None),
 ) -> np.ndarray:
-    """Takes images out of a store, each augmented on its own.
+    """Gathers images from a store and augments each of them independently.
 
     Args:
         pixels: (N, H, W, 3) uint8, C-contiguous; may be memory-mapped or streamed.
-        rows: (B,) which images.
-        how: what is done to them.
-        size: the side of the images that are made; as in the store by default.
-        seed: the draw is a function of it, of B and of nothing else.
-        part: which of the B images to make; all by default.
+        rows: (B,) rows of the images.
+        how: the augmentation.
+        size: the side of the results in pixels; as in the store by default.
+        seed: the draw is a function of the seed, of `how` and of B only.
+        part: the part of the B images to return; all by default.
 
     Returns:
-        (B, size, size, 3) uint8, or as many as are in `part`.
+        (B, size, size, 3) uint8, or the images of `part`.
     """
     side = size or pixels.shape[1]
     if how.only_moves and (size is None or (side, side) == tuple(pixels.shape[1:3])):
         return gather(pixels, rows, flip=how.flip, shift=how.shift, seed=seed, part=part)
     changes = draw_changes(how, len(rows), pixels.shape[1:3], side, seed)
-    moved = Augmentation() if how.crop < 1 else how  # a crop flips and shifts on its own
+    moved = Augmentation() if how.crop < 1 else how  # a crop includes its own flip and shift
     source = gather(pixels, rows, flip=moved.flip, shift=moved.shift, seed=seed, part=part)
     chosen = range(len(rows))[part]
     out = np.empty((len(chosen), side, side, 3), np.uint8)
@@ -49,7 +57,7 @@ def augmented(
         if changes.warped[number]:
             coefficients = changes.maps[number].ravel().tolist()
             image = image.transform(
-                (side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=GREY
+                (side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL_COLOR
             )
         else:
             (across, _, left), (_, down, top) = changes.maps[number].tolist()
@@ -57,8 +65,8 @@ def augmented(
             image = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
         if not np.array_equal(changes.tables[number], VALUES):
             image = image.point(changes.tables[number].tolist() * 3)
-        if not np.array_equal(changes.colours[number], UNCHANGED):
-            image = image.convert("RGB", changes.colours[number, :3].ravel().tolist())
+        if not np.array_equal(changes.colors[number], SAME_COLORS):
+            image = image.convert("RGB", changes.colors[number, :3].ravel().tolist())
         made = np.asarray(image)
         out[place] = made[:, ::-1] if changes.mirrored[number] else made
         top, bottom, left, right = changes.holes[number]
@@ -69,14 +77,14 @@ def augmented(
 def mixed(
     images: np.ndarray, *, mixup: float, cutmix: float, seed: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mixes some images of a batch with others of it, as `dr_keras.data.augmentation_draws.draw_mixing` says.
+    """Mixes some images of a batch with other images of the batch.
 
     Args:
-        images: (B, H, W, 3) uint8, not changed.
-        mixup, cutmix, seed: see there.
+        images: (B, H, W, 3) uint8, not modified.
+        mixup, cutmix, seed: as for `dr_keras.data.augmentation_draws.draw_mixing`.
 
     Returns:
-        (B, H, W, 3) uint8; (B,) int64, the partner of each; and (B,) float32, the share that is still the image's own.
+        The images (B, H, W, 3) uint8, the partner of each (B,) int64, and the share that is its own (B,) float32.
     """
     mixing = draw_mixing(len(images), images.shape[1:3], mixup=mixup, cutmix=cutmix, seed=seed)
     out = images.copy()
@@ -98,18 +106,18 @@ def gather(
     seed: tuple[int, ...] = (),
     part: slice = slice(None),
 ) -> np.ndarray:
-    """Takes images out of a store, each flipped and shifted on its own.
+    """Gathers images from a store, and flips and shifts each of them independently.
 
     Args:
         pixels: (N, H, W, 3) uint8, C-contiguous; may be memory-mapped or streamed.
-        rows: (B,) which images.
-        flip: mirror each image left to right with probability 0.5.
-        shift: move each image by up to this many pixels along both axes; the border pixels are repeated.
-        seed: the draw is a function of it, of B and of nothing else.
-        part: which of the B images to make; all by default.
+        rows: (B,) rows of the images.
+        flip: whether to flip each image left to right with probability 0.5.
+        shift: the largest shift along both axes, in pixels; the border pixels are repeated.
+        seed: the draw is a function of the seed, of `flip`, `shift` and B only.
+        part: the part of the B images to return; all by default.
 
     Returns:
-        (B, H, W, 3) uint8, or as many as are in `part`.
+        (B, H, W, 3) uint8, or the images of `part`.
     """
     if not flip and not shift:
         return pixels[rows[part]]
@@ -122,12 +130,12 @@ def _moved(pixels: Images, rows: np.ndarray, moves: Moves) -> np.ndarray:
         pixels, rows = pixels[rows], np.arange(len(rows))
     batch, (height, width) = len(rows), pixels.shape[1:3]
     places = zip(rows, moves.down.tolist(), moves.right.tolist(), moves.mirrored.tolist(), strict=True)
-    # Pixels of 3 bytes, copied in rectangles: no index is computed and no byte is touched twice but at the border.
+    # Copies rectangles of 3-byte pixels, without computing indices and without touching a byte twice except at borders.
     store, out = pixels.view("V3")[..., 0], np.empty((batch, height, width), "V3")
     for image, (row, dy, dx, mirror) in zip(out, places, strict=True):
         place = image[:, ::-1] if mirror else image
         source = store[row]
-        top, bottom = min(max(0, -dy), height - 1), max(min(height, height - dy), 1)  # what stays inside, in `image`
+        top, bottom = min(max(0, -dy), height - 1), max(min(height, height - dy), 1)  # what stays inside of `image`
         left, end = min(max(0, -dx), width - 1), max(min(width, width - dx), 1)
         place[top:bottom, left:end] = source[top + dy : bottom + dy, left + dx : end + dx]
         place[:top], place[bottom:] = place[top], place[bottom - 1]

@@ -1,6 +1,7 @@
-"""Feeds training: global steps in, one dict of named inputs a batch out, by tf.data.
+"""Batches for training: a pure function of the global step, fed by tf.data or by `keras.utils.PyDataset`.
 
-A dict and not a tuple, because `fit` takes a tuple of three for inputs, targets and weights.
+A batch is a dict of named inputs rather than a tuple, because `fit` takes a tuple of three for inputs, targets and
+weights.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,25 +19,32 @@ from dr_keras.data.samplers import ImageSampler, TripletSampler
 if TYPE_CHECKING:
     import tensorflow as tf
 
-AHEAD = 3  # batches that are made before they are asked for
+PREFETCHED_BATCHES = 3  # prepared before they are requested
 THREADS = 2
 
 BRANCHES = ("query", "positive", "negative")
 
-# Streams of random numbers; the samplers use 0, 1 and 5, the branches of triplets 2 to 4.
+# Random streams; the samplers use 0, 1 and 5, the branches of triplets 2 to 4.
 _BRANCH, _IMAGE, _MIX = 2, 6, 7
 
-Signature = dict[str, tuple[tuple[int | None, ...], str]]  # name: shape and dtype
+Signature = dict[str, tuple[tuple[int | None, ...], str]]
+"""The shape and the dtype of each input, by name."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Where several hosts share a global batch, which part of it this one makes.
+    """The part of a global batch that this host makes, if several hosts share it.
 
     Attributes:
-        host, hosts: this one, of how many.
+        host: the number of this host.
+        hosts: the number of hosts.
         multiple: the global batch is filled up to a multiple of this with its own first elements, so that it can be
-            shared out over as many devices.
+            divided among as many devices.
+
+    Example:
+        >>> chosen, part = Share(host=1, hosts=2, multiple=4).of(6)
+        >>> chosen[part]
+        array([4, 5, 0, 1])
     """
 
     host: int = 0
@@ -44,14 +52,14 @@ class Share:
     multiple: int = 1
 
     def of(self, count: int) -> tuple[np.ndarray, slice]:
-        """Which of `count` elements make up the global batch, and which part of those is this host's."""
+        """Returns which of `count` elements make up the global batch, and the part of these for this host."""
         chosen = np.arange(-(-count // self.multiple) * self.multiple) % count
         share = len(chosen) // self.hosts
         return chosen, slice(self.host * share, (self.host + 1) * share)
 
 
 class Augmenter(Protocol):
-    """Takes images out of a store and changes them: `dr_keras.data.augment_pillow`, or `on_device` beside it."""
+    """A module that gathers and augments images: `dr_keras.data.augment_pillow` or `dr_keras.data.augment_jax`."""
 
     def augmented(
         self,
@@ -62,41 +70,46 @@ class Augmenter(Protocol):
         size: int | None = None,
         seed: tuple[int, ...] = (),
         part: slice = ...,
-    ) -> Any: ...
+    ) -> Any:
+        """Gathers images from a store and augments them."""
 
     def mixed(
         self, images: Any, *, mixup: float, cutmix: float, seed: tuple[int, ...]
-    ) -> tuple[Any, np.ndarray, np.ndarray]: ...
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Mixes some images of a batch with others."""
 
 
 class Source(Protocol):
     """Makes the batch of any global step."""
 
     @property
-    def signature(self) -> Signature: ...
+    def signature(self) -> Signature:
+        """The shape and the dtype of each input."""
 
     @property
-    def steps_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> int:
+        """The number of steps in which every query or image is drawn once."""
 
-    def batch(self, step: int) -> dict[str, np.ndarray]: ...
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the named inputs of global step `step`."""
 
 
 @dataclass(frozen=True)
 class TripletSource:
-    """Batches of the triplet stage: indices from the sampler, pixels from the store, augmented.
+    """Makes the batches of the triplet stage: augmented images of triplets that a sampler draws.
 
-    A batch holds `query`, `positive`, `negative`, (B, S, S, 3) uint8, and `classes`, (B, 2) int32: the query's class
-    and the negative's.
+    A batch consists of `query`, `positive`, and `negative`, (B, S, S, 3) uint8, and `classes`, (B, 2) int32, the class
+    of the query and that of the negative.
 
     Attributes:
         pixels: (N, H, W, 3) uint8, the images of all splits.
-        rows: (n,) which of them are training images.
-        sampler: draws among those n.
-        augmentation: what is done to each image.
-        size: the side S of the images; as in the store by default.
-        share: which part of a batch this host makes.
-        begin: the global step that the stage begins with; the sampler's epochs are counted from there.
-        augmenter: what takes the images out of `pixels` and augments them.
+        rows: (n,) the rows of the training images.
+        sampler: draws from these n images.
+        augmentation: the augmentation of each image.
+        size: the side S of the images in pixels; as in the store by default.
+        share: the part of a batch that this host makes.
+        begin: the first global step of the stage, from which the sampler's epochs are counted.
+        augmenter: gathers the images from `pixels` and augments them.
     """
 
     pixels: Images
@@ -110,6 +123,7 @@ class TripletSource:
 
     @property
     def signature(self) -> Signature:
+        """The shape and the dtype of each input."""
         side = self.size or self.pixels.shape[1]
         width = self.size or self.pixels.shape[2]
         images: Signature = dict.fromkeys(BRANCHES, ((None, side, width, 3), "uint8"))
@@ -117,10 +131,11 @@ class TripletSource:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of steps in which every query or image is drawn once."""
         return self.sampler.steps_per_epoch
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The named inputs of global step `step`; a pure function of the sampler's seed and of `step`."""
+        """Returns the named inputs of global step `step`, a pure function of the sampler's seed and of `step`."""
         triplets = self.sampler.batch(step - self.begin)
         chosen, part = self.share.of(len(triplets.query))
         batch = {
@@ -139,23 +154,23 @@ class TripletSource:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Batches of the softmax stage.
+    """Makes the batches of the softmax stage: augmented single images, some of them mixed with each other.
 
-    A batch holds `image`, (B, S, S, 3) uint8; `label` and `other`, (B,) int32, its class and the class of what is mixed
-    into it; and `share`, (B,) float32, how much of it is of its own class. Images are mixed with others of the part of
-    the batch that their own host makes.
+    A batch consists of `image`, (B, S, S, 3) uint8; `label` and `other`, (B,) int32, its class and that of the image
+    mixed into it; and `share`, (B,) float32, the share of its own class. Images are mixed only with others of the same
+    host.
 
     Attributes:
         pixels: (N, H, W, 3) uint8, the images of all splits.
-        rows: (n,) which of them are training images.
+        rows: (n,) the rows of the training images.
         labels: (n,) their classes.
-        sampler: draws among those n.
-        augmentation: what is done to each image.
-        mixup, cutmix: see `dr_keras.data.augment_pillow.mixed`.
-        size: the side S of the images; as in the store by default.
-        share: which part of a batch this host makes.
-        begin: the global step that the stage begins with; the sampler's epochs are counted from there.
-        augmenter: what takes the images out of `pixels` and augments them.
+        sampler: draws from these n images.
+        augmentation: the augmentation of each image.
+        mixup, cutmix: as for `dr_keras.data.augmentation_draws.draw_mixing`.
+        size: the side S of the images in pixels; as in the store by default.
+        share: the part of a batch that this host makes.
+        begin: the first global step of the stage, from which the sampler's epochs are counted.
+        augmenter: gathers the images from `pixels` and augments them.
     """
 
     pixels: Images
@@ -172,6 +187,7 @@ class ImageSource:
 
     @property
     def signature(self) -> Signature:
+        """The shape and the dtype of each input."""
         side = self.size or self.pixels.shape[1]
         width = self.size or self.pixels.shape[2]
         return {
@@ -183,10 +199,11 @@ class ImageSource:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of steps in which every query or image is drawn once."""
         return self.sampler.steps_per_epoch
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The named inputs of global step `step`; a pure function of the sampler's seed, of `step` and of the host."""
+        """Returns the named inputs of global step `step`, a function of the sampler's seed, the step, and the host."""
         drawn, seed = self.sampler.batch(step - self.begin), self.sampler.seed
         chosen, part = self.share.of(len(drawn))
         places = drawn[chosen]
@@ -203,7 +220,13 @@ class ImageSource:
 
 
 def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset":
-    """The batches of the steps from `first_step` up to, not including, `last_step`, made ahead of their use."""
+    """Returns batches that tf.data prefetches.
+
+    Args:
+        source: makes the batches.
+        first_step: the first global step.
+        last_step: the last global step, exclusive.
+    """
     import tensorflow as tf
 
     signature = source.signature
@@ -221,16 +244,21 @@ def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset
         }
 
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 1  # one thread keeps up; more would take turns with the network's
+    options.threading.private_threadpool_size = 1  # one thread keeps up; more would compete with those of the network
     options.autotune.enabled = False  # there is nothing to tune
     return tf.data.Dataset.range(first_step, last_step).map(load).prefetch(2).with_options(options)
 
 
 class BatchSequence(keras.utils.PyDataset):
-    """The batches of the steps from `first_step` up to, not including, `last_step`, in order.
+    """The batches of consecutive steps, in order.
 
-    The threads are its own and not those of Keras (`workers`): Keras 3.15 looks at a first batch before it begins, and
-    its threads then go on behind that one.
+    It uses its own threads rather than those of Keras (`workers`), because Keras 3.15 requests a first batch before it
+    starts, and its threads would then continue after that one.
+
+    Args:
+        source: makes the batches.
+        first_step: the first global step.
+        last_step: the last global step, exclusive.
     """
 
     def __init__(self, source: Source, first_step: int, last_step: int) -> None:
@@ -241,24 +269,35 @@ class BatchSequence(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int:
+        """The number of batches."""
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, "batches")
-        for number in range(index, min(index + 1 + AHEAD, self._count)):
+        for number in range(index, min(index + 1 + PREFETCHED_BATCHES, self._count)):
             if number not in self._begun:
                 self._begun[number] = self._pool.submit(self._source.batch, self._first + number)
         return self._begun.pop(index).result()
 
     def on_epoch_end(self) -> None:
+        """Stops the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool, self._begun = None, {}
 
 
 def batches(source: Source, first_step: int, last_step: int) -> Any:
-    """What `fit` takes for these steps: a tf.data dataset on TensorFlow, a `BatchSequence` on JAX and torch."""
+    """Returns batches in the form that `fit` takes.
+
+    Args:
+        source: makes the batches.
+        first_step: the first global step.
+        last_step: the last global step, exclusive.
+
+    Returns:
+        A tf.data dataset on TensorFlow, a `BatchSequence` on JAX and PyTorch.
+    """
     if keras.backend.backend() == "tensorflow":
         return dataset(source, first_step, last_step)
     return BatchSequence(source, first_step, last_step)

@@ -22,7 +22,15 @@ Advance = Callable[[int], None]
 
 
 def decode_block(files: Files, size: int, resize: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Decodes a few files one after the other; see `decode_files`."""
+    """Decodes a few files one after the other.
+
+    Args:
+        files: N paths.
+        size, resize: as for `dr_keras.data.images.decode`.
+
+    Returns:
+        As `decode_files`, but black where a file failed.
+    """
     pixels = np.zeros((len(files), size, size, 3), np.uint8)
     failures = {}
     for row, file in enumerate(files):

@@ -155,13 +155,7 @@ def evaluate_run(
     """
     console = console or stderr()
     images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
-    if not images.held.any():
-        raise InputError(
-            "no image was held out, so there is no query; train with --validation 0.1, or give --data with a class "
-            "of three images or more, or ten classes of two"
-        )
-    numbers(images.vectors)
-
+    _check(images)
     result = _figures(images, model.config.seed)
     if pixels is None and (baselines or options.flip_average):
         pixels = _decode(images, model.config, console)
@@ -182,6 +176,15 @@ def evaluate_run(
     if data is None:
         _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     return result
+
+
+def _check(images: _Images) -> None:
+    if not images.held.any():
+        raise InputError(
+            "no image was held out, so there are no queries; train with --validation 0.1, or give --data with a class "
+            "of three images or more, or ten classes of two"
+        )
+    numbers(images.vectors)
 
 
 def _figures(images: _Images, seed: int) -> dict[str, Any]:

@@ -170,7 +170,16 @@ def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.nda
 
 
 def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndarray:
-    """Returns the gallery (N, D) as it is for the query whose own row is `row`."""
+    """Returns a gallery as it is for one query of a leave-one-out evaluation.
+
+    Args:
+        gallery: (N, D).
+        row: the row of the query.
+        moved: as for `evaluate`; None if no vector moves.
+
+    Returns:
+        (N, D), the gallery itself if no vector moves.
+    """
     if moved is None:
         return gallery
     there = np.array(gallery)
@@ -279,7 +288,16 @@ def triplet_distances(
 
 
 def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns the precision@30 of each class that has queries, worst first."""
+    """Tabulates the precision@30 of each class that has queries, worst first.
+
+    Args:
+        ranking: from `evaluate`.
+        classes: C folder names.
+        class_names: C names for display.
+
+    Returns:
+        A dict per class, with `class`, `class_name` and `precision@30`.
+    """
     known = np.flatnonzero(~np.isnan(ranking.class_precision))
     order = known[np.argsort(ranking.class_precision[known], kind="stable")]
     return [
@@ -293,7 +311,17 @@ def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[s
 
 
 def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 10) -> list[dict[str, Any]]:
-    """Returns the ordered pairs of classes (a, b) with the largest share of b among the results of a's queries."""
+    """Tabulates the pairs of classes that are mistaken for each other most often.
+
+    Args:
+        ranking: from `evaluate`.
+        class_names: C names for display.
+        count: the number of pairs, at most.
+
+    Returns:
+        A dict per pair, with `query`, `neighbour`, and the `share` of `neighbour` among the 30 nearest images of the
+        queries of `query`; the largest share first.
+    """
     share = ranking.confusion.copy()
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None, kind="stable")[:count]

@@ -128,7 +128,7 @@ def fetch(
 
 
 def _fetch_once(download: Download, folder: Path, advance: Callable[[int], None], stall_seconds: float) -> Path:
-    import pooch  # imported here: it takes a tenth of a second, and only the first use of Tiny ImageNet needs it
+    import pooch  # type: ignore[import-untyped]  # only here: importing it takes time, and it is rarely needed
     import requests
 
     received = _Received(download.size, advance)
@@ -144,7 +144,7 @@ def _fetch_once(download: Download, folder: Path, advance: Callable[[int], None]
     except requests.RequestException as error:
         if _timed_out_reading(error):
             raise InputError(f"{url} sent nothing for {stall_seconds:g} s") from error
-        if received.any:
+        if received.any or isinstance(error, requests.exceptions.ChunkedEncodingError):
             raise InputError(f"the connection to {url} broke off") from error
         raise _Hopeless(f"{url} cannot be reached") from error
     except ValueError as error:
