@@ -51,8 +51,8 @@ def main() -> None:
             killed += 1
             begun = (broken / "checkpoint.npz").exists()
             print(f"killed: {len(rows(broken))} rows, {'a checkpoint' if begun else 'no checkpoint yet'}", flush=True)
-    for name, more in ((broken.name, ["--resume"] if begun else ["--overwrite"]), (whole.name, [])):
-        if train(*common, "--run", name, *more).wait():
+    for name, action in ((broken.name, ["--resume"] if begun else ["--overwrite"]), (whole.name, [])):
+        if train(*common, "--run", name, *action).wait():
             sys.exit(f"{name} failed")
 
     one, other = rows(whole), rows(broken)
