@@ -51,9 +51,9 @@ def main() -> None:
             killed += 1
             begun = (broken / "checkpoint.npz").exists()
             print(f"killed: {len(rows(broken))} rows, {'a checkpoint' if begun else 'no checkpoint yet'}", flush=True)
-    for arguments in ((broken.name, "--resume" if begun else "--overwrite"), (whole.name,)):
-        if train(*common, "--run", *arguments).wait():
-            sys.exit(f"{arguments[0]} failed")
+    for name, action in ((broken.name, ["--resume"] if begun else ["--overwrite"]), (whole.name, [])):
+        if train(*common, "--run", name, *action).wait():
+            sys.exit(f"{name} failed")
 
     one, other = rows(whole), rows(broken)
     vectors, others = (np.array(Index.open(run / "index").vectors) for run in (whole, broken))

@@ -169,7 +169,7 @@ def test_class_names_that_are_not_utf8(place, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for name, *arguments in (
-        ("evaluate.py", "--run", "odd"),
+        ("evaluate.py", "--run", "odd", "--no-baselines"),
         ("retrieve.py", "--run", "odd", "--query", "bars_0.png", "--save", "x.png"),
         ("index.py", "stats", "--run", "odd"),
     ):

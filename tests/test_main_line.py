@@ -261,10 +261,12 @@ def test_evaluate_prints_tables(workplace):
         assert text in result.stdout
 
 
-def test_export_only_makes_the_exports_again(workplace, run):
+@pytest.mark.usefixtures("export_here")
+def test_export_only_makes_the_exports_again(run, tmp_path):
+    run = Run(shutil.copytree(run.path, tmp_path / "runs" / "small"))
     shutil.rmtree(run.saved_model)
     run.litert_file.unlink()
-    result = script(workplace, "train.py", "--export-only", "--run", "small")
+    result = script(tmp_path, "train.py", "--export-only", "--run", "small")
     assert result.returncode == 0, result.stderr
     assert run.litert_file.is_file()
     assert (run.saved_model / "saved_model.pb").is_file()

@@ -235,7 +235,7 @@ def listening(place, **settings):
 def answered_images(host, port):
     """How many requests for an image have come to their end."""
     counts = said(host, port, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
-    return sum(float(one) for one in re.findall(r"^dr_keras_requests_total\{[^}]*images/[^}]*\} (\S+)$", counts, re.M))
+    return sum(float(one) for one in re.findall(r"^dr_keras_requests_total\{.*images/.*\} (\S+)$", counts, re.M))
 
 
 def test_a_client_that_does_not_take_its_answer(place):
