@@ -16,7 +16,8 @@ from typing import Any
 from dr_keras.atomic_files import read_json, write_json
 from dr_keras.backend import import_framework
 from dr_keras.cli.errors import run
-from dr_keras.config import Config, add_flags, parse
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import Config
 from dr_keras.errors import InputError
 from dr_keras.export import export_in_child
 from dr_keras.runs import RUNS, Run, open_run, starting_from

@@ -28,7 +28,8 @@ import numpy as np
 from machine import machine, spread
 
 from dr_keras.backend import import_framework
-from dr_keras.config import Config, add_flags, parse
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import Config
 
 if TYPE_CHECKING:
     from dr_keras.training.phases import Phase
@@ -78,7 +79,7 @@ def count(config: Config, options: argparse.Namespace) -> None:
     seen, seconds = images * course[-1].last_step, 60 * options.minutes
     print(f"{config.epochs} epochs: {seen / 1e6:.1f} million images, {total:.2e} operations; ", end="")
     print(f"{options.minutes:g} min ask for {total / seconds / 1e12:.0f} TFLOP/s")
-    how = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    how = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
     shape, took = (config.image_size, config.image_size), []
     for number in range(50):
         started = time.perf_counter()
@@ -93,7 +94,7 @@ def phases_of(config: Config, images: int) -> "tuple[Phase, ...]":
     from dr_keras.training.phases import phases
 
     batch = config.batch_size
-    return phases(config, {"softmax": -(-images // (3 * batch)), "triplets": -(-images // batch)})
+    return phases(config, config.sizes, {"softmax": -(-images // (3 * batch)), "triplets": -(-images // batch)})
 
 
 def devices() -> str:
@@ -145,7 +146,7 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
     from dr_keras.training.devices import set_up_devices
     from dr_keras.training.run import training_sources
 
-    set_up_devices(config)
+    set_up_devices(config, batch_size=config.batch_size, store=config.store)
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (options.kept, config.image_size, config.image_size, 3), np.uint8)
     sources = training_sources(
@@ -161,7 +162,14 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
     for phase in course:
         with training_precision(config):
             network = embedding_network(config, size=phase.size)
-            model = compiled_model(config, network, course[-1].last_step, CLASSES, phase.stage)
+            model = compiled_model(
+                network,
+                ranking=config,
+                optimizer=config,
+                steps=course[-1].last_step,
+                classes=CLASSES,
+                stage=phase.stage,
+            )
         source = dataclasses.replace(sources[phase.stage], size=phase.size)
         started = time.perf_counter()
         alone, first = fitted(model, Constant(source.batch(0)), options.seconds)

@@ -72,7 +72,7 @@ class Clock(keras.callbacks.Callback):
 
 def compare(config: Config, source: TripletSource, rounds: int, seconds: float) -> None:
     """Prints the images/s of both fits, taking turns, and the ratio of each turn."""
-    model = compiled_model(config, initial_network(config), steps=10_000)
+    model = compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10_000)
     constant = tf.data.Dataset.from_tensors(source.batch(0)).repeat().prefetch(2)
     images = 3 * config.batch_size
 

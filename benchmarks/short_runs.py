@@ -19,7 +19,8 @@ import numpy as np
 from machine import machine
 
 from dr_keras.backend import import_framework
-from dr_keras.config import Config, add_flags, parse
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import Config
 
 GALLERY = 20_000
 SIZE = 32
@@ -70,7 +71,9 @@ def short_run(config: Config, steps: int) -> list[str]:
     with training_precision(config):
         network = embedding_network(config, size=SIZE)
         network.set_weights(initial_network(config).get_weights())
-        model = compiled_model(config, network, steps, len(catalog.classes), SOFTMAX)
+        model = compiled_model(
+            network, ranking=config, optimizer=config, steps=steps, classes=len(catalog.classes), stage=SOFTMAX
+        )
     losses: list[float] = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(float(logs["loss"])))
     started = time.monotonic()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dr_keras.atomic_files import write_json
-from dr_keras.config import ARCHITECTURE, Config, flags
+from dr_keras.config import ARCHITECTURE, Config
 from dr_keras.errors import RunError
+from dr_keras.options import flags
 from dr_keras.version import __version__
 
 RUN_FORMAT = 1

@@ -70,7 +70,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
         "rows = catalog.rows(TRAIN)\n"
         "sampler = TripletSampler(catalog.labels[rows], config.batch_size, 0)\n"
         "source = TripletSource(pixels, rows, sampler, Augmentation(True, 1))\n"
-        "model = compiled_model(config, initial_network(config), 6)\n"
+        "model = compiled_model(initial_network(config), ranking=config, optimizer=config, steps=6)\n"
         "losses = [float(model.train_on_batch(source.batch(s), return_dict=True)['loss']) for s in range(6)]\n"
         "print(json.dumps(losses))\n"
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import script
 
-from dr_keras.config import RATES, Config, add_flags, parse
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import RATES, Config
 from dr_keras.errors import InputError
 from dr_keras.presets import PRESETS
 

@@ -7,7 +7,8 @@ from keras import ops
 
 from dr_keras.config import MININGS
 from dr_keras.errors import InputError
-from dr_keras.model.ranking import FARTHEST_DRAWN, NEAREST_DRAWN, TripletRanking
+from dr_keras.model.mining import FARTHEST_DRAWN, NEAREST_DRAWN
+from dr_keras.model.ranking import TripletRanking
 
 D = 6
 

@@ -187,10 +187,10 @@ def test_what_is_compiled_for_a_gpu_is_kept(tmp_path, said):
     """With a CPU that is taken for a GPU."""
     code = (
         "import jax\n"
-        "from dr_keras.config import Config\n"
+        "from dr_keras.config import RunConfig\n"
         "from dr_keras.training import devices\n"
         "devices.on_gpu = lambda: True\n"
-        "devices.set_up_devices(Config())\n"
+        "devices.set_up_devices(RunConfig(), batch_size=64)\n"
         "jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8))).block_until_ready()\n"
     )
     env = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "DR_KERAS_CACHE": str(tmp_path / "cache")}

@@ -12,7 +12,7 @@ from dr_keras.model.classifier import ClassProxies
 from dr_keras.model.network import initial_network
 from dr_keras.model.normalization import FusedBatchNormalization
 from dr_keras.training.compile import learning_rate_at, learning_rates
-from dr_keras.training.fit import Fit
+from dr_keras.training.phase_models import PhaseModels
 from dr_keras.training.phases import SOFTMAX, TRIPLETS, Phase
 
 CLASSES, BATCH = 5, 6
@@ -48,15 +48,15 @@ def values(variables):
 @pytest.mark.parametrize(("before", "after"), [((SOFTMAX, 16), (SOFTMAX, 32)), ((SOFTMAX, 32), (TRIPLETS, 32))])
 def test_weights_proxies_and_moments_pass_on(optimizer, before, after):
     config = Config(optimizer=optimizer, progressive="16:0.3", shift=2, **SMALL)
-    fit = Fit(config, None, None, {}, CLASSES, None, None, None)
+    models = PhaseModels(config, config, config, CLASSES, 10)
     network = initial_network(config)
-    model = fit._model(Phase(*before, 0, 1, 0, 2), network, 10)
+    model = models.first(Phase(*before, 0, 1, 0, 2), network)
     for _ in range(2):
         model.train_on_batch(batch_of(*before))
     embedding = model.get_layer("embedding_network").get_weights()
     proxies = model.get_layer("proxies").get_weights()
     moments = values(model.optimizer.variables)
-    following = fit._next(Phase(*after, 1, 2, 2, 2), model, network, 10, 2)
+    following = models.following(Phase(*after, 1, 2, 2, 2), model, network, 2)
     assert following is not model
     for old, new in zip(embedding, following.get_layer("embedding_network").get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -73,7 +73,7 @@ def test_weights_proxies_and_moments_pass_on(optimizer, before, after):
 def test_a_step_moves_the_statistics_as_far_in_either_stage(stage, calls):
     config = Config(progressive="none", shift=2, **SMALL)
     network = initial_network(config)
-    model = Fit(config, None, None, {}, CLASSES, None, None, None)._model(Phase(stage, 32, 0, 1, 0, 2), network, 10)
+    model = PhaseModels(config, config, config, CLASSES, 10).first(Phase(stage, 32, 0, 1, 0, 2), network)
     layers = [layer for layer in network.layers if isinstance(layer, FusedBatchNormalization)]
     assert layers
     for layer in layers:

@@ -146,7 +146,7 @@ def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_p
 
 def model(seed: int = 0) -> keras.Model:
     config = Config(**{**SMALL.to_dict(), "seed": seed})
-    return compiled_model(config, initial_network(config), steps=10)
+    return compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10)
 
 
 def batch(seed: int) -> dict[str, np.ndarray]:
@@ -186,7 +186,7 @@ def test_a_bad_checkpoint_is_a_clear_error(tmp_path):
     file.write_bytes(data)
     config = Config(**{**SMALL.to_dict(), "embedding_dim": 9})
     with pytest.raises(RunError, match="another network"):
-        restore_checkpoint(file, compiled_model(config, initial_network(config), steps=10))
+        restore_checkpoint(file, compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10))
 
 
 def test_history_drops_the_rows_that_a_checkpoint_does_not_cover(tmp_path):

@@ -9,20 +9,21 @@ import keras
 from keras import layers, ops
 
 from dr_keras.backend import keras_defaults
-from dr_keras.config import BACKBONES, Config
+from dr_keras.config import BACKBONES, NetworkConfig, RankingConfig
 from dr_keras.errors import RunError
 from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import LAST, backbone
 from dr_keras.model.classifier import ClassProxies, CosineClassifier
+from dr_keras.model.distances import mean_distance_to_others
 from dr_keras.model.normalization import L2Normalization
-from dr_keras.model.ranking import TripletRanking, mean_distance_to_others
+from dr_keras.model.ranking import TripletRanking
 
 PAPER_SIZE = 225  # pixels a side in the paper's figure 3
 LOW_RESOLUTION_MAPS = 96
 
 
 @keras_defaults()
-def embedding_network(config: Config, *, size: int | None = None, weights: bool = True) -> keras.Model:
+def embedding_network(config: NetworkConfig, *, size: int | None = None, weights: bool = True) -> keras.Model:
     """Builds the network that makes an embedding of an image.
 
     The ConvNet path and, with `config.multiscale`, the two low-resolution paths are each L2-normalised, joined by one
@@ -30,8 +31,8 @@ def embedding_network(config: Config, *, size: int | None = None, weights: bool 
 
     Args:
         config: the settings.
-        size: the side of the images it takes, `config.image_size` by default. Networks of several sizes have the same
-            weights and, but for the resolution, do the same; smaller ones are for training (`config.progressive`).
+        size: side of the images in pixels, `config.image_size` by default. Networks of all sizes have the same weights
+            and differ in nothing but the resolution; the smaller ones are for training on growing images.
         weights: whether `config.weights` are loaded; random ones are quicker where others are set at once.
 
     Returns:
@@ -66,7 +67,7 @@ def embedding_network(config: Config, *, size: int | None = None, weights: bool 
 
 
 @keras_defaults()
-def initial_network(config: Config) -> keras.Model:
+def initial_network(config: NetworkConfig) -> keras.Model:
     """The embedding network with the weights that training starts from; equal for equal seeds.
 
     Raises:
@@ -130,7 +131,7 @@ class StatisticsModel(keras.Model):
 
 
 @keras_defaults()
-def training_network(network: keras.Model, config: Config, classes: int | None = None) -> StatisticsModel:
+def training_network(network: keras.Model, config: RankingConfig, classes: int | None = None) -> StatisticsModel:
     """Puts three branches that share `network` before one ranking layer, and the classifier where it is kept.
 
     Args:
@@ -171,7 +172,7 @@ def training_network(network: keras.Model, config: Config, classes: int | None =
 
 
 @keras_defaults()
-def classification_network(network: keras.Model, config: Config, classes: int) -> StatisticsModel:
+def classification_network(network: keras.Model, config: RankingConfig, classes: int) -> StatisticsModel:
     """Puts the classifier on top of `network`, for the softmax stage.
 
     Args:
@@ -197,13 +198,13 @@ def classification_network(network: keras.Model, config: Config, classes: int) -
     return StatisticsModel(inputs, statistics, name="classification_network")
 
 
-def _proxies(config: Config, classes: int) -> ClassProxies:
+def _proxies(config: RankingConfig, classes: int) -> ClassProxies:
     return ClassProxies(classes, max(config.proxies, 1), config.seed, name="proxies")
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class MeanDistance(layers.Layer):
-    """`dr_keras.model.ranking.mean_distance_to_others` as a layer, without a gradient: (B, D) -> (B,)."""
+    """`dr_keras.model.distances.mean_distance_to_others` as a layer, without a gradient: (B, D) -> (B,)."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")

@@ -8,7 +8,7 @@ import numpy as np
 
 from dr_keras.atomic_files import new_file
 from dr_keras.backend import keras_defaults
-from dr_keras.config import Config
+from dr_keras.config import NetworkConfig
 from dr_keras.errors import RunError
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
@@ -27,7 +27,7 @@ def write_weights(file: Path, network: keras.Model) -> None:
 
 
 @keras_defaults()
-def read_weights(file: Path, config: Config) -> keras.Model:
+def read_weights(file: Path, config: NetworkConfig) -> keras.Model:
     """The embedding network of `config` with the weights of a file.
 
     Raises:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import keras
 
 from dr_keras.backend import keras_defaults
-from dr_keras.config import Config
+from dr_keras.config import OptimizerConfig, RankingConfig
 from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
 from dr_keras.model.network import classification_network, training_network
 from dr_keras.training.devices import on_gpu, quick_bfloat16
@@ -16,7 +16,7 @@ from dr_keras.training.phases import SOFTMAX, TRIPLETS
 
 
 @keras_defaults()
-def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+def learning_rates(config: OptimizerConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate over `steps` steps: a linear warm-up, then a cosine down to 0."""
     warmup = round(config.warmup * steps)
     if not warmup:
@@ -26,7 +26,7 @@ def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.Lea
     )
 
 
-def learning_rate_at(config: Config, steps: int, step: int) -> float:
+def learning_rate_at(config: OptimizerConfig, steps: int, step: int) -> float:
     """What `learning_rates` gives for a step, without the device, whose work it would have to wait for."""
     warmup = round(config.warmup * steps)
     if step < warmup:
@@ -37,25 +37,41 @@ def learning_rate_at(config: Config, steps: int, step: int) -> float:
 
 @keras_defaults()
 def compiled_model(
-    config: Config, network: keras.Model, steps: int, classes: int | None = None, stage: str = TRIPLETS
+    network: keras.Model,
+    *,
+    ranking: RankingConfig,
+    optimizer: OptimizerConfig,
+    steps: int,
+    classes: int | None = None,
+    stage: str = TRIPLETS,
 ) -> keras.Model:
     """The model of a stage around `network`, compiled with the optimizer and its schedule over `steps` steps.
 
     Args:
-        config: the settings.
         network: the embedding network.
+        ranking: the settings of the losses.
+        optimizer: the settings of the optimizer.
         steps: of the whole run.
         classes: how many classes there are, for the classifier and the proxies; None for triplets without them.
         stage: SOFTMAX or TRIPLETS.
     """
     if stage == SOFTMAX:
         assert classes
-        model = classification_network(network, config, classes)
+        model = classification_network(network, ranking, classes)
     else:
-        model = training_network(network, config, classes)
+        model = training_network(network, ranking, classes)
     set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
+    built = _optimizer(optimizer, steps)
+    built.build(model.trainable_variables)  # within the first step, it would have the step traced twice
+    # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
+    compiles = keras.backend.backend() == "jax" or on_gpu()
+    model.compile(built, jit_compile="auto" if compiles else False)
+    return model
+
+
+def _optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer; it has a name, because the phases know each other's optimizer variables by their paths."""
     rates = learning_rates(config, steps)
-    # Named, because the phases know each other's optimizer variables by their paths.
     if config.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(
             rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, name="sgd"
@@ -66,14 +82,10 @@ def compiled_model(
         quick = precision(config) == "mixed_bfloat16"
         optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
-    optimizer.build(model.trainable_variables)  # within the first step, it would have the step traced twice
-    # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
-    compiles = keras.backend.backend() == "jax" or on_gpu()
-    model.compile(optimizer, jit_compile="auto" if compiles else False)
-    return model
+    return optimizer
 
 
-def precision(config: Config) -> str:
+def precision(config: OptimizerConfig) -> str:
     """The Keras dtype policy that the network is trained with."""
     if config.precision != "auto":
         return config.precision
@@ -82,7 +94,7 @@ def precision(config: Config) -> str:
 
 
 @contextmanager
-def training_precision(config: Config) -> Iterator[None]:
+def training_precision(config: OptimizerConfig) -> Iterator[None]:
     """Inside, networks are built with the dtype policy of the training."""
     with keras_defaults():
         before = keras.config.dtype_policy()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import keras
 
 from dr_keras.atomic_files import cache_folder
-from dr_keras.config import Config
+from dr_keras.config import RunConfig
 from dr_keras.errors import InputError
 
 
@@ -29,8 +29,13 @@ class Devices:
         return self.host == 0
 
 
-def set_up_devices(config: Config) -> Devices:
+def set_up_devices(config: RunConfig, *, batch_size: int, store: str = "auto") -> Devices:
     """Joins the other hosts, if there are any, and spreads the batch over all devices. To be called before any network.
+
+    Args:
+        config: the hosts.
+        batch_size: triplets a step, of all devices together.
+        store: where the images are kept, one of `dr_keras.config.STORES`.
 
     Raises:
         InputError: several hosts, or images on the device, on another backend than JAX; a batch that cannot be shared
@@ -45,7 +50,7 @@ def set_up_devices(config: Config) -> Devices:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the {config.hosts} hosts did not meet at {config.coordinator}: {reason}") from error
-    if config.store == "device" and backend != "jax":
+    if store == "device" and backend != "jax":
         raise InputError(f"--store device needs JAX, and Keras runs on {backend}; set KERAS_BACKEND=jax")
     if backend == "jax" and on_gpu():
         _keep_programs()
@@ -53,22 +58,22 @@ def set_up_devices(config: Config) -> Devices:
     if len(devices) <= 1:
         keras.distribution.set_distribution(None)
         return Devices()
-    if config.store == "device":
+    if store == "device":
         raise InputError(f"--store device keeps the images on one device, and there are {len(devices)}; take another")
-    if config.batch_size % len(devices):
-        raise InputError(f"--batch-size is {config.batch_size}; it must be a multiple of the {len(devices)} devices")
+    if batch_size % len(devices):
+        raise InputError(f"--batch-size is {batch_size}; it must be a multiple of the {len(devices)} devices")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
     return Devices(config.host_index, config.hosts, len(devices))
 
 
 @contextmanager
-def devices_for(config: Config) -> Iterator[Devices]:
+def devices_for(config: RunConfig, *, batch_size: int, store: str, deterministic: bool) -> Iterator[Devices]:
     """What `set_up_devices` sets up, for the time of a training; the process is afterwards as it was before.
 
-    With `config.deterministic`, TensorFlow computes deterministically meanwhile.
+    With `deterministic`, TensorFlow computes deterministically meanwhile.
     """
-    with on_one_device(), _deterministic() if config.deterministic else nullcontext(), _own_programs():
-        yield set_up_devices(config)
+    with on_one_device(), _deterministic() if deterministic else nullcontext(), _own_programs():
+        yield set_up_devices(config, batch_size=batch_size, store=store)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Monitor:
     """
 
     def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
-        self._catalog, self.pixels, self._board, self._seed = catalog, pixels, board, seed
+        self._catalog, self.pixels, self.board, self._seed = catalog, pixels, board, seed
         self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
         self._leave_one_out = among_themselves(catalog.labels, self.queries, self.gallery)
         if self._leave_one_out:
@@ -70,7 +70,7 @@ class Monitor:
         chosen = (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")
         known = (name for name in chosen if figures[name] is not None)
         shown = {name.replace("@", "_at_"): figures[name] for name in known}  # TensorBoard takes no @
-        self._board.scalars("monitor", shown, step)
+        self.board.scalars("monitor", shown, step)
         near, far = triplet_distances(
             queries[self._answerable],
             labels[self.queries[self._answerable]],
@@ -80,12 +80,12 @@ class Monitor:
             own=self._answerable if self._leave_one_out else None,
         )
         if near.size:
-            self._board.histogram("monitor/distance_to_positives", near.ravel(), step)
-            self._board.histogram("monitor/distance_to_negatives", far.ravel(), step)
+            self.board.histogram("monitor/distance_to_positives", near.ravel(), step)
+            self.board.histogram("monitor/distance_to_negatives", far.ravel(), step)
         places = np.searchsorted(self.queries, self._shown)
         rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBOURS, places if self._leave_one_out else None)
         far = exact_distances(queries[places], gallery, rows)
-        self._board.picture("monitor/neighbours", self._picture(self.gallery[rows], far), step)
+        self.board.picture("monitor/neighbours", self._picture(self.gallery[rows], far), step)
         return figures
 
     def show_batch(self, batch: dict[str, Any], step: int) -> None:
@@ -103,7 +103,7 @@ class Monitor:
             mixed_in = f"{1 - share:.0%} {names[other]}" if share < 1 else ""
             tiles.append(Tile(from_pixels(image), (names[label], mixed_in), QUERY))
         rows = [tiles[start : start + SHOWN_TRIPLETS] for start in range(0, len(tiles), SHOWN_TRIPLETS)]
-        self._board.picture("data/images", grid(rows), step)
+        self.board.picture("data/images", grid(rows), step)
 
     def _show_triplets(self, batch: dict[str, np.ndarray], step: int) -> None:
         names = self._catalog.class_names
@@ -115,7 +115,7 @@ class Monitor:
             ]
             for branch, colour in colours.items()
         ]  # one triplet a column
-        self._board.picture("data/triplets", grid(rows), step)
+        self.board.picture("data/triplets", grid(rows), step)
 
     def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
         names, labels = self._catalog.class_names, self._catalog.labels

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dr_keras.config import Config
+from dr_keras.config import ScheduleConfig
 
 SOFTMAX, TRIPLETS = "softmax", "triplets"
 
@@ -32,24 +32,27 @@ class Phase:
         return self.first_step + (self.last_epoch - self.first_epoch) * self.steps_per_epoch
 
 
-def phases(config: Config, steps_per_epoch: dict[str, int]) -> tuple[Phase, ...]:
+def phases(
+    schedule: ScheduleConfig, sizes: tuple[tuple[int, float], ...], steps_per_epoch: dict[str, int]
+) -> tuple[Phase, ...]:
     """The phases of a run, in order.
 
     Args:
-        config: the settings.
-        steps_per_epoch: by stage; `config.steps_per_epoch` comes before it.
+        schedule: the settings.
+        sizes: the image sizes in pixels, each with its share of all steps (`Config.sizes`).
+        steps_per_epoch: by stage; `schedule.steps_per_epoch` takes precedence.
 
     Returns:
         The phases; an image size begins with the first epoch by whose beginning the smaller sizes have had their share
         of all steps. The last epoch is of the full size in any case.
     """
-    stages = [SOFTMAX] * config.softmax_epochs + [TRIPLETS] * (config.epochs - config.softmax_epochs)
-    lengths = [config.steps_per_epoch or steps_per_epoch[stage] for stage in stages]
+    stages = [SOFTMAX] * schedule.softmax_epochs + [TRIPLETS] * (schedule.epochs - schedule.softmax_epochs)
+    lengths = [schedule.steps_per_epoch or steps_per_epoch[stage] for stage in stages]
     total, step = sum(lengths), 0
     result: list[Phase] = []
     for epoch, (stage, length) in enumerate(zip(stages, lengths, strict=True)):
         last_epoch = epoch == len(stages) - 1
-        size = config.image_size if last_epoch else _size(config.sizes, step / total)
+        size = sizes[-1][0] if last_epoch else _size(sizes, step / total)
         last = result[-1] if result else None
         if last and (last.stage, last.size) == (stage, size):
             result[-1] = Phase(stage, size, last.first_epoch, epoch + 1, last.first_step, length)

@@ -5,7 +5,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from rich.console import Console
 from dr_keras import export
 from dr_keras.atomic_files import new_file, read_json, write_array, write_json
 from dr_keras.backend import keras_defaults
-from dr_keras.config import ARCHITECTURE, Config, flags
+from dr_keras.config import (
+    ARCHITECTURE,
+    Config,
+    NetworkConfig,
+    OptimizerConfig,
+    RankingConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from dr_keras.data import augment_pillow as augment
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
@@ -31,6 +39,7 @@ from dr_keras.index.file_stamps import file_stamps
 from dr_keras.index.write_index import write_index
 from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
+from dr_keras.options import flags
 from dr_keras.progress import bar, stderr
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
 from dr_keras.training import reporters
@@ -39,7 +48,8 @@ from dr_keras.training.compile import training_precision
 from dr_keras.training.devices import Devices, devices_for, on_one_device
 from dr_keras.training.fit import Fit
 from dr_keras.training.monitor import Monitor
-from dr_keras.training.phases import SOFTMAX, TRIPLETS
+from dr_keras.training.phase_models import PhaseModels
+from dr_keras.training.phases import SOFTMAX, TRIPLETS, phases
 
 SAMPLES = 64  # images kept in the run folder for checking exports
 
@@ -67,59 +77,24 @@ def run_training(
             other settings or images; the disk is full.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
-    main = config.host_index == 0
-    console = console or (stderr() if main else Console(quiet=True))
+    console = console or (stderr() if config.host_index == 0 else Console(quiet=True))
     run = _run(config, runs, overwrite=overwrite, resume=resume)
     if resume and run.finished:
         console.print(f"{run.path} is finished; there is nothing to resume")
         return run
-    with keras_defaults(), devices_for(config) as devices:
+    with (
+        keras_defaults(),
+        devices_for(
+            config.part(RunConfig),
+            batch_size=config.batch_size,
+            store=config.store,
+            deterministic=config.deterministic,
+        ) as devices,
+    ):
         if devices.count > 1:
             console.print(f"computing on {devices.count} devices of {devices.hosts} hosts")
-        _run_on(devices, config, run, runs, overwrite=overwrite, resume=resume, console=console)
+        _Training(config, run, runs, devices, console, overwrite=overwrite, resume=resume).train()
     return run
-
-
-def _run_on(
-    devices: Devices, config: Config, run: Run, runs: Path, *, overwrite: bool, resume: bool, console: Console
-) -> None:
-    """`run_training` on these devices."""
-    done = read_progress(run.checkpoint_file) if resume and run.checkpoint_file.exists() else None
-    network = _build(config)
-    if config.initial_weights and not done:
-        _start_from(network, config, runs)
-    catalog = load_catalog(
-        config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=console
-    )
-    store = "auto" if config.store == "device" else config.store  # they come to the device from there
-    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, store=store, console=console)
-    data = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
-    if done and done.data != data:
-        raise RunError(_other_images(catalog, run))
-    rows = catalog.rows(TRAIN)
-    share = Share(devices.host, devices.hosts, devices.count)
-    sources = training_sources(config, pixels, rows, catalog.labels[rows], share)
-    with (
-        _folder(run, config, main=not config.host_index, fresh=not done, overwrite=overwrite, again=resume) as place,
-        _writing(place),
-    ):
-        if not done:
-            report["leaks"] = _leaks(catalog, pixels)
-            write_json(place.report_file, report)
-        elif not config.host_index and run.config().data != config.data:  # the same images in another place
-            run.write_config(replace(run.config(), data=config.data))
-        _say_data(console, catalog, report, place)
-        _train(
-            config,
-            catalog,
-            pixels,
-            sources,
-            network,
-            place,
-            run if done else None,
-            done or Progress(0, data),
-            console,
-        )
 
 
 def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
@@ -130,16 +105,147 @@ def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
     return new_run(config, runs, overwrite=overwrite)
 
 
-@contextmanager
-def _folder(run: Run, config: Config, *, main: bool, fresh: bool, overwrite: bool, again: bool) -> Iterator[Run]:
-    """The folder to write to: the run's own, or on further hosts, which compute the same, one that is thrown away."""
-    if main:
+@dataclass(frozen=True)
+class _Images:
+    """The usable images, and what is to be said of the others; `checksum` tells whether a resumed run has the same."""
+
+    catalog: Catalog
+    pixels: Images
+    report: dict[str, Any]
+    checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What the fit has left."""
+
+    network: keras.Model
+    steps: int
+    vectors: np.ndarray  # (N, D), of all images
+    figures: dict[str, float]  # of the monitor images
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training on devices that are set up: what `run_training` does, step by step."""
+
+    config: Config
+    run: Run
+    runs: Path
+    devices: Devices
+    console: Console
+    _: KW_ONLY
+    overwrite: bool
+    resume: bool
+
+    def train(self) -> None:
+        """Trains, and leaves a finished run folder."""
+        config, run = self.config, self.run
+        done = read_progress(run.checkpoint_file) if self.resume and run.checkpoint_file.exists() else None
+        network = build_network(config)  # before anything is read or written: its settings may be bad
+        if config.initial_weights and not done:
+            _start_from(network, config, self.runs)
+        images = self._load_images()
+        if done and done.data != images.checksum:
+            raise RunError(_other_images(images.catalog, run))
+        rows = images.catalog.rows(TRAIN)
+        share = Share(self.devices.host, self.devices.hosts, self.devices.count)
+        sources = training_sources(config, images.pixels, rows, images.catalog.labels[rows], share)
+        with self._folder(fresh=not done) as folder, _writing(folder):
+            self._begin(folder, images, fresh=not done)
+            trained = self._fit(folder, images, sources, network, done)
+            if not config.host_index:
+                self._finish(folder, images, trained)
+
+    def _load_images(self) -> _Images:
+        config = self.config
+        catalog = load_catalog(
+            config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=self.console
+        )
+        store = "auto" if config.store == "device" else config.store  # they come to the device from there
+        catalog, pixels, report = load_pixels(
+            catalog, config.image_size, config.resize, store=store, console=self.console
+        )
+        checksum = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
+        return _Images(catalog, pixels, report, checksum)
+
+    @contextmanager
+    def _folder(self, *, fresh: bool) -> Iterator[Run]:
+        """The folder to write to: the run's own; on further hosts, which compute the same, one that is thrown away."""
+        if not self.config.host_index:
+            if fresh:
+                start_run(self.run, self.config, overwrite=self.overwrite, again=self.resume)
+            yield self.run
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Run(Path(folder) / self.run.path.name)
+
+    def _begin(self, folder: Run, images: _Images, *, fresh: bool) -> None:
+        """Writes what is known before the first step, and says it."""
+        config, report = self.config, images.report
         if fresh:
-            start_run(run, config, overwrite=overwrite, again=again)
-        yield run
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Run(Path(folder) / run.path.name)
+            report["leaks"] = _leaks(images.catalog, images.pixels)
+            write_json(folder.report_file, report)
+        elif not config.host_index and self.run.config().data != config.data:  # the same images in another place
+            self.run.write_config(replace(self.run.config(), data=config.data))
+        _say_data(self.console, images.catalog, report, folder)
+
+    def _fit(
+        self,
+        folder: Run,
+        images: _Images,
+        sources: dict[str, TripletSource | ImageSource],
+        network: keras.Model,
+        done: Progress | None,
+    ) -> _Trained:
+        """Trains `network`, and ranks the monitor images by what came out."""
+        config, catalog, pixels = self.config, images.catalog, images.pixels
+        schedule = config.part(ScheduleConfig)
+        progress = done or Progress(0, images.checksum)
+        board = reporters.Board(folder.tensorboard, progress.step)
+        monitor = Monitor(catalog, pixels, board, config.seed)
+        course = phases(schedule, config.sizes, {stage: source.steps_per_epoch for stage, source in sources.items()})
+        models = PhaseModels(
+            config.part(NetworkConfig),
+            config.part(RankingConfig),
+            config.part(OptimizerConfig),
+            classes=len(catalog.classes),
+            steps=course[-1].last_step,
+        )
+        fit = Fit(models, schedule, course, sources, folder, monitor, self.console)
+        try:
+            if not progress.step:
+                board.text("configuration", _markdown(config.to_dict()))
+            network, steps = fit(network, progress, self.run if done else None)
+            with on_one_device(), bar("embedding images", len(catalog), self.console) as advance:
+                vectors = embed_with_network(network, pixels, advance=advance)
+            figures = monitor.look(lambda wanted: vectors[wanted], steps)
+        finally:
+            board.close()
+        return _Trained(network=network, steps=steps, vectors=vectors, figures=figures)
+
+    def _finish(self, run: Run, images: _Images, trained: _Trained) -> None:
+        """Writes the network, the index, the samples and the exports; last the figures, which make the run finished."""
+        catalog, pixels, figures, console = images.catalog, images.pixels, trained.figures, self.console
+        with new_file(run.network_file) as temporary:
+            trained.network.save(temporary)
+        write_index(
+            run.index,
+            catalog,
+            trained.vectors,
+            model=run.fingerprint(),
+            run=run.lasting_name(),
+            stamps=file_stamps(catalog.paths()),
+        )
+        chosen = np.random.default_rng(self.config.seed).permutation(len(catalog))[:SAMPLES]
+        write_array(run.samples_file, pixels[np.sort(chosen)])
+        if figures:
+            shown = ("precision@1", "precision@30", "map@r")
+            console.print("monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in shown))
+        _say_lost(console, pixels)
+        write_json(run.metrics_file, {"steps": trained.steps, "monitor": figures, "export": _export(run, console)})
+        run.checkpoint_file.unlink(missing_ok=True)
+        console.print(f"finished: {run.path}")
 
 
 @contextmanager
@@ -167,10 +273,14 @@ def _other_images(catalog: Catalog, run: Run) -> str:
     )
 
 
-def _build(config: Config) -> keras.Model:
-    """The embedding network as training starts with it, before anything is read or written: its settings may be bad."""
-    with training_precision(config):
-        return initial_network(config)
+def build_network(config: Config) -> keras.Model:
+    """Returns the embedding network as training starts with it, in the precision of the training.
+
+    Raises:
+        InputError: the network cannot be built with these settings.
+    """
+    with training_precision(config.part(OptimizerConfig)):
+        return initial_network(config.part(NetworkConfig))
 
 
 def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
@@ -204,7 +314,7 @@ def training_sources(
         if isinstance(pixels, StreamedImages):
             raise InputError("--store device needs all images in memory, and there is no room; take --store stream")
         pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
-    strong = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    strong = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
     gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as the search will (docs/quality.md)
     triplets = TripletSampler(labels, count, config.seed, config.images_per_class)
     images = ImageSampler(len(rows), 3 * count, config.seed)
@@ -226,54 +336,6 @@ def training_sources(
             augmenter=augmenter,
         ),
     }
-
-
-def _train(
-    config: Config,
-    catalog: Catalog,
-    pixels: Images,
-    sources: dict[str, TripletSource | ImageSource],
-    network: keras.Model,
-    run: Run,
-    resume_from: Run | None,
-    progress: Progress,
-    console: Console,
-) -> None:
-    """Trains `network`, and fills the folder of `run`."""
-    board = reporters.Board(run.tensorboard, progress.step)
-    monitor = Monitor(catalog, pixels, board, config.seed)
-    try:
-        if not progress.step:
-            board.text("configuration", _markdown(config.to_dict()))
-        fit = Fit(config, run, resume_from, sources, len(catalog.classes), monitor, board, console)
-        network, steps = fit(network, progress)
-        with on_one_device(), bar("embedding images", len(catalog), console) as advance:
-            vectors = embed_with_network(network, pixels, advance=advance)
-        figures = monitor.look(lambda wanted: vectors[wanted], steps)
-    finally:
-        board.close()
-    if config.host_index:
-        return
-    with new_file(run.network_file) as temporary:
-        network.save(temporary)
-    write_index(
-        run.index,
-        catalog,
-        vectors,
-        model=run.fingerprint(),
-        run=run.lasting_name(),
-        stamps=file_stamps(catalog.paths()),
-    )
-    chosen = np.random.default_rng(config.seed).permutation(len(catalog))[:SAMPLES]
-    write_array(run.samples_file, pixels[np.sort(chosen)])
-    if figures:
-        console.print(
-            "monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in ("precision@1", "precision@30", "map@r"))
-        )
-    _say_lost(console, pixels)
-    write_json(run.metrics_file, {"steps": steps, "monitor": figures, "export": _export(run, console)})
-    run.checkpoint_file.unlink(missing_ok=True)
-    console.print(f"finished: {run.path}")
 
 
 def _export(run: Run, console: Console) -> dict[str, float]:
