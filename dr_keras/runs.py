@@ -11,11 +11,12 @@ from typing import Any
 from dr_keras.atomic_files import write_json
 from dr_keras.config import ARCHITECTURE, Config, flags
 from dr_keras.errors import RunError
+from dr_keras.invocation import command
 from dr_keras.version import __version__
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
-MODELS = Path(__file__).parent.parent / "models"  # released models, shipped with the code
+MODELS = Path(__file__).parent / "released"  # the models that come with the package
 # Settings that a resumed run may have otherwise, as they change no result: the images are compared wherever they lie.
 MAY_CHANGE = {"data", "checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
 
@@ -144,7 +145,7 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
     if name is None:
         finished = [run for run in _all_runs(runs) if run.finished]
         if not finished:
-            raise RunError(f"{runs.resolve()} holds no finished run; train one first: python train.py")
+            raise RunError(f"{runs.resolve()} holds no finished run; train one first: {command('train')}")
         # Not metrics.json: evaluation and a later export write it again.
         return max(finished, key=lambda run: run.samples_file.stat().st_mtime)
     places = (Run(runs / name), Run(MODELS / name), Run(Path(name)))
