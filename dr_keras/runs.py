@@ -11,12 +11,13 @@ from typing import Any
 from dr_keras.atomic_files import write_json
 from dr_keras.config import ARCHITECTURE, Config
 from dr_keras.errors import RunError
+from dr_keras.invocation import command
 from dr_keras.options import flags
 from dr_keras.version import __version__
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
-MODELS = Path(__file__).parent.parent / "models"  # released models, shipped with the code
+MODELS = Path(__file__).parent / "released"  # the models that come with the package
 # Settings that may differ when a run is resumed, because they do not affect the result. The images themselves are
 # compared, wherever they are.
 MAY_CHANGE = {"data", "checkpoint_minutes", "store", "hosts", "host_index", "coordinator"}
@@ -166,7 +167,7 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
     if name is None:
         finished = [run for run in _all_runs(runs) if run.finished]
         if not finished:
-            raise RunError(f"{runs.resolve()} has no finished run; train one first: python train.py")
+            raise RunError(f"{runs.resolve()} has no finished run; train one first: {command('train')}")
         # Not metrics.json, which evaluation and later exports write again.
         return max(finished, key=lambda run: run.samples_file.stat().st_mtime)
     places = (Run(runs / name), Run(MODELS / name), Run(Path(name)))

@@ -139,7 +139,7 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
     assert child.wait() == -signal.SIGKILL
     child.stderr.close()
     assert not broken.finished
-    command = [sys.executable, "-m", "dr_keras.cli.pack", str(broken.path), str(tmp_path / "packed")]
+    command = [sys.executable, "-m", "dr_keras", "pack", str(broken.path), str(tmp_path / "packed")]
     packed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert packed.returncode == 0, packed.stderr
     assert (tmp_path / "packed" / "broken.tar.000").is_file()

@@ -98,8 +98,9 @@ def _bug(name: str, error: Exception) -> int:
     text = "".join(traceback.format_exception(error))
     message = " ".join(str(error).split())
     what = f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
+    stem = Path(name).stem.replace(" ", "-")
     try:
-        handle, place = tempfile.mkstemp(prefix=f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
+        handle, place = tempfile.mkstemp(prefix=f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError:
