@@ -128,7 +128,7 @@ def fetch(
 
 
 def _fetch_once(download: Download, folder: Path, advance: Callable[[int], None], stall_seconds: float) -> Path:
-    import pooch  # type: ignore[import-untyped]  # only here: importing it takes time, and it is rarely needed
+    import pooch
     import requests
 
     received = _Received(download.size, advance)
