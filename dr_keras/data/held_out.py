@@ -16,7 +16,7 @@ MIN_CLASSES = 10  # with a pair of images; of fewer, none can be spared
 MIN_SPLIT_CLASSES = 2  # of a split of whole classes: within a single class, every result would be right
 MAX_LISTED = 5  # that a note lists
 
-_CLASSES = 3  # the random stream that chooses whole classes; the number of a split is that which chooses its images
+_CLASSES = 3  # the random stream that chooses whole classes; images are chosen by that of their split's number
 
 
 def split(
