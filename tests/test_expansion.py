@@ -29,7 +29,7 @@ def test_query_expansion_equals_the_plain_loop(count):
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_gallery_averaging_equals_the_plain_loop(count, monkeypatch):
-    monkeypatch.setattr(expansion, "BLOCK", 16)
+    monkeypatch.setattr(expansion, "BLOCK_VECTORS", 16)
     gallery = unit(1, 50, 6)
     expected = [slow(vector, gallery, count, row) for row, vector in enumerate(gallery)]
     np.testing.assert_allclose(average_gallery(gallery, count), expected, atol=1e-5)

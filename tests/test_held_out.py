@@ -90,7 +90,7 @@ def counts(splits):
 def test_notes_say_what_was_done_and_are_short():
     notes = held_out.notes(*counts(split([1] * 1000 + [2] * 500)))
     assert len(notes) == 2
-    assert "whole classes are held out: 5 for monitor and 50 for validation" in notes[0]
+    assert "whole classes are set aside: 5 for monitor and 50 for validation" in notes[0]
     assert notes[1].endswith("c00000, c00001, c00002, c00003, c00004 and 995 more")
     notes = held_out.notes(*counts(split([2] * 9)))
     assert [note.partition(":")[0] for note in notes] == [
@@ -286,7 +286,7 @@ def test_the_whole_line_of_few_shot_data(tmp_path):
         *("--shift", 1, "--monitor", 0.1, "--validation", 0.2, "--early-stopping", 1, "--learning-rate", 1e-9),
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("whole classes are: 2 for monitor and 5 for validation") == 1
+    assert result.stderr.count("whole classes are set aside: 2 for monitor and 5 for validation") == 1
     assert "monitor map@r" in result.stderr
     run = Run(tmp_path / "runs" / "few")
     assert json.loads(run.metrics_file.read_text())["steps"] < 9  # nothing rises at such a learning rate

@@ -16,7 +16,7 @@ MIN_CLASSES = 10  # with a pair of images; of fewer, none can be spared
 MIN_SPLIT_CLASSES = 2  # of a split of whole classes: within a single class, every result would be right
 MAX_LISTED = 5  # that a note lists
 
-_CLASSES = 3  # the random stream that chooses whole classes; the number of a split is that which chooses its images
+_CLASSES = 3  # the random stream that chooses whole classes; images are chosen by that of their split's number
 
 
 def split(
@@ -101,8 +101,9 @@ def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
     if whole:
         parts = [f"{of.sum():,} for {SPLIT_NAMES[number]}" for number, of in whole.items()]
         said.append(
-            f"the classes are too small to hold out single images, so whole classes are held out: {' and '.join(parts)}"
-            "; none of their images is trained on, and those of each split are ranked among themselves"
+            f"the classes are too small to set aside single images, so whole classes are set aside: "
+            f"{' and '.join(parts)}; none of their images is trained on, and those of each split are ranked among "
+            "themselves"
         )
     if not counts[:, MONITOR].any():
         said.append("there are no monitor images, so --early-stopping has no effect" + _why(counts))

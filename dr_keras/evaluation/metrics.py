@@ -37,8 +37,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class _PerQuery:
-    """What each query found: the share of hits (Q,) by k, and the average precision (Q,); and the sums (C, C) of b's
-    shares among the 30 nearest of a's queries.
+    """The results of Q queries before they are averaged.
+
+    Attributes:
+        hits: by k, (Q,) the share of the k nearest images that are of the query's class.
+        average_precision: (Q,), see `average_precision_at_r`.
+        confusion: (C, C), as in `Ranking`, but summed over the queries.
     """
 
     hits: dict[int, np.ndarray]
