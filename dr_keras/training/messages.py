@@ -24,8 +24,8 @@ def other_images(catalog: Catalog, run: Run) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         theirs = "other images"
     return (
-        f"{run.path} was started with {theirs}, not with the {len(catalog):,} images in {catalog.root}; say with --data "
-        "where its images are, or start another run"
+        f"{run.path} was started with {theirs}, not with the {len(catalog):,} images in {catalog.root}; say with "
+        "--data where its images are, or start another run"
     )
 
 

@@ -57,6 +57,7 @@ class History:
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -75,10 +76,12 @@ class Board:
         self._writer.add_scalar("training/learning_rate", rows[-1]["learning_rate"], step)
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Writes a group of scalars."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def text(self, name: str, markdown: str) -> None:
+        """Writes a text in Markdown at step 0."""
         self._writer.add_text(name, markdown, 0)
 
     def stage(self, stage: str, size: int, step: int) -> None:
@@ -87,13 +90,16 @@ class Board:
         self._writer.add_text("training/stage", f"{stage}, {size} px, from step {step}", step)
 
     def picture(self, name: str, image: Any, step: int) -> None:
+        """Writes an (H, W, 3) uint8 image."""
         self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
         self._writer.flush()
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Writes a histogram of (n,) values."""
         self._writer.add_histogram(name, values, step, bins=64)
 
     def close(self) -> None:
+        """Writes what is pending, and closes the files."""
         self._writer.close()
 
 
@@ -167,6 +173,7 @@ class ProgressLine:
         self._started, self._paused = None, 0.0
 
     def close(self) -> None:
+        """Removes the line from the terminal."""
         if self._live:
             self._live.stop()
 
