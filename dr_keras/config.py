@@ -45,7 +45,7 @@ class DataConfig:
         metavar="DATA",
     )
     resize: str = option(
-        "stretch", "stretch; crop: the middle square; pad: all of it, filled up with gray", choices=RESIZES
+        "stretch", "how images become square: stretch; crop to the middle square; or pad with gray", choices=RESIZES
     )
     store: str = option(
         "auto",
@@ -53,7 +53,7 @@ class DataConfig:
         "decoded each time, or device: in the GPU's memory, where they are augmented too (with JAX)",
         choices=STORES,
     )
-    monitor: float = option(0.01, "share of each class's training images kept for watching the run", metavar="SHARE")
+    monitor: float = option(0.01, "share of each class's training images held out to monitor the run", metavar="SHARE")
     validation: float = option(
         0.1, "share of each class held out for evaluate.py where the data set has no split of its own", metavar="SHARE"
     )
@@ -76,7 +76,7 @@ class DataConfig:
 class NetworkConfig:
     """The embedding network and the weights that it starts from."""
 
-    image_size: int = option(64, "images are resized to this many pixels a side", metavar="PIXELS")
+    image_size: int = option(64, "images are resized to this many pixels per side", metavar="PIXELS")
     backbone: str = option(
         "resnet18",
         f"network of the ConvNet path: {', '.join(BACKBONES)}, or any of keras.applications, such as EfficientNetB0",
@@ -89,8 +89,8 @@ class NetworkConfig:
     )
     initial_weights: str | None = option(
         None,
-        "a run or released model, such as tiny-imagenet-64, whose weights training starts from; its network and image "
-        "size are taken over",
+        "a run or released model, such as tiny-imagenet-64, whose weights training starts from, with its network and "
+        "image size",
         metavar="NAME",
     )
     width: int = option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")
@@ -132,16 +132,14 @@ class RankingConfig:
         "the positives too",
         choices=MININGS,
     )
-    images_per_class: int = option(
-        1, "queries of one class that stand together in a batch, for mining among them", metavar="K"
-    )
+    images_per_class: int = option(1, "queries of the same class placed together in a batch, for mining", metavar="K")
     proxies: int = option(
-        0, "learned vectors a class that are further positives and negatives in the triplet stage", metavar="N"
+        0, "learned vectors per class, as additional positives and negatives in the triplet stage", metavar="N"
     )
     label_smoothing: float = option(0.1, "label smoothing of the classifier", metavar="SHARE")
     scale: float = option(10.0, "the classifier's logits are the cosines times this", metavar="S")
     classifier_weight: float = option(
-        1.0, "weight of the classifier's loss beside the triplets' once the softmax stage is over", metavar="W"
+        1.0, "weight of the classifier's loss beside the triplet loss once the softmax stage is over", metavar="W"
     )
     seed: int = _seed()
 
@@ -200,7 +198,7 @@ class OptimizerConfig:
     )
     learning_rate: float = option(
         None,
-        "its peak, after the warm-up; then it falls along a cosine "
+        "peak learning rate, reached after the warm-up; then it falls along a cosine "
         f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())})",
         metavar="RATE",
     )
@@ -208,13 +206,13 @@ class OptimizerConfig:
     weight_decay: float = option(0.05, "decoupled weight decay", metavar="RATE")
     weight_average: float = option(
         0.0,
-        "decay a step of the running average of the weights, which is what is kept; 0: the last weights",
+        "decay per step of the running average of the weights, which is kept instead of the last weights; 0: off",
         metavar="DECAY",
     )
     precision: str = option(
-        "auto", "auto: mixed_bfloat16 where the GPU or CPU is made for it, else float32", choices=PRECISIONS
+        "auto", "auto: mixed_bfloat16 where the GPU or CPU supports it in hardware, else float32", choices=PRECISIONS
     )
-    deterministic: bool = option(False, "make float32 training on a CPU repeat itself to the last digit; slower")
+    deterministic: bool = option(False, "make float32 training on a CPU reproducible to the last digit; slower")
 
     def __post_init__(self) -> None:
         check_choice(self, optimizer=OPTIMIZERS, precision=PRECISIONS)
@@ -232,16 +230,17 @@ class ScheduleConfig:
 
     epochs: int = option(
         30,
-        "of both stages together; in one, each training image is seen once (softmax) or is the query once (triplets)",
+        "epochs of both stages together; in each, every training image is seen once (softmax) or is the query once "
+        "(triplets)",
         metavar="N",
     )
     pretrain_epochs: int | None = option(
         None,
-        "how many of the epochs are the softmax stage, which classifies the images before the triplets come "
+        "how many of the epochs are the softmax stage, which classifies the images before the triplet stage "
         "(default: 4 of 5)",
         metavar="N",
     )
-    batch_size: int = option(64, "triplets a step", metavar="B")
+    batch_size: int = option(64, "triplets per step", metavar="B")
     steps_per_epoch: int | None = option(None, "shorter epochs, of this many steps", metavar="N")
     progressive: str = option(
         "auto",
@@ -252,8 +251,8 @@ class ScheduleConfig:
     eval_every: int = option(1, "epochs between two rankings of the monitor images; 0: only at the end", metavar="N")
     early_stopping: int | None = option(
         None,
-        "stop when this many rankings of the monitor images, in the last stage and at the last image size, brought no "
-        "better precision@30; where whole classes are watched, no better map@r",
+        "stop after this many rankings of the monitor images, in the last stage and at the last image size, without a "
+        "better precision@30; where whole classes are monitored, without a better map@r",
         metavar="N",
     )
     checkpoint_minutes: float = option(5.0, "minutes between two checkpoints inside an epoch", metavar="N")
@@ -276,8 +275,8 @@ class RunConfig:
 
     run: str | None = option(None, "name of the run folder made in runs/; date and time without it", metavar="NAME")
     hosts: int = option(1, "machines that train together, by JAX; each runs train.py with the same flags", metavar="N")
-    host_index: int = option(0, "which of them this is; 0 writes the run folder", metavar="I")
-    coordinator: str | None = option(None, "address of host 0 that the others reach", metavar="ADDRESS:PORT")
+    host_index: int = option(0, "index of this machine; 0 writes the run folder", metavar="I")
+    coordinator: str | None = option(None, "address at which the others reach host 0", metavar="ADDRESS:PORT")
 
     def __post_init__(self) -> None:
         check_at_least(self, hosts=1, host_index=0)

@@ -487,4 +487,4 @@ def test_training_tells_of_leaks():
     console = Console(record=True, width=500, file=io.StringIO())
     report = {"splits": {"train": 5}, "skipped_count": 0, "notes": [], "leaks": leaks}
     _say_data(console, catalog, report, Run(Path("runs/x")))
-    assert "1 pictures are training and validation images at once, a/1.png and val/5.png first" in console.export_text()
+    assert "1 pictures are both training and validation images, a/1.png and val/5.png first" in console.export_text()

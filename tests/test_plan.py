@@ -7,7 +7,7 @@ import pytest
 from dr_keras.config import Config
 from dr_keras.errors import InputError
 from dr_keras.training.phases import SOFTMAX, TRIPLETS, Phase, phases
-from dr_keras.training.weight_average import EVERY, WeightAverage
+from dr_keras.training.weight_average import UPDATE_STEPS, WeightAverage
 
 STEPS = {SOFTMAX: 10, TRIPLETS: 30}
 
@@ -97,8 +97,8 @@ def test_average_equals_the_plain_recursion_and_goes_on_where_it_stopped(monkeyp
     monkeypatch.setattr(keras.callbacks.Callback, "model", property(lambda self: self._model))
     whole = averaged(WeightAverage(0.9), range(200))
     expected = 0.0
-    for step in range(EVERY, 201, EVERY):
-        decay = min(0.9, step / (step + 10 * EVERY)) ** EVERY
+    for step in range(UPDATE_STEPS, 201, UPDATE_STEPS):
+        decay = min(0.9, step / (step + 10 * UPDATE_STEPS)) ** UPDATE_STEPS
         expected = decay * expected + (1 - decay) * (step - 1)
     assert whole[0][0] == pytest.approx(expected, rel=1e-5)
     assert whole[1] == 191  # integers are not averaged

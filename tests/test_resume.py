@@ -98,7 +98,7 @@ from dr_keras.config import Config
 from dr_keras.training import callbacks
 from dr_keras.training.run import run_training
 import json, os
-callbacks.Checkpoints.WORTH = 0
+callbacks.Checkpoints.MIN_INTERVAL_IN_SAVES = 0
 at_end = callbacks.Checkpoints.on_epoch_end
 def die(self, epoch, logs=None):
     at_end(self, epoch, logs)

@@ -26,10 +26,10 @@ class TripletRanking(keras.layers.Layer):
     class, chosen by the same rule. Without mining the hinge is averaged over all proxies of other classes.
 
     Args:
-        margin: the gap `g`, above 0.
-        distance: 'squared', `D = ||q - p||^2` (the paper's eq. 1), or 'euclidean', `D = ||q - p||` (the assignment).
-        mining: 'none', 'semi-hard', 'hard' or 'distance-weighted'.
-        seed: of the draws of 'distance-weighted'.
+        margin: The gap `g`, above 0.
+        distance: "squared", `D = ||q - p||^2` (the paper's eq. 1), or "euclidean", `D = ||q - p||` (the assignment).
+        mining: "none", "semi-hard", "hard" or "distance-weighted".
+        seed: Seed of the draws of "distance-weighted".
 
     Call arguments:
         embeddings: (B, 3D), query, positive and negative side by side.
@@ -43,7 +43,7 @@ class TripletRanking(keras.layers.Layer):
         three embeddings of each triplet; its mean over the batch is added to the model's losses too.
 
     Raises:
-        InputError: `margin` is not above 0, `distance` or `mining` is unknown, the last axis is no multiple of 3, or
+        InputError: `margin` is not above 0, `distance` or `mining` is unknown, the last axis is not a multiple of 3, or
             mining or proxies lack the classes.
 
     Example:

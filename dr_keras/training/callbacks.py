@@ -1,4 +1,4 @@
-"""The callbacks of `fit`: the metrics of each step, checkpoints, and what is done after each epoch."""
+"""The callbacks of `fit`: the metrics of each step, checkpoints, and the ranking after each epoch."""
 
 import math
 import time
@@ -13,9 +13,9 @@ from dr_keras.training.reporters import METRICS
 
 
 class Callbacks(keras.callbacks.CallbackList):
-    """A list of callbacks that get the metrics of a step as they are, on the device.
+    """A list of callbacks that receive the metrics of a step as they are, on the device.
 
-    Keras's own makes numbers of them first, and so waits for every step before it starts the next one.
+    Keras's own list converts them to numbers first, and so waits for each step before it starts the next one.
     """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -24,23 +24,23 @@ class Callbacks(keras.callbacks.CallbackList):
 
 
 class StepLog(keras.callbacks.Callback):
-    """Keeps the metrics of every step, and hands them on about once a second.
+    """Collects the metrics of every step and passes them on about once a second.
 
-    Reading a metric waits for the device, so they are read when `AHEAD` more steps are on their way to it: it always
-    has work, and never so much that a stop would take long.
+    Reading a metric waits for the device. A step is therefore read only once `AHEAD_STEPS` later ones are queued: the
+    device always has work, but never so much that stopping takes long.
 
     Args:
-        first_step: the global step of the first batch.
-        learning_rate: the schedule, step -> rate.
-        receivers: called with a list of rows; a row maps 'step', 'epoch', 'learning_rate' and those of `METRICS` that
-            the step has to numbers.
-        float32: whether the network computes in float32, for the advice when the loss is not a number.
+        first_step: The global step of the first batch.
+        learning_rate: The schedule, a function of the step.
+        receivers: Called with a list of rows. A row maps "step", "epoch", "learning_rate", and the `METRICS` that the
+            step has, to numbers.
+        float32: Whether the network computes in float32, for the advice when the loss is not finite.
 
     Raises:
-        InputError: at a step whose loss is not finite; its row is handed on first.
+        InputError: The loss of a step is not finite; its row is passed on first.
     """
 
-    AHEAD = 2
+    AHEAD_STEPS = 2
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class StepLog(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._waiting.append((self.step, self._epoch, dict(logs)))
         self.step += 1
-        if len(self._waiting) > self.AHEAD:
+        if len(self._waiting) > self.AHEAD_STEPS:
             self._read()
         if time.monotonic() - self._last >= 1:
-            self._hand_on()
+            self._pass_on()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.flush()
@@ -78,10 +78,10 @@ class StepLog(keras.callbacks.Callback):
         self.flush()
 
     def flush(self) -> None:
-        """Reads the waiting steps and hands all on."""
+        """Reads the waiting steps and passes all rows on."""
         while self._waiting:
             self._read()
-        self._hand_on()
+        self._pass_on()
 
     def _read(self) -> None:
         """Reads the step that has waited longest."""
@@ -89,7 +89,7 @@ class StepLog(keras.callbacks.Callback):
         values = {name: float(keras.ops.convert_to_numpy(logs[name])) for name in METRICS if name in logs}
         self._rows.append({"step": step, "epoch": epoch, "learning_rate": self._learning_rate(step)} | values)
 
-    def _hand_on(self) -> None:
+    def _pass_on(self) -> None:
         rows, self._rows = self._rows, []
         self._last = time.monotonic()
         if rows:
@@ -104,20 +104,21 @@ class StepLog(keras.callbacks.Callback):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves after each epoch, every few minutes, and before a stop that was asked for.
+    """Saves after each epoch, every few minutes, and before a requested stop.
 
     Args:
-        save: writes a checkpoint of the step that has just ended.
-        minutes: between two checkpoints inside an epoch.
+        save: Writes a checkpoint of the step that has just ended.
+        minutes: Minutes between two checkpoints within an epoch.
     """
 
-    WORTH = 50  # the end of an epoch is saved once so many times what saving takes have passed since the last time
+    # The end of a short epoch is saved only if the time since the last checkpoint is this many times what saving takes.
+    MIN_INTERVAL_IN_SAVES = 50
 
     def __init__(self, save: Callable[[], None], minutes: float) -> None:
         super().__init__()
         self._save, self._seconds = save, 60 * minutes
         self._last, self._took = time.monotonic(), 0.0
-        self.stop = False  # set to stop the run after the step that is under way
+        self.stop = False  # set it to stop the run after the current step
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.stop:
@@ -126,7 +127,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._keep()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not self.stop and time.monotonic() - self._last >= self.WORTH * self._took:
+        if not self.stop and time.monotonic() - self._last >= self.MIN_INTERVAL_IN_SAVES * self._took:
             self._keep()
 
     def _keep(self) -> None:
@@ -137,13 +138,15 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 class EachEpoch(keras.callbacks.Callback):
-    """Calls `watch(epochs done)` after every `every`-th epoch but the last, after which the end of the run looks.
+    """Ranks after every few epochs, and stops a run that no longer improves.
+
+    After the last epoch it does nothing, because the end of the run ranks anyway.
 
     Args:
-        watch: returns the figure that should rise, or None where there is none.
-        every: 0 for never.
-        epochs: of the run.
-        patience: stop the run when the figure has not risen this many times; None for never.
+        watch: Called with the number of epochs done; returns the figure that should rise, or None if there is none.
+        every: Epochs between two calls; 0 for never.
+        epochs: Number of epochs of the run.
+        patience: Stop the run after this many calls without a better figure; None for never.
     """
 
     def __init__(
@@ -152,7 +155,7 @@ class EachEpoch(keras.callbacks.Callback):
         super().__init__()
         self._watch, self._every, self._epochs, self._patience = watch, every, epochs, patience
         self._best, self._without = -math.inf, 0
-        self.patient = False  # while it is set, no figure counts
+        self.patient = False  # while it is set, no figure counts towards the patience
         self.stopped = False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

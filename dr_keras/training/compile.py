@@ -1,4 +1,4 @@
-"""The model of a stage, compiled: precision, learning rates, optimizer."""
+"""Compiles the model of a stage: precision, learning rates, optimizer."""
 
 import math
 from collections.abc import Iterator
@@ -10,14 +10,19 @@ from dr_keras.backend import keras_defaults
 from dr_keras.config import OptimizerConfig, RankingConfig
 from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
 from dr_keras.model.network import classification_network, training_network
-from dr_keras.training.devices import on_gpu, quick_bfloat16
+from dr_keras.training.devices import fast_bfloat16, on_gpu
 from dr_keras.training.muon import Muon
 from dr_keras.training.phases import SOFTMAX, TRIPLETS
 
 
 @keras_defaults()
 def learning_rates(config: OptimizerConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate over `steps` steps: a linear warm-up, then a cosine down to 0."""
+    """Returns the learning rate schedule: a linear warm-up, then a cosine decay to 0.
+
+    Args:
+        config: The settings of the optimizer.
+        steps: Number of steps of the whole run.
+    """
     warmup = round(config.warmup * steps)
     if not warmup:
         return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
@@ -27,7 +32,13 @@ def learning_rates(config: OptimizerConfig, steps: int) -> keras.optimizers.sche
 
 
 def learning_rate_at(config: OptimizerConfig, steps: int, step: int) -> float:
-    """What `learning_rates` gives for a step, without the device, whose work it would have to wait for."""
+    """Returns what `learning_rates` gives for a step, computed without the device, which may be busy.
+
+    Args:
+        config: The settings of the optimizer.
+        steps: Number of steps of the whole run.
+        step: The global step.
+    """
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.learning_rate * step / warmup
@@ -45,14 +56,14 @@ def compiled_model(
     classes: int | None = None,
     stage: str = TRIPLETS,
 ) -> keras.Model:
-    """The model of a stage around `network`, compiled with the optimizer and its schedule over `steps` steps.
+    """Returns the model of a stage around `network`, compiled, with its optimizer built.
 
     Args:
-        network: the embedding network.
-        ranking: the settings of the losses.
-        optimizer: the settings of the optimizer.
-        steps: of the whole run.
-        classes: how many classes there are, for the classifier and the proxies; None for triplets without them.
+        network: The embedding network.
+        ranking: The settings of the losses.
+        optimizer: The settings of the optimizer.
+        steps: Number of steps of the whole run, which the learning rate schedule covers.
+        classes: Number of classes, for the classifier and the proxies; None for triplets without them.
         stage: SOFTMAX or TRIPLETS.
     """
     if stage == SOFTMAX:
@@ -62,15 +73,15 @@ def compiled_model(
         model = training_network(network, ranking, classes)
     set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
     built = _optimizer(optimizer, steps)
-    built.build(model.trainable_variables)  # within the first step, it would have the step traced twice
-    # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
+    built.build(model.trainable_variables)  # built within the first step, it would cause the step to be traced twice
+    # On a CPU, convolutions compiled by XLA run at a third of the speed of TensorFlow's own kernels. JAX has only XLA.
     compiles = keras.backend.backend() == "jax" or on_gpu()
     model.compile(built, jit_compile="auto" if compiles else False)
     return model
 
 
 def _optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer; it has a name, because the phases know each other's optimizer variables by their paths."""
+    """Returns the optimizer, named: a phase finds the last one's optimizer variables by their paths."""
     rates = learning_rates(config, steps)
     if config.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(
@@ -79,23 +90,23 @@ def _optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimize
     elif config.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay, name="adamw")
     else:
-        quick = precision(config) == "mixed_bfloat16"
-        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
+        fast = precision(config) == "mixed_bfloat16"
+        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if fast else "float32")
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
     return optimizer
 
 
 def precision(config: OptimizerConfig) -> str:
-    """The Keras dtype policy that the network is trained with."""
+    """Returns the Keras dtype policy that the network is trained with."""
     if config.precision != "auto":
         return config.precision
-    quick = on_gpu() or (quick_bfloat16() and not config.deterministic)
-    return "mixed_bfloat16" if quick else "float32"
+    fast = on_gpu() or (fast_bfloat16() and not config.deterministic)
+    return "mixed_bfloat16" if fast else "float32"
 
 
 @contextmanager
 def training_precision(config: OptimizerConfig) -> Iterator[None]:
-    """Inside, networks are built with the dtype policy of the training."""
+    """Builds networks with the dtype policy of the training inside the `with` block."""
     with keras_defaults():
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision(config))

@@ -28,16 +28,16 @@ from dr_keras.training.weight_average import WeightAverage
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a fit is made of; called, it trains.
+    """Trains a network through all phases of a run, when called.
 
     Attributes:
-        models: makes the model of each phase.
-        schedule: settings of the epochs.
-        course: the phases of the whole run.
-        sources: make the batches, by stage.
-        run: the run folder, for checkpoints and the history.
-        monitor: ranks the monitor images, and has the TensorBoard writer.
-        console: where progress is shown.
+        models: Makes the model of each phase.
+        schedule: Settings of the epochs.
+        course: The phases of the whole run.
+        sources: What makes the batches, by stage.
+        run: The run folder, for checkpoints and the history.
+        monitor: Ranks the monitor images, and holds the TensorBoard writer.
+        console: Where progress is shown.
     """
 
     models: PhaseModels
@@ -52,22 +52,22 @@ class Fit:
         """Trains `network` from step `done.step` on.
 
         Args:
-            network: the embedding network for images of full size.
-            done: how far the run has come.
-            resume_from: the run whose checkpoint training goes on from; None starts anew.
+            network: The embedding network for images of the full size.
+            done: How far the run has come.
+            resume_from: The run whose checkpoint is restored; None to start from the weights of `network`.
 
         Returns:
             The embedding network in float32, on one device, and the number of steps trained.
 
         Raises:
-            InputError: the loss is not a number.
-            Interrupted: the person asked to stop; a checkpoint is saved.
+            InputError: The loss is not finite.
+            Interrupted: The user asked to stop; a checkpoint is saved.
         """
         return _Fitting(self, network, done, resume_from).train()
 
 
 class _Fitting:
-    """A fit under way: the model of the present phase, and the callbacks that go through all phases."""
+    """A fit in progress: the model of the current phase, and the callbacks that all phases share."""
 
     def __init__(self, fit: Fit, network: keras.Model, done: Progress, resume_from: Run | None) -> None:
         self._fit, self._network, self._done = fit, network, done
@@ -81,7 +81,7 @@ class _Fitting:
         if resume_from:
             self._average.values = restore_checkpoint(resume_from.checkpoint_file, self._model)
             fit.console.print(f"resuming after step {done.step:,} of {models.steps:,}")
-        self._line = reporters.Progress(
+        self._line = reporters.ProgressLine(
             fit.console,
             epochs=schedule.epochs,
             steps=models.steps,
@@ -101,7 +101,7 @@ class _Fitting:
         )
 
     def train(self) -> tuple[keras.Model, int]:
-        """Trains what is left of the course; returns what `Fit` does."""
+        """Trains the remaining phases; returns what `Fit` returns."""
         fit = self._fit
         try:
             with _stopping(self._checkpoints, fit.console):
@@ -134,7 +134,7 @@ class _Fitting:
                 )
 
     def _train_epoch(self, phase: Phase, source: Source) -> None:
-        """Trains to the end of the epoch; a resumed run may begin within one."""
+        """Trains to the end of the current epoch, in which a resumed run may already be."""
         step = self._log.step
         whole, inside = divmod(step - phase.first_step, phase.steps_per_epoch)
         epoch, rest = phase.first_epoch + whole, phase.steps_per_epoch - inside
@@ -152,7 +152,7 @@ class _Fitting:
         )
 
     def _announce(self, phase: Phase, source: Source) -> None:
-        """Marks the beginning of a phase on the terminal and on the board, where it shows its first batch too."""
+        """Announces a phase on the terminal and in TensorBoard, there with its first batch."""
         fit = self._fit
         fit.monitor.board.stage(phase.stage, phase.size, phase.first_step)
         fit.monitor.show_batch(source.batch(phase.first_step), phase.first_step)
@@ -162,12 +162,12 @@ class _Fitting:
 
     def _save(self) -> None:
         """Saves a checkpoint of the step that has just ended."""
-        self._log.flush()  # first: history.csv then covers the checkpoint, and a loss that is no number is never saved
+        self._log.flush()  # first, so that history.csv covers the checkpoint, and no loss that is not finite is saved
         progress = Progress(self._log.step, self._done.data, self._fit.course.index(self._phase))
         save_checkpoint(self._fit.run.checkpoint_file, self._model, progress, self._averaged_weights())
 
     def _watch(self, epochs_done: int) -> float | None:
-        """Ranks the monitor images; returns the figure that should rise, or None where there are none."""
+        """Ranks the monitor images; returns the figure that should rise, or None if there are no such images."""
         started = time.monotonic()
         monitor = self._fit.monitor
         seen = self._kept.network(embedding_branch(self._model), self._averaged_weights(), size=self._phase.size)
@@ -180,11 +180,11 @@ class _Fitting:
         return figure
 
     def _averaged_weights(self) -> list[np.ndarray] | None:
-        """The running average of the weights; None where it is off or has no step yet."""
+        """Returns the running average of the weights; None if it is off or has seen no step yet."""
         return self._average.values if self._averages else None
 
     def _alarm(self) -> reporters.CollapseAlarm:
-        """The alarm; mined triplets may well have a loss at the margin without a collapse."""
+        """Makes the alarm; the loss of mined triplets may well stay at the margin without a collapse."""
         ranking, console = self._fit.models.ranking, self._fit.console
         return reporters.CollapseAlarm(
             lambda text: console.print(text, style="bold red"), ranking.margin if ranking.mining == "none" else None
@@ -192,9 +192,9 @@ class _Fitting:
 
 
 def _work(course: tuple[Phase, ...], step: int) -> float:
-    """The work from `step` on, about, in steps of the last image size.
+    """Estimates the work from `step` on, in steps of the last image size.
 
-    Half as many pixels a side are a quarter of the pixels, but took a third of the time (docs/benchmarks.md).
+    Half the side is a quarter of the pixels, but took a third of the time (docs/benchmarks.md).
     """
     full = course[-1].size
     return sum((phase.size / full) ** 1.5 * max(0, phase.last_step - max(step, phase.first_step)) for phase in course)
@@ -202,7 +202,7 @@ def _work(course: tuple[Phase, ...], step: int) -> float:
 
 @contextmanager
 def _stopping(checkpoints: callbacks.Checkpoints, console: Console) -> Iterator[None]:
-    """Turns the first Ctrl-C or SIGTERM into a stop after the step under way; a second one takes effect at once."""
+    """Turns the first Ctrl-C or SIGTERM into a stop after the current step; a second one takes effect at once."""
 
     def stop(_number: int, _frame: object) -> None:
         checkpoints.stop = True

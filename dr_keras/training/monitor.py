@@ -1,4 +1,4 @@
-"""Ranks the training images for the monitor images while a run goes on, and shows what they bring back."""
+"""Ranks the training images for each monitor image while a run goes on, and shows the nearest ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +21,15 @@ SHOWN_IMAGES = 24
 
 
 class Monitor:
-    """Precision@k of the monitor images against the training images, with a picture of the same 16 queries each time.
+    """Measures precision@k of the monitor images against the training images, and shows the same 16 queries each time.
 
-    Where whole classes are watched (`dr_keras.data.held_out`) they are ranked against each other.
+    If whole classes are held out for watching (`dr_keras.data.held_out`), their images are ranked against each other.
 
     Args:
-        catalog, pixels: the usable images and their (N, H, W, 3) uint8 pixels, row by row.
-        board: where it is shown.
-        seed: chooses the 16 queries and the triplets of the distance histograms.
+        catalog: The usable images.
+        pixels: Their pixels, (N, H, W, 3) uint8, in the order of the catalog.
+        board: The TensorBoard writer.
+        seed: Chooses the 16 queries, and the triplets of the distance histograms.
     """
 
     def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
@@ -43,15 +44,18 @@ class Monitor:
 
     @property
     def figure(self) -> str:
-        """The figure to go by. Whole classes may be so few images that all are among the 30 nearest of each."""
+        """The figure that should rise. Whole classes may be so small that all their images are among the 30 nearest."""
         return "map@r" if self._leave_one_out else "precision@30"
 
     def look(self, vectors_of: Callable[[np.ndarray], np.ndarray], step: int) -> dict[str, float]:
-        """Ranks, writes to TensorBoard, and returns the figures; none without monitor images.
+        """Ranks, writes to TensorBoard, and returns the figures.
 
         Args:
-            vectors_of: maps catalog rows (n,) to their embeddings (n, D).
-            step: the global step that the figures belong to.
+            vectors_of: Maps catalog rows (n,) to their embeddings (n, D).
+            step: The global step that the figures belong to.
+
+        Returns:
+            The figures by name; empty if there are no monitor images.
         """
         if not len(self._answerable):
             return {}
@@ -69,7 +73,7 @@ class Monitor:
         ).figures
         chosen = (*(f"precision@{k}" for k in KS), "map@r", "similarity_precision")
         known = (name for name in chosen if figures[name] is not None)
-        shown = {name.replace("@", "_at_"): figures[name] for name in known}  # TensorBoard takes no @
+        shown = {name.replace("@", "_at_"): figures[name] for name in known}  # TensorBoard does not accept "@"
         self.board.scalars("monitor", shown, step)
         near, far = triplet_distances(
             queries[self._answerable],
@@ -89,8 +93,13 @@ class Monitor:
         return figures
 
     def show_batch(self, batch: dict[str, Any], step: int) -> None:
-        """Puts the first triplets or images of a batch, as the network sees them, on the board."""
-        batch = {name: np.asarray(values) for name, values in batch.items()}  # from the device, where they are there
+        """Shows the first triplets or images of a batch in TensorBoard, as the network sees them.
+
+        Args:
+            batch: The named inputs of the model.
+            step: The global step.
+        """
+        batch = {name: np.asarray(values) for name, values in batch.items()}  # they may be on the device
         if "image" in batch:
             self._show_images(batch, step)
         else:
@@ -107,14 +116,14 @@ class Monitor:
 
     def _show_triplets(self, batch: dict[str, np.ndarray], step: int) -> None:
         names = self._catalog.class_names
-        colours = {"query": QUERY, "positive": SAME, "negative": OTHER}
+        colors = {"query": QUERY, "positive": SAME, "negative": OTHER}
         rows = [
             [
-                Tile(from_pixels(image), (names[own if branch != "negative" else other], branch), colour)
+                Tile(from_pixels(image), (names[own if branch != "negative" else other], branch), color)
                 for image, (own, other) in zip(batch[branch][:SHOWN_TRIPLETS], batch["classes"], strict=False)
             ]
-            for branch, colour in colours.items()
-        ]  # one triplet a column
+            for branch, color in colors.items()
+        ]  # one triplet per column
         self.board.picture("data/triplets", grid(rows), step)
 
     def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
@@ -127,6 +136,6 @@ class Monitor:
                 for row, d in zip(found, far, strict=True)
             ]
             rows.append(neighbour_tiles(from_pixels(self.pixels[query]), names[own], near))
-        half = -(-len(rows) // 2)  # two queries a line: a picture that is wider than high suits a screen
+        half = -(-len(rows) // 2)  # two queries per line: an image wider than it is high suits a screen
         lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
         return np.asarray(grid(lines, side=80))

@@ -1,4 +1,4 @@
-"""The models of a run's phases: what each phase trains, and what the next one takes over from it."""
+"""The models of a run's phases: what each phase trains, and what the next one takes over."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class PhaseModels:
     """Builds the compiled models of a run's phases.
 
     Attributes:
-        network: settings of the embedding network.
-        ranking: settings of the losses.
-        optimizer: settings of the optimizer.
-        classes: number of classes.
-        steps: number of steps of the whole run.
+        network: Settings of the embedding network.
+        ranking: Settings of the losses.
+        optimizer: Settings of the optimizer.
+        classes: Number of classes.
+        steps: Number of steps of the whole run.
     """
 
     network: NetworkConfig
@@ -35,9 +35,9 @@ class PhaseModels:
         """Returns the compiled model of a phase that starts with the weights of `network`.
 
         Args:
-            phase: the phase.
-            network: the embedding network for images of full size. It is part of the model where the phase has that
-                size; else its weights are copied.
+            phase: The phase.
+            network: The embedding network for images of the full size. If the phase has that size, it becomes part of
+                the model; otherwise its weights are copied.
         """
         if phase.size != self.network.image_size:
             with training_precision(self.optimizer):
@@ -54,13 +54,13 @@ class PhaseModels:
         )
 
     def following(self, phase: Phase, before: keras.Model, network: keras.Model, step: int) -> keras.Model:
-        """Returns the compiled model of a later phase, with all state of the last one that it has a place for.
+        """Returns the compiled model of a later phase, with all the state of the previous one that still fits.
 
         Args:
-            phase: the phase that begins.
-            before: the model of the phase that has ended.
-            network: the embedding network for images of full size; its weights become those of `before`.
-            step: the global step.
+            phase: The phase that begins.
+            before: The model of the phase that has ended.
+            network: The embedding network for images of the full size; it gets the weights of `before`.
+            step: The global step.
         """
         network.set_weights(embedding_branch(before).get_weights())
         model = self.first(phase, network)
@@ -76,13 +76,13 @@ class PhaseModels:
 
 
 class KeptNetworks:
-    """Makes the network that would be kept, or is: of averaged weights, of another precision, on one device.
+    """Makes the network that a run keeps: with averaged weights, in the wanted precision, on one device.
 
-    A network that is spread over devices computes only when all hosts call it, each with its part of a batch.
+    A network that is spread over devices computes only if all hosts call it, each with its part of a batch.
 
     Args:
-        network: settings of the embedding network.
-        optimizer: settings of the optimizer, among them the precision of the training.
+        network: Settings of the embedding network.
+        optimizer: Settings of the optimizer, among them the precision of the training.
     """
 
     def __init__(self, network: NetworkConfig, optimizer: OptimizerConfig) -> None:
@@ -97,13 +97,13 @@ class KeptNetworks:
         size: int | None = None,
         float32: bool = False,
     ) -> keras.Model:
-        """Returns `trained` itself where it is what is asked for, or else a copy.
+        """Returns `trained` itself if it is already what is wanted, otherwise a copy.
 
         Args:
-            trained: the network that is trained.
-            weights: other weights for it; its own by default.
-            size: side of the images in pixels; that of the finished network by default.
-            float32: whether to compute in float32 rather than in the precision of the training.
+            trained: The network that is trained.
+            weights: Weights for the copy; those of `trained` by default.
+            size: Side of the images in pixels; that of the finished network by default.
+            float32: Whether to compute in float32 rather than in the precision of the training.
         """
         size = size or self._network.image_size
         trained_in_float32 = precision(self._optimizer) == "float32"

@@ -1,4 +1,4 @@
-"""The course of a run: its stages and image sizes, epoch by epoch, in global steps."""
+"""The phases of a run: its stages and image sizes in epochs and global steps."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ SOFTMAX, TRIPLETS = "softmax", "triplets"
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs of one stage at one image size, which are trained by one compiled model.
+    """Consecutive epochs of one stage at one image size, trained with one compiled model.
 
     Attributes:
         stage: SOFTMAX or TRIPLETS.
-        size: the side of the images.
-        first_epoch, last_epoch: counted from 0; the last one is not of the phase any more.
-        first_step: the global step that the phase begins with.
-        steps_per_epoch: of each of its epochs.
+        size: Side of the images in pixels.
+        first_epoch: The first epoch, counted from 0.
+        last_epoch: The first epoch after the phase.
+        first_step: The global step at which the phase begins.
+        steps_per_epoch: Steps in each of its epochs.
     """
 
     stage: str
@@ -28,23 +29,22 @@ class Phase:
 
     @property
     def last_step(self) -> int:
-        """The first global step behind the phase."""
+        """The first global step after the phase."""
         return self.first_step + (self.last_epoch - self.first_epoch) * self.steps_per_epoch
 
 
 def phases(
     schedule: ScheduleConfig, sizes: tuple[tuple[int, float], ...], steps_per_epoch: dict[str, int]
 ) -> tuple[Phase, ...]:
-    """The phases of a run, in order.
+    """Returns the phases of a run, in order.
+
+    An image size starts with the first epoch before which the smaller sizes have had their share of all steps. The last
+    epoch always has the full size.
 
     Args:
-        schedule: the settings.
-        sizes: the image sizes in pixels, each with its share of all steps (`Config.sizes`).
-        steps_per_epoch: by stage; `schedule.steps_per_epoch` takes precedence.
-
-    Returns:
-        The phases; an image size begins with the first epoch by whose beginning the smaller sizes have had their share
-        of all steps. The last epoch is of the full size in any case.
+        schedule: The settings.
+        sizes: The image sizes in pixels, ascending, each with its share of all steps (`Config.sizes`).
+        steps_per_epoch: Steps per epoch by stage; `schedule.steps_per_epoch` takes precedence.
     """
     stages = [SOFTMAX] * schedule.softmax_epochs + [TRIPLETS] * (schedule.epochs - schedule.softmax_epochs)
     lengths = [schedule.steps_per_epoch or steps_per_epoch[stage] for stage in stages]
@@ -63,7 +63,7 @@ def phases(
 
 
 def _size(sizes: tuple[tuple[int, float], ...], done: float) -> int:
-    """The image size when this share of all steps is done."""
+    """Returns the image size once a share `done` of all steps is done."""
     for size, share in sizes[:-1]:
         if done < share - 1e-9:
             return size

@@ -1,4 +1,4 @@
-"""What shows how a run goes: the progress line, history.csv, TensorBoard, and the alarm when it collapses."""
+"""Reports how a run is going: the progress line, history.csv, TensorBoard, and an alarm if the embedding collapses."""
 
 import csv
 import time
@@ -26,17 +26,18 @@ METRICS = (
     "negative_distance",
     "pairwise_distance",
 )
-SMOOTHING = 20  # the progress line averages over about this many steps
+SMOOTHING_STEPS = 20  # the progress line averages over about this many steps
+LINE_SECONDS = 20  # between two lines where there is no terminal
 
 
 class History:
-    """Appends one row a step to history.csv; floats are written so that they read back equal.
+    """Appends one row per step to history.csv; floats are written so that they read back equal.
 
-    What a step does not have, such as the distances of triplets in the softmax stage, stays empty.
+    Metrics that a step does not have, such as the distances of triplets in the softmax stage, are left empty.
 
     Args:
-        path: the file.
-        first_step: rows of this step and later ones are removed first: a run that was killed may have written more
+        path: The file.
+        first_step: Rows of this step and later ones are removed first: a run that was killed may have written more
             rows than its checkpoint covers.
     """
 
@@ -56,6 +57,7 @@ class History:
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -66,7 +68,7 @@ class Board:
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def steps(self, rows: list[dict[str, float]]) -> None:
-        """The mean of each metric over a group of steps."""
+        """Writes the mean of each metric over the steps of `rows`."""
         step = int(rows[-1]["step"]) + 1
         for name in METRICS:
             if values := [row[name] for row in rows if name in row]:
@@ -74,37 +76,42 @@ class Board:
         self._writer.add_scalar("training/learning_rate", rows[-1]["learning_rate"], step)
 
     def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Writes a group of scalars."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def text(self, name: str, markdown: str) -> None:
+        """Writes a text in Markdown at step 0."""
         self._writer.add_text(name, markdown, 0)
 
     def stage(self, stage: str, size: int, step: int) -> None:
-        """Marks where a stage or an image size begins."""
+        """Marks the step at which a stage or an image size begins."""
         self._writer.add_scalar("training/image_size", size, step)
         self._writer.add_text("training/stage", f"{stage}, {size} px, from step {step}", step)
 
     def picture(self, name: str, image: Any, step: int) -> None:
+        """Writes an (H, W, 3) uint8 image."""
         self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
         self._writer.flush()
 
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Writes a histogram of (n,) values."""
         self._writer.add_histogram(name, values, step, bins=64)
 
     def close(self) -> None:
+        """Writes what is pending, and closes the files."""
         self._writer.close()
 
 
-class Progress:
-    """One line on the terminal that is always up to date; without a terminal, a new line every 20 s.
+class ProgressLine:
+    """A line on the terminal that is always up to date; without a terminal, a new line every 20 seconds.
 
     Args:
-        console: where to print.
-        epochs, steps: of the run.
-        images_per_step: images that pass the network in a step, three a triplet.
-        ahead: the work behind a step and all later ones, in units of one step of the last image size; smaller images
-            are less work.
+        console: Where to print.
+        epochs: Number of epochs of the run.
+        steps: Number of steps of the run.
+        images_per_step: Images that pass through the network in a step, three per triplet.
+        ahead: Returns the work left from a step on, in steps of the last image size; smaller images are less work.
     """
 
     def __init__(
@@ -128,10 +135,10 @@ class Progress:
             for name in ("loss", "accuracy", "triplet_accuracy"):
                 if name in row:
                     last = self._means.get(name, row[name])
-                    self._means[name] = last + (row[name] - last) / SMOOTHING
+                    self._means[name] = last + (row[name] - last) / SMOOTHING_STEPS
                 else:
                     self._means.pop(name, None)
-        if self._started is None:  # the first steps compile the network; the clock starts after them
+        if self._started is None:  # the first steps include compilation; the clock starts after them
             self._started = (now, done)
             return
         seconds, steps = now - self._started[0] - self._paused, done - self._started[1]
@@ -153,25 +160,26 @@ class Progress:
         )
         if self._live:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif now - self._last_line >= 20 or done == self._steps:
+        elif now - self._last_line >= LINE_SECONDS or done == self._steps:
             self._last_line = now
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def pause(self, seconds: float) -> None:
-        """Takes time that was not spent on training out of the images/s."""
+        """Excludes time that was not spent on training from the images/s."""
         self._paused += seconds
 
     def restart(self) -> None:
-        """Begins the images/s anew, where a phase begins with other work in a step."""
+        """Measures the images/s anew, because the steps of a new phase take another time."""
         self._started, self._paused = None, 0.0
 
     def close(self) -> None:
+        """Removes the line from the terminal."""
         if self._live:
             self._live.stop()
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: '45 s', '12 min', '7 h 05 min'."""
+    """Formats a duration: "45 s", "12 min", "7 h 05 min"."""
     if seconds < 90:
         return f"{max(0, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -179,16 +187,16 @@ def duration(seconds: float) -> str:
 
 
 class CollapseAlarm:
-    """Says once, plainly, when a run has collapsed: all images in one place, and the loss at the margin.
+    """Warns once if the embedding has collapsed: all images in one place, and the loss at the margin.
 
     Args:
-        say: prints a line.
-        margin: the gap of the loss; None where the loss may well lie at it, as that of mined triplets does, and the
-            distances alone tell.
+        say: Prints a line.
+        margin: The margin of the loss; None to look at the distances only, because the loss of mined triplets may well
+            stay at the margin.
     """
 
-    STEPS = 200  # in a row
-    NEAR_MARGIN = 0.01  # of the margin
+    STEPS = 200  # consecutive ones
+    NEAR_MARGIN = 0.01  # as a share of the margin
     NEAR_ZERO = 0.01  # mean distance between unit vectors
 
     def __init__(self, say: Callable[[str], None], margin: float | None) -> None:

@@ -1,6 +1,5 @@
 """Trains: from a data set to a finished run folder."""
 
-import json
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras import export
-from dr_keras.atomic_files import new_file, read_json, write_array, write_json
+from dr_keras.atomic_files import new_file, write_array, write_json
 from dr_keras.backend import keras_defaults
 from dr_keras.config import (
     ARCHITECTURE,
@@ -47,11 +46,12 @@ from dr_keras.training.checkpoint import Progress, read_progress
 from dr_keras.training.compile import training_precision
 from dr_keras.training.devices import Devices, devices_for, on_one_device
 from dr_keras.training.fit import Fit
+from dr_keras.training.messages import other_images, print_data, print_lost, settings_table
 from dr_keras.training.monitor import Monitor
 from dr_keras.training.phase_models import PhaseModels
 from dr_keras.training.phases import SOFTMAX, TRIPLETS, phases
 
-SAMPLES = 64  # images kept in the run folder for checking exports
+SAMPLE_IMAGES = 64  # kept in the run folder for checking exports
 
 
 def run_training(
@@ -62,19 +62,22 @@ def run_training(
     resume: bool = False,
     console: Console | None = None,
 ) -> Run:
-    """Trains as `config` says and leaves a finished run folder.
+    """Trains a network and leaves a finished run folder.
 
     Args:
-        config: the settings.
-        runs: the folder that run folders lie in. Of several hosts the first one writes there; to resume, all read it.
-        overwrite: replace an earlier run of the same name, once the new one's data is read.
-        resume: go on with the run of that name from its last checkpoint, or from its beginning where it has none; a
-            finished one is left as it is.
-        console: where progress is shown; standard error by default.
+        config: The settings.
+        runs: The folder of all run folders. Of several hosts only the first one writes to it; to resume, all read it.
+        overwrite: Whether to replace an earlier run of the same name, once the data of the new one has been read.
+        resume: Whether to continue the run of that name from its last checkpoint, or from its beginning if it has none;
+            a finished run is left as it is.
+        console: Where progress is shown; standard error by default.
+
+    Returns:
+        The run folder.
 
     Raises:
-        InputError: the data cannot be used; the network cannot be built; the run's name is taken; the run to resume has
-            other settings or images; the disk is full.
+        InputError: The data cannot be used; the network cannot be built; the name of the run is taken; the run to
+            resume has other settings or images; the disk is full.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
     console = console or (stderr() if config.host_index == 0 else Console(quiet=True))
@@ -107,7 +110,7 @@ def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
 
 @dataclass(frozen=True)
 class _Images:
-    """The usable images, and what is to be said of the others; `checksum` tells whether a resumed run has the same."""
+    """The usable images, the report on the others, and a checksum that a resumed run compares."""
 
     catalog: Catalog
     pixels: Images
@@ -117,7 +120,7 @@ class _Images:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """What the fit has left."""
+    """The result of the fit."""
 
     network: keras.Model
     steps: int
@@ -127,7 +130,7 @@ class _Trained:
 
 @dataclass(frozen=True)
 class _Training:
-    """A training on devices that are set up: what `run_training` does, step by step."""
+    """What `run_training` does once the devices are set up, step by step."""
 
     config: Config
     run: Run
@@ -142,12 +145,12 @@ class _Training:
         """Trains, and leaves a finished run folder."""
         config, run = self.config, self.run
         done = read_progress(run.checkpoint_file) if self.resume and run.checkpoint_file.exists() else None
-        network = build_network(config)  # before anything is read or written: its settings may be bad
+        network = build_network(config)  # before anything is read or written, because its settings may be bad
         if config.initial_weights and not done:
             _start_from(network, config, self.runs)
         images = self._load_images()
         if done and done.data != images.checksum:
-            raise RunError(_other_images(images.catalog, run))
+            raise RunError(other_images(images.catalog, run))
         rows = images.catalog.rows(TRAIN)
         share = Share(self.devices.host, self.devices.hosts, self.devices.count)
         sources = training_sources(config, images.pixels, rows, images.catalog.labels[rows], share)
@@ -162,7 +165,7 @@ class _Training:
         catalog = load_catalog(
             config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=self.console
         )
-        store = "auto" if config.store == "device" else config.store  # they come to the device from there
+        store = "auto" if config.store == "device" else config.store  # from which they are copied to the device
         catalog, pixels, report = load_pixels(
             catalog, config.image_size, config.resize, store=store, console=self.console
         )
@@ -171,7 +174,7 @@ class _Training:
 
     @contextmanager
     def _folder(self, *, fresh: bool) -> Iterator[Run]:
-        """The folder to write to: the run's own; on further hosts, which compute the same, one that is thrown away."""
+        """The folder to write to: that of the run; on other hosts, which compute the same, a temporary one."""
         if not self.config.host_index:
             if fresh:
                 start_run(self.run, self.config, overwrite=self.overwrite, again=self.resume)
@@ -181,14 +184,14 @@ class _Training:
             yield Run(Path(folder) / self.run.path.name)
 
     def _begin(self, folder: Run, images: _Images, *, fresh: bool) -> None:
-        """Writes what is known before the first step, and says it."""
+        """Writes and prints what is known before the first step."""
         config, report = self.config, images.report
         if fresh:
             report["leaks"] = _leaks(images.catalog, images.pixels)
             write_json(folder.report_file, report)
         elif not config.host_index and self.run.config().data != config.data:  # the same images in another place
             self.run.write_config(replace(self.run.config(), data=config.data))
-        _say_data(self.console, images.catalog, report, folder)
+        print_data(self.console, images.catalog, report, folder)
 
     def _fit(
         self,
@@ -198,7 +201,7 @@ class _Training:
         network: keras.Model,
         done: Progress | None,
     ) -> _Trained:
-        """Trains `network`, and ranks the monitor images by what came out."""
+        """Trains `network`, and ranks the monitor images with the result."""
         config, catalog, pixels = self.config, images.catalog, images.pixels
         schedule = config.part(ScheduleConfig)
         progress = done or Progress(0, images.checksum)
@@ -215,7 +218,7 @@ class _Training:
         fit = Fit(models, schedule, course, sources, folder, monitor, self.console)
         try:
             if not progress.step:
-                board.text("configuration", _markdown(config.to_dict()))
+                board.text("configuration", settings_table(config.to_dict()))
             network, steps = fit(network, progress, self.run if done else None)
             with on_one_device(), bar("embedding images", len(catalog), self.console) as advance:
                 vectors = embed_with_network(network, pixels, advance=advance)
@@ -225,7 +228,7 @@ class _Training:
         return _Trained(network=network, steps=steps, vectors=vectors, figures=figures)
 
     def _finish(self, run: Run, images: _Images, trained: _Trained) -> None:
-        """Writes the network, the index, the samples and the exports; last the figures, which make the run finished."""
+        """Writes the network, the index, the samples, the exports and, last, the metrics, which mark a finished run."""
         catalog, pixels, figures, console = images.catalog, images.pixels, trained.figures, self.console
         with new_file(run.network_file) as temporary:
             trained.network.save(temporary)
@@ -237,12 +240,12 @@ class _Training:
             run=run.lasting_name(),
             stamps=file_stamps(catalog.paths()),
         )
-        chosen = np.random.default_rng(self.config.seed).permutation(len(catalog))[:SAMPLES]
+        chosen = np.random.default_rng(self.config.seed).permutation(len(catalog))[:SAMPLE_IMAGES]
         write_array(run.samples_file, pixels[np.sort(chosen)])
         if figures:
             shown = ("precision@1", "precision@30", "map@r")
             console.print("monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in shown))
-        _say_lost(console, pixels)
+        print_lost(console, pixels)
         write_json(run.metrics_file, {"steps": trained.steps, "monitor": figures, "export": _export(run, console)})
         run.checkpoint_file.unlink(missing_ok=True)
         console.print(f"finished: {run.path}")
@@ -250,7 +253,7 @@ class _Training:
 
 @contextmanager
 def _writing(run: Run) -> Iterator[None]:
-    """Makes one line of a disk that is full or a folder that may not be written."""
+    """Turns a full disk or a read-only folder into an error of one line."""
     try:
         yield
     except OSError as error:
@@ -260,31 +263,21 @@ def _writing(run: Run) -> Iterator[None]:
         raise RunError(message) from error
 
 
-def _other_images(catalog: Catalog, run: Run) -> str:
-    """What to say of images that are not those of the run's checkpoint."""
-    try:
-        before = read_json(run.report_file)["images"]
-        theirs = f"those {before:,} images" if before != len(catalog) else "those images, though as many"
-    except (OSError, ValueError, KeyError, TypeError):
-        theirs = "those images"
-    return (
-        f"the {len(catalog):,} images in {catalog.root} are not {theirs}, that {run.path} was started with; name their "
-        "place with --data, or start another run"
-    )
-
-
 def build_network(config: Config) -> keras.Model:
-    """Returns the embedding network as training starts with it, in the precision of the training.
+    """Returns the embedding network with its initial weights, in the precision of the training.
+
+    Args:
+        config: The settings.
 
     Raises:
-        InputError: the network cannot be built with these settings.
+        InputError: The network cannot be built with these settings.
     """
     with training_precision(config.part(OptimizerConfig)):
         return initial_network(config.part(NetworkConfig))
 
 
 def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
-    """Gives `network` the weights of `config.initial_weights`."""
+    """Sets the weights of `network` to those of `config.initial_weights`."""
     assert config.initial_weights
     other = open_run(config.initial_weights, runs)
     wrong = [name for name in ARCHITECTURE if getattr(other.config(), name) != getattr(config, name)]
@@ -299,12 +292,20 @@ def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
 def training_sources(
     config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
 ) -> dict[str, TripletSource | ImageSource]:
-    """What makes the batches of each stage. As many images pass the network in a step of either.
+    """Returns what makes the batches of each stage; a step of either passes equally many images through the network.
 
-    On the device all batches are whole, filled up with their own first elements: JAX compiles a network for each shape.
+    On the device, incomplete batches are filled up with their own first elements, because JAX compiles a network for
+    each shape.
+
+    Args:
+        config: The settings.
+        pixels: The pixels of all images.
+        rows: (n,) rows of the training images in `pixels`.
+        labels: (n,) classes of the training images.
+        share: The part of each batch that this host computes.
 
     Raises:
-        InputError: the images are to lie on the device, and are too many for that.
+        InputError: The images should be stored on the device, but there are too many.
     """
     count, whole = config.batch_size, False
     augmenter: Augmenter = augment
@@ -315,7 +316,7 @@ def training_sources(
             raise InputError("--store device needs all images in memory, and there is no room; take --store stream")
         pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
     strong = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
-    gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as the search will (docs/quality.md)
+    gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as search does (docs/quality.md)
     triplets = TripletSampler(labels, count, config.seed, config.images_per_class)
     images = ImageSampler(len(rows), 3 * count, config.seed)
 
@@ -339,7 +340,7 @@ def training_sources(
 
 
 def _export(run: Run, console: Console) -> dict[str, float]:
-    """Exports the run; where TensorFlow is absent, says what to run where it is."""
+    """Exports the run; without TensorFlow, prints what to run where it is installed."""
     console.print("exporting SavedModel and LiteRT")
     try:
         return export.export_in_child(run)
@@ -351,37 +352,8 @@ def _export(run: Run, console: Console) -> dict[str, float]:
         return {}
 
 
-def _say_data(console: Console, catalog: Catalog, report: dict[str, Any], run: Run) -> None:
-    splits = ", ".join(f"{count:,} {name}" for name, count in report["splits"].items())
-    console.print(f"{len(catalog):,} images of {len(catalog.classes)} classes: {splits}")
-    if report["skipped_count"]:
-        console.print(
-            f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first "
-            f"({report['skipped'][0]['reason']}); all are named in {run.report_file}"
-        )
-    for note in report["notes"]:
-        console.print(f"note: {note}")
-    if leaks := report.get("leaks"):
-        console.print(
-            f"{len(leaks)} pictures are training and validation images at once, {' and '.join(leaks[0][:2])} first, so "
-            f"figures on the validation images are a little too good; see index.py duplicates {catalog.root}"
-        )
-
-
 def _leaks(catalog: Catalog, pixels: Images) -> list[list[str]]:
-    """The ids of pictures that lie in training or monitor and in validation, pixel by pixel the same."""
+    """Returns the ids of validation images that are equal, pixel by pixel, to training or monitor images."""
     if isinstance(pixels, StreamedImages):
-        return []  # all would have to be decoded once more
+        return []  # all would have to be decoded again
     return [[catalog.ids[row] for row in rows] for rows in leaks_between(pixels, catalog.splits == VALIDATION)]
-
-
-def _say_lost(console: Console, pixels: Images) -> None:
-    if isinstance(pixels, StreamedImages) and pixels.lost:
-        console.print(
-            f"{len(pixels.lost)} images could not be read any more while the run went on, and were grey squares: "
-            f"{min(pixels.lost)} first"
-        )
-
-
-def _markdown(values: dict[str, Any]) -> str:
-    return "| setting | value |\n|---|---|\n" + "\n".join(f"| {key} | {json.dumps(v)} |" for key, v in values.items())

@@ -1,4 +1,4 @@
-"""`train`, the library's way to a trained model. Importing it imports no framework: `config` decides which one."""
+"""`train` of the library. Importing it imports no framework, because `config` decides which one is used."""
 
 import os
 from pathlib import Path
@@ -12,17 +12,25 @@ from dr_keras.search_model import Model
 def train(
     config: Config, *, runs: str | os.PathLike[str] = RUNS, overwrite: bool = False, resume: bool = False
 ) -> Model:
-    """Trains as `config` says and returns the finished model; its run folder is made in `runs`.
+    """Trains a model and leaves a finished run folder in `runs`.
 
     Args:
-        config: the settings.
-        runs: the folder that run folders lie in.
-        overwrite: replace an earlier run of the same name.
-        resume: go on with the run of that name, or start it; a finished one is only loaded.
+        config: The settings.
+        runs: The folder of all run folders.
+        overwrite: Whether to replace an earlier run of the same name.
+        resume: Whether to continue the run of that name, or start it; a finished run is only loaded.
+
+    Returns:
+        The trained model, as `load` returns it.
 
     Raises:
-        InputError: the data cannot be used, or a run of that name exists and `overwrite` is off.
+        InputError: The data cannot be used, or a run of that name exists and `overwrite` is False.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
+
+    Example:
+        >>> model = train(Config(data="my-folders", run="first", epochs=5))  # doctest: +SKIP
+        >>> model.embed(["a.jpg", "b.jpg"]).shape  # doctest: +SKIP
+        (2, 256)
     """
     import_framework(config.backend)
     from dr_keras.training.run import run_training
