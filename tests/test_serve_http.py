@@ -338,7 +338,7 @@ def test_a_refused_image_is_not_called_by_its_path(monkeypatch, hidden):
         def fail(*_):
             raise InputError(f"the attributes of '{hidden}/uploads/a.png' are wrong")
 
-        monkeypatch.setattr(page.app.state.server.gallery, "add", fail)
+        monkeypatch.setattr(page.app.state.service.live_index, "add", fail)
         answer = page.post("/v1/images", files={"image": draw_encoded(1)}, headers=BEARER)
         assert SENTINEL not in refused(answer, 422, "log says why").text
 

@@ -109,16 +109,16 @@ def test_an_index_that_breaks_says_so_without_its_path(place, page):
 
 def test_beyond_the_limit_clients_are_told_to_come_again(place):
     with client(place, concurrency=1) as page:
-        server = page.app.state.server
+        server = page.app.state.service
         enter, leave = threading.Event(), threading.Event()
-        stats = server.gallery.stats
+        stats = server.live_index.stats
 
         def slow():
             enter.set()
             leave.wait(10)
             return stats()
 
-        server.gallery.stats = slow
+        server.live_index.stats = slow
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(page.get, "/v1/stats")
             assert enter.wait(10)
