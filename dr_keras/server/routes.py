@@ -26,7 +26,7 @@ from dr_keras.server.responses import answer_content, image_content, matches_eta
 from dr_keras.server.root_path import RootPath
 from dr_keras.server.schemas import MAX_ID, MAX_K, MAX_LABEL, SearchRequest
 from dr_keras.server.service import Service
-from dr_keras.service.settings import Settings
+from dr_keras.server.settings import Settings
 
 log = logging.getLogger("uvicorn.error")
 
@@ -313,7 +313,7 @@ def _add_watch(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI, root_path: str) -> None:
-    # Read once, so that no URL becomes a path. Not Starlette's StaticFiles: it understands neither `*` nor several lines
+    # Read once, so that no URL becomes a path. Not Starlette's StaticFiles: it knows neither `*` nor several lines
     # of If-None-Match, and makes entity tags of file times, which differ between copies of one installation.
     files = {file.name: file.read_bytes() for file in STATIC.iterdir() if file.suffix in STATIC_TYPES}
 
