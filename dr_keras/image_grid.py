@@ -1,4 +1,4 @@
-"""Grids of images with a caption under each: for retrieve.py --save, the demo and TensorBoard."""
+"""Grids of images with a caption below each: for `retrieve.py --save` and for TensorBoard."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dr_keras.data.images import read
+from dr_keras.data.thumbnails import square_thumbnail
 from dr_keras.errors import ImageError
 
 PAPER = (252, 252, 250)
@@ -16,13 +17,21 @@ FAINT = (120, 126, 134)
 QUERY = (45, 92, 190)
 SAME = (31, 138, 84)  # green and orange-red also differ in lightness, for eyes that confuse the hues
 OTHER = (216, 96, 58)
-GAP = 10
-FRAME = 4
+TILE_PAPER = (236, 236, 232)
+GAP = 10  # pixels
+FRAME = 4  # pixels
+LINE_HEIGHT = 16  # pixels
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a grid: the image, the lines under it (the first in ink, the rest fainter), its frame's colour."""
+    """One image of a grid.
+
+    Attributes:
+        image: the image.
+        lines: of the caption; the first is darker than the others.
+        frame: RGB color of the frame.
+    """
 
     image: Image.Image
     lines: Sequence[str]
@@ -30,8 +39,15 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """One neighbour: its image, the name of its class, its distance, and whether it has the query's class, if known."""
+class Neighbor:
+    """One neighbor of a query.
+
+    Attributes:
+        image: its image.
+        class_name: the name of its class.
+        distance: its distance to the query.
+        same: whether it has the query's class, or None if that is unknown.
+    """
 
     image: Image.Image
     class_name: str
@@ -39,21 +55,34 @@ class Neighbour:
     same: bool | None
 
 
-def neighbour_tiles(query: Image.Image, class_name: str | None, neighbours: Sequence[Neighbour]) -> list[Tile]:
-    """The tiles of a query and its neighbours: framed green where the class is the query's, orange where another."""
+def neighbor_tiles(query: Image.Image, class_name: str | None, neighbors: Sequence[Neighbor]) -> list[Tile]:
+    """Makes the tiles of a query and its neighbors.
+
+    Args:
+        query: the image of the query.
+        class_name: the name of its class, or None.
+        neighbors: nearest first. Those of the query's class are framed in green, others in orange.
+    """
     frames = {True: SAME, False: OTHER, None: FAINT}
     tiles = [Tile(query, (class_name or "?", "query"), QUERY)]
-    tiles += [Tile(one.image, (one.class_name, f"{one.distance:.3f}"), frames[one.same]) for one in neighbours]
+    tiles += [Tile(one.image, (one.class_name, f"{one.distance:.3f}"), frames[one.same]) for one in neighbors]
     return tiles
 
 
 def grid(rows: Sequence[Sequence[Tile]], side: int = 112) -> Image.Image:
-    """Draws rows of tiles; small images are enlarged without blurring their pixels' edges too much."""
+    """Draws rows of tiles.
+
+    Args:
+        rows: the tiles, row by row.
+        side: pixels of an image's side; smaller images are enlarged.
+
+    Returns:
+        An RGB image.
+    """
     font = ImageFont.load_default(13)
-    line_height = 16
     lines = max(len(tile.lines) for row in rows for tile in row)
     cell = side + 2 * FRAME
-    step = cell + lines * line_height + GAP
+    step = cell + lines * LINE_HEIGHT + GAP
     columns = max(len(row) for row in rows)
     canvas = Image.new("RGB", (columns * (cell + GAP) + GAP, len(rows) * (step + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -61,25 +90,15 @@ def grid(rows: Sequence[Sequence[Tile]], side: int = 112) -> Image.Image:
         for across, tile in enumerate(row):
             left, top = GAP + across * (cell + GAP), GAP + down * (step + GAP)
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=tile.frame)
-            canvas.paste(fit(tile.image, side), (left + FRAME, top + FRAME))
+            canvas.paste(square_thumbnail(tile.image, side, TILE_PAPER), (left + FRAME, top + FRAME))
             for number, line in enumerate(tile.lines):
-                place = (left + 1, top + cell + 3 + number * line_height)
+                place = (left + 1, top + cell + 3 + number * LINE_HEIGHT)
                 draw.text(place, shorten(line, cell, font), INK if not number else FAINT, font)
     return canvas
 
 
-def fit(image: Image.Image, side: int) -> Image.Image:
-    """The whole image on a square of `side` pixels, its proportions kept."""
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    square = Image.new("RGB", (side, side), (236, 236, 232))
-    small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
-    return square
-
-
 def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """Cuts a text that is wider than `width` pixels, and ends it with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -88,7 +107,7 @@ def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
 
 
 def open_or_missing(path: Path, side: int = 112) -> Image.Image:
-    """The image of a file; a grey square that says so where the file is gone or broken."""
+    """Reads an image file; if it is missing or broken, returns a gray square that says so."""
     try:
         return read(path, draft=side)
     except ImageError:
@@ -98,5 +117,5 @@ def open_or_missing(path: Path, side: int = 112) -> Image.Image:
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) uint8 as a picture."""
+    """Makes an image of (H, W, 3) uint8 pixels."""
     return Image.fromarray(pixels)

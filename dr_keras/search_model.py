@@ -1,4 +1,4 @@
-"""dr_keras as a library: train, load, embed, search."""
+"""What `dr_keras.load` returns: a model that embeds images and searches its gallery."""
 
 import os
 import threading
@@ -12,19 +12,18 @@ from PIL import Image
 from rich.console import Console
 
 from dr_keras.atomic_files import read_json
-from dr_keras.data.image_ids import image_id
 from dr_keras.data.images import ImageInput, decode
 from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
 from dr_keras.errors import InputError, RunError
-from dr_keras.filenames import existing
+from dr_keras.image_names import resolve
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.sync import Reader
 from dr_keras.progress import stderr
 from dr_keras.runs import Run, open_run
-from dr_keras.search_results import Answer, Result, answered, refined_query
+from dr_keras.search_results import Answer, Result, make_answer, refined_query
 
 RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
-MANY = 1000  # images from which on OpenVINO's faster computing makes up for its slower start (docs/decisions/009)
+OPENVINO_MIN_IMAGES = 1000  # from here on its faster inference makes up for its slower start (docs/decisions/009)
 
 Images = np.ndarray | Iterable[ImageInput]
 
@@ -32,13 +31,19 @@ Images = np.ndarray | Iterable[ImageInput]
 class Model:
     """A finished run: embeds images and searches its gallery. Made by `load` and `train`.
 
-    Threads may share it: `embed`, `search`, `retrieve` and all others give each caller what is its own. The network
-    embeds for one caller at a time, on all cores. `use_index` and `use_gallery` change what all of them search.
+    Threads may share a model. The network embeds for one caller at a time, on all cores. `use_index` and
+    `use_gallery` change the gallery for all threads.
 
     Args:
         run: the run folder.
-        runtime: 'litert', 'openvino', 'saved_model', 'keras', or 'auto': LiteRT, for many images OpenVINO where it is
-            installed, and Keras where the run is not exported.
+        runtime: 'litert', 'openvino', 'saved_model', 'keras' or 'auto'. 'auto' takes LiteRT, or OpenVINO for many
+            images if it is installed, or Keras if the run is not exported.
+
+    Example:
+        >>> model = load("tiny-imagenet-64")
+        >>> images = np.zeros((2, 64, 64, 3), np.uint8)
+        >>> model.embed(images).shape
+        (2, 256)
     """
 
     def __init__(self, run: Run, runtime: str = "auto") -> None:
@@ -53,10 +58,10 @@ class Model:
 
     @property
     def index(self) -> Index:
-        """The gallery: the run's own index, opened when it is first wanted, or what `use_index` or `use_gallery` set.
+        """The gallery: the run's own index, opened on first use, or what `use_index` or `use_gallery` set.
 
         Raises:
-            RunError: it is damaged, or this is a released model, which has none until it is given one.
+            RunError: the index is damaged, or this is a released model, which has none of its own.
         """
         with self._guard:
             if self._index is None:
@@ -77,36 +82,42 @@ class Model:
         )
 
     def use_index(self, folder: str | os.PathLike[str]) -> "Model":
-        """Makes an index, as `index.py` keeps them, the gallery; returns the model itself.
+        """Makes an index the gallery.
+
+        Args:
+            folder: the index, as `index.py` makes it.
+
+        Returns:
+            The model itself.
 
         Raises:
-            RunError: there is none, it is damaged, or its vectors are another model's.
+            RunError: there is no index, it is damaged, or its vectors come from another model.
         """
         index = Index.open(folder)
         if index.model and index.model != self.fingerprint:
-            maker = f": of {index.run}" if index.run else ""
+            maker = f": from {index.run}" if index.run else ""
             index.close()
             raise RunError(
-                f"the vectors in {folder} are of another model than {self.run.path}{maker}"
-                + "; name that with --run, or make another index"
+                f"the vectors in {folder} come from another model than {self.run.path}{maker}"
+                + "; name that model with --run, or make another index"
             )
         self.index = index
         return self
 
     @cached_property
     def fingerprint(self) -> str:
-        """What vectors of this model depend on: its weights, and how images are brought to its size."""
+        """What the vectors depend on: the weights, and how images are resized."""
         return self.run.fingerprint()
 
     @property
     def reader(self) -> Reader:
-        """How files become vectors of this model, for `dr_keras.index.sync`."""
+        """How this model turns files into vectors, for `dr_keras.index.sync`."""
         return Reader(self._vectors, self.config.image_size, self.config.resize)
 
     def use_gallery(self, folder: str | os.PathLike[str], *, console: Console | None = None) -> "Model":
-        """Makes all images below a folder the gallery; a picture's class is the subfolder that it lies in.
+        """Makes all images below a folder the gallery. An image's class is the subfolder that it lies in.
 
-        They are embedded the first time and kept in the cache; later only files that changed are read again.
+        The vectors are cached; the next time only files that have changed are read again.
 
         Args:
             folder: the folder.
@@ -116,14 +127,14 @@ class Model:
             The model itself.
 
         Raises:
-            InputError: the folder is absent or holds no readable image, or the run has no network.
+            InputError: the folder does not exist or holds no readable image, or the run has no network.
         """
         from dr_keras.index.folder_cache import gallery_index
 
-        # Vectors of another runtime are a little different, and are kept apart.
+        # Each runtime's vectors differ a little, so they are cached separately.
         runtime = self._runtime
         if runtime == "openvino" or (runtime == "auto" and self.run.litert_file.is_file()):
-            runtime = "litert"  # the same file, and a few units of the last digit apart
+            runtime = "litert"  # OpenVINO runs the same file; its vectors differ in the last digit
         self.index = gallery_index(
             Path(folder),
             f"{self.fingerprint} {runtime}",
@@ -137,9 +148,9 @@ class Model:
         runtime = self._runtime
         if runtime == "auto":
             runtime = "litert" if self.run.litert_file.is_file() else "keras"
-            # Once it is there it is used for the last few images too.
-            fast = "openvino" in self._embedders or (len(pixels) >= MANY and find_spec("openvino") is not None)
-            if runtime == "litert" and fast:
+            many = len(pixels) >= OPENVINO_MIN_IMAGES and find_spec("openvino") is not None
+            # Once loaded, OpenVINO also embeds the last few images.
+            if runtime == "litert" and (many or "openvino" in self._embedders):
                 runtime = "openvino"
         with self._guard:
             if runtime not in self._embedders:
@@ -159,12 +170,25 @@ class Model:
 
         Raises:
             InputError: an image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
+
+        Example:
+            >>> model = load("tiny-imagenet-64")
+            >>> model.embed([Image.new("RGB", (320, 240), "red")]).shape
+            (1, 256)
         """
         return self._vectors(self._pixels(images))
 
     def search(self, images: Images, k: int = 30) -> list[list[Result]]:
-        """The `k` nearest gallery images of each image, nearest first; `images` as in `embed`."""
-        return self.neighbours(self.embed(images), k)
+        """Finds the nearest gallery images of each image.
+
+        Args:
+            images: as in `embed`.
+            k: how many for each image.
+
+        Returns:
+            For each image its results, nearest first.
+        """
+        return self.neighbors(self.embed(images), k)
 
     def retrieve(
         self,
@@ -176,20 +200,24 @@ class Model:
         where: str | None = None,
         max_distance: float | str | None = None,
     ) -> Answer:
-        """The `k` nearest gallery images of one image, named as a person would, or of several together.
+        """Finds the nearest gallery images of one image, or of several images together.
 
         Args:
-            query: an image of the index by its id, its path or its unique base name, held-out images included; or any
-                other image file. A path that starts with '.', '/' or '~' is always taken for a file. Of several, the
-                mean is searched for.
-            k: how many.
-            include_self: whether images of the gallery may find themselves.
-            negatives: images, named likewise, that the results should be unlike.
-            where: search only images of which this is true, such as `label = cats`; see `dr_keras.index.filters`.
-            max_distance: leave out what is farther; 'auto' takes what `evaluate.py --calibrate` found.
+            query: an image of the index (held-out images included) by its id, its path or its unique base name; or any
+                other image file. A path that starts with '.', '/' or '~' always means a file. Several images are
+                searched for by their mean.
+            k: how many results.
+            include_self: whether a query may find itself.
+            negatives: images that the results should be unlike, named in the same way.
+            where: search only images that meet this condition, such as `label = cats`; see `dr_keras.index.filters`.
+            max_distance: leave out results farther than this; 'auto' is the distance that `evaluate.py --calibrate`
+                found.
+
+        Returns:
+            The answer, with its results from the nearest on.
 
         Raises:
-            InputError: nothing has that name, several images have, or the file is no usable image; `where` is no
+            InputError: no image has this name, or several have; the file is not a usable image; `where` is not a
                 condition; or the run is not calibrated.
         """
         names = [query] if isinstance(query, str) else list(query)
@@ -199,9 +227,9 @@ class Model:
         if isinstance(limit, str):
             raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
         asked = (*names, *negatives)
-        index = self.index  # another thread may put another one in its place
-        # Other files are embedded first: meanwhile other threads may search, and the index may be refreshed.
-        files = {name: Path(_file(name)) for name in asked if _row(index, name) is None}
+        index = self.index  # another thread may replace it
+        # Files are embedded first, so that meanwhile other threads may search and refresh the index.
+        files = {name: found for name in asked if isinstance(found := resolve(index, name), Path)}
         fresh = dict(zip(files, self.embed(list(files.values())), strict=True)) if files else {}
         with index.held():
             rows = [None if name in files else _row(index, name) for name in asked]
@@ -209,15 +237,14 @@ class Model:
                 [fresh[name] if row is None else index.vectors[row] for name, row in zip(asked, rows, strict=True)]
             )
             vector = refined_query(vectors[: len(names)], vectors[len(names) :])
-            never = rows[len(names) :] if include_self else rows  # what results should be unlike is never a result
-            own = [row for row in never if row is not None]
-            found = _neighbours(index, vector[None], k, own, where)[0]
-            known = [_known(index, row) if row is not None else None for row in rows[: len(names)]]
+            excluded = [row for row in (rows[len(names) :] if include_self else rows) if row is not None]
+            results = _neighbors(index, vector[None], k, excluded, where)[0]
+            known = [_describe(index, row) if row is not None else None for row in rows[: len(names)]]
         path = known[0].path if known[0] else files[names[0]]
-        return answered(names, path, known, found, negatives=negatives, max_distance=limit)
+        return make_answer(names, path, known, results, negatives=negatives, max_distance=limit)
 
     def calibrated_distance(self) -> float:
-        """The distance that `evaluate.py --calibrate` found.
+        """Returns the distance that `evaluate.py --calibrate` found.
 
         Raises:
             RunError: the run is not calibrated.
@@ -231,16 +258,25 @@ class Model:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.run.calibration_file} cannot be read: {error}") from error
 
-    def neighbours(
+    def neighbors(
         self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] | np.ndarray = (), where: str | None = None
     ) -> list[list[Result]]:
-        """The `k` nearest images of each vector (Q, D), without the rows `exclude`, of all or (Q, X) of each, filled up
-        with -1; `where` as in `retrieve`."""
-        return _neighbours(self.index, vectors, k, exclude, where)
+        """Finds the nearest gallery images of each vector.
+
+        Args:
+            vectors: (Q, D) float32.
+            k: how many for each vector.
+            exclude: rows that are no results: the same ones for all vectors, or (Q, X) for each, padded with -1.
+            where: as in `retrieve`.
+
+        Returns:
+            For each vector its results, nearest first.
+        """
+        return _neighbors(self.index, vectors, k, exclude, where)
 
     def result(self, row: int) -> Result:
-        """What the index knows of one of its rows."""
-        return _known(self.index, row)
+        """Returns what the index knows of the image in a row."""
+        return _describe(self.index, row)
 
     def _make_embedder(self, runtime: str) -> Embedder:
         if runtime == "saved_model":
@@ -271,28 +307,15 @@ class Model:
         return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
 
 
-def _file(query: str) -> str:
-    """The path that a query may be, in the form of Unicode in which it exists."""
-    return existing(os.path.expanduser(query))
+def _row(index: Index, name: str) -> int:
+    """The row of an image that `resolve` found in the index a moment ago."""
+    found = resolve(index, name)
+    if isinstance(found, Path):
+        raise InputError(f"{name!r} was removed from the index during the search")
+    return found
 
 
-def _row(index: Index, query: str) -> int | None:
-    """The row of an image that is named as a person would, or None where it is a file that the index lacks."""
-    file = _file(query)
-    exists = os.path.lexists(file)  # what is no image is refused when it is read
-    if exists and query.startswith((".", "/", "~")):
-        paths = (os.path.abspath(file), os.path.realpath(file))  # class folders may be symbolic links
-        ids = (image_id(path, index.root) for path in paths)
-        return next((row for id in ids if (row := index.records.row(id)) is not None), None)
-    try:
-        return index.records.find(query)
-    except InputError:
-        if exists and not os.path.isdir(file):
-            return None
-        raise
-
-
-def _neighbours(
+def _neighbors(
     index: Index, vectors: np.ndarray, k: int, exclude: Sequence[int] | np.ndarray, where: str | None
 ) -> list[list[Result]]:
     others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
@@ -311,7 +334,7 @@ def _neighbours(
     ]
 
 
-def _known(index: Index, row: int) -> Result:
+def _describe(index: Index, row: int) -> Result:
     with index.held():
         return _result(index.root, index.records.entries([row])[0], index.records.class_names())
 
@@ -326,15 +349,23 @@ def load(
     runtime: str = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Loads a finished run.
+    """Loads a finished run or a released model.
 
     Args:
-        run: its name or folder; by default the one that made `index`, else the latest one in runs/.
+        run: its name or folder. By default the run that made `index`, or else the latest one in runs/.
         runtime: see `Model`.
         index: the index to search; the run's own by default.
 
+    Returns:
+        The model.
+
     Raises:
         RunError: there is no such run, or it is unfinished or damaged.
+
+    Example:
+        >>> model = load("tiny-imagenet-64")
+        >>> model.config.embedding_dim
+        256
     """
     if run is None and index is not None:
         with Index.open(index) as opened:
@@ -343,5 +374,5 @@ def load(
     if index is not None:
         return model.use_index(index)
     if not model.run.weights_file.is_file():
-        _ = model.index  # a damaged index shall be known at once
+        _ = model.index  # so that a damaged index is reported at once
     return model

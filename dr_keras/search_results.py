@@ -1,4 +1,4 @@
-"""What a search answers: plain values, for people, JSON and a picture."""
+"""What a search returns: plain values, for people, for JSON and for an image grid."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,25 @@ import numpy as np
 from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError
 
-NEGATIVE = 0.5  # what an image that results should be unlike weighs against one they should be like (Rocchio 1971)
+NEGATIVE_WEIGHT = 0.5  # of an image to be unlike, against one to be like (Rocchio 1971)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One neighbour.
+    """One image that a search found.
 
     Attributes:
-        rank: from 1.
+        rank: 1 for the nearest.
         id: its id in the index.
         path: its file.
-        label, class_name: its class folder, and the class's name for people.
-        distance: Euclidean distance to the query.
-        attributes: what else the index knows of it.
+        label: its class folder.
+        class_name: the name of its class.
+        distance: Euclidean distance to the query, from 0 to 2.
+        attributes: what else the index knows about the image.
+
+    Example:
+        >>> Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25).name
+        'tom.jpg'
     """
 
     rank: int
@@ -46,13 +51,20 @@ class Answer:
     """What `Model.retrieve` found.
 
     Attributes:
-        query: the query as it was asked; of several the first.
+        query: the first query, as it was given.
         path: its file.
-        label, class_name: its class where the index knows it, else None; of several queries the one that all share.
-        results: the neighbours, nearest first; none where none was near enough.
-        queries: all queries as they were asked.
-        negatives: the images that the results should be unlike.
-        max_distance: how far a neighbour may be, or None.
+        label: the class that all queries share, or None if they do not or the index does not know it.
+        class_name: the name of that class, or None.
+        results: the results, nearest first; empty if no image is near enough.
+        queries: all queries, as they were given.
+        negatives: the images that the results should be unlike, as they were given.
+        max_distance: the greatest distance of a result, or None.
+
+    Example:
+        >>> found = Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25)
+        >>> answer = Answer("query.jpg", Path("query.jpg"), None, None, [found])
+        >>> answer.to_dict()["results"][0]["id"]
+        'cats/tom.jpg'
     """
 
     query: str
@@ -65,7 +77,7 @@ class Answer:
     max_distance: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Returns the answer as plain values, for JSON."""
         return {
             "query": self.query,
             "label": self.label,
@@ -88,26 +100,29 @@ class Answer:
         }
 
     def save(self, file: Path) -> None:
-        """Saves a picture of the query and its neighbours, framed green where they have its class.
+        """Saves an image of the query and the results; those of its class are framed in green.
+
+        Args:
+            file: the image file to write.
 
         Raises:
-            InputError: the picture cannot be written there or has an ending that is not in `PICTURE_ENDINGS`.
+            InputError: the file cannot be written, or its ending is not in `PICTURE_ENDINGS`.
         """
-        from dr_keras import image_grid as pictures
+        from dr_keras import image_grid
 
         check_picture_name(file)
-        neighbours = [
-            pictures.Neighbour(
-                pictures.open_or_missing(result.path),
+        neighbors = [
+            image_grid.Neighbor(
+                image_grid.open_or_missing(result.path),
                 result.class_name,
                 result.distance,
                 None if self.label is None else result.label == self.label,
             )
             for result in self.results
         ]
-        tiles = pictures.neighbour_tiles(pictures.open_or_missing(self.path), self.class_name, neighbours)
+        tiles = image_grid.neighbor_tiles(image_grid.open_or_missing(self.path), self.class_name, neighbors)
         width = min(8, len(tiles))
-        picture = pictures.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
+        picture = image_grid.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
         try:
             with new_file(file) as temporary:
                 picture.save(temporary)
@@ -120,14 +135,21 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff", ".
 
 
 def check_picture_name(file: str | os.PathLike[str]) -> None:
-    """Raises InputError where a picture cannot be saved under a name, by its ending."""
+    """Checks that an image can be saved under a name.
+
+    Args:
+        file: the name.
+
+    Raises:
+        InputError: its ending is not in `PICTURE_ENDINGS`.
+    """
     ending = os.path.splitext(file)[1]
     if ending.lower() not in PICTURE_ENDINGS:
         received = f"the ending {ending}" if ending else "no ending"
         raise InputError(f"the picture {file} has {received}; choose one of {', '.join(PICTURE_ENDINGS)}")
 
 
-def answered(
+def make_answer(
     names: Sequence[str],
     path: Path,
     known: Sequence[Result | None],
@@ -136,15 +158,18 @@ def answered(
     negatives: Sequence[str] = (),
     max_distance: float | None = None,
 ) -> Answer:
-    """The answer of a search: what was found near enough, and the class that all queries share.
+    """Makes the answer to a search.
 
     Args:
-        names: of the queries, as they were asked for.
-        path: the first one's file.
-        known: what the index knows of each, None where it knows nothing.
-        found: nearest first.
+        names: the queries, as they were given.
+        path: the first query's file.
+        known: what the index knows of each query, or None.
+        found: the results, nearest first.
         negatives: as in `Answer`.
-        max_distance: what is farther is left out.
+        max_distance: results farther than this are left out.
+
+    Returns:
+        The answer, with the class that all queries share.
     """
     if max_distance is not None:
         found = [result for result in found if result.distance <= max_distance]
@@ -154,23 +179,28 @@ def answered(
 
 
 def refined_query(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """One query for images like these and unlike those: their means' weighted difference (Rocchio 1971).
+    """Combines images to be like and images to be unlike into one query (Rocchio 1971).
 
     Args:
         positives: (P, D) of unit length, at least one.
         negatives: (M, D) of unit length, or none.
 
     Returns:
-        (D,) float32 of unit length; a single positive without negatives is returned as it is.
+        (D,) float32 of unit length: the weighted difference of their means. A single positive without negatives is
+        returned unchanged.
 
     Raises:
         InputError: they cancel each other out.
+
+    Example:
+        >>> refined_query(np.array([[1.0, 0.0], [0.0, 1.0]]), np.empty((0, 2))).round(3)
+        array([0.707, 0.707], dtype=float32)
     """
     if len(positives) == 1 and not len(negatives):
         return np.array(positives[0], np.float32)
     total = positives.mean(axis=0)
     if len(negatives):
-        total = total - NEGATIVE * negatives.mean(axis=0)
+        total = total - NEGATIVE_WEIGHT * negatives.mean(axis=0)
     length = float(np.linalg.norm(total))
     if length < 1e-3:
         raise InputError("these images cancel each other out: nothing is like some of them and unlike the others")

@@ -114,7 +114,7 @@ async def no_body():
 
 def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place):
     with client(place) as page:
-        server = page.app.state.server
+        server = page.app.state.service
         real, inside, on, opened = server.gallery.open_image, threading.Event(), threading.Event(), Future()
 
         def slow(id):
@@ -146,7 +146,7 @@ def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place
 def test_a_client_that_goes_while_it_is_answered(monkeypatch, place, method, fails):
     (place / "mine" / "disc" / "disc_0.png").write_bytes(draw_encoded(size=300))
     with client(place) as page:
-        server, opened = page.app.state.server, []
+        server, opened = page.app.state.service, []
         real = server.gallery.open_image
         monkeypatch.setattr(server.gallery, "open_image", lambda id: opened.append(real(id)) or opened[0])
 

@@ -207,7 +207,7 @@ def test_an_image_is_uploaded_pasted_and_dropped(opened):
         page.wait_for_selector("#query:not([hidden])")
         assert ids(page) == found
     page.set_input_files("#file", {"name": "words.txt", "mimeType": "text/plain", "buffer": b"no picture"})
-    expect(page.locator("#problem")).to_have_text("words.txt is no image.")
+    expect(page.locator("#problem")).to_have_text("words.txt is not an image.")
 
 
 def test_a_file_that_only_says_that_it_is_an_image(opened):

@@ -87,13 +87,13 @@ def test_queries_that_cannot_be_answered(page, body, status, words):
 
 def test_bodies_that_are_no_request(page):
     json_type = {"Content-Type": "application/json"}
-    refused(page.post("/v1/search", content=b"{", headers=json_type), 400, "no JSON")
+    refused(page.post("/v1/search", content=b"{", headers=json_type), 400, "not JSON")
     refused(page.post("/v1/search", content=b"[" * 100_000, headers=json_type), 400, "nests too deeply")
-    refused(page.post("/v1/search", content=b"\xff\xfe", headers=json_type), 400, "no JSON")
+    refused(page.post("/v1/search", content=b"\xff\xfe", headers=json_type), 400, "not JSON")
     nan = b'{"positives": ["disc_0.png"], "max_distance": NaN}'
     refused(page.post("/v1/search", content=nan, headers=json_type), 422, "max_distance")
     huge = b'{"positives": ["disc_0.png"], "max_distance": ' + b"9" * 5000 + b"}"
-    refused(page.post("/v1/search", content=huge, headers=json_type), 400, "no JSON")
+    refused(page.post("/v1/search", content=huge, headers=json_type), 400, "not JSON")
     lone = b'{"positives": ["\\udcff"]}'
     refused(page.post("/v1/search", content=lone, headers=json_type), 404, "no image is called")
     half = b'{"positives": ["\\ud800"]}'
@@ -103,7 +103,7 @@ def test_bodies_that_are_no_request(page):
     refused(page.post("/v1/search"), 415, "of no type")
     no_boundary = {"Content-Type": "multipart/form-data"}
     assert page.post("/v1/search", content=b"x", headers=no_boundary).status_code == 400
-    refused(page.post("/v1/search", files={"file": b"x"}), 422, "images come as the field 'image'")
+    refused(page.post("/v1/search", files={"file": b"x"}), 422, "images are sent in the field 'image'")
     refused(page.post("/v1/search", files={"image": draw_encoded()}, data={"run": "x"}), 422, "the field 'run'")
     many = [("image", draw_encoded(seed)) for seed in range(9)]
     assert page.post("/v1/search", files=many).status_code == 400
@@ -184,7 +184,7 @@ def test_changes_that_are_refused(place, writable, page):
         return writable.post("/v1/images", headers=BEARER, **parts)
 
     refused(add(json={}), 415, "multipart/form-data")
-    refused(add(files={"picture": b"x"}), 422, "images come as the field 'image'")
+    refused(add(files={"picture": b"x"}), 422, "images are sent in the field 'image'")
     refused(add(files={"image": b"GIF89a, not"}), 415, "")
     refused(add(files=files, data={"attributes": "[1]"}), 422, "a JSON object")
     refused(add(files=files, data={"attributes": '{"a": NaN}'}), 422, "a JSON object")
@@ -247,7 +247,7 @@ def test_what_comes_together_is_worked_on_together():
 
 def test_searches_that_come_together_are_answered_as_if_alone(place):
     with client(place) as page:
-        gallery = page.app.state.server.gallery
+        gallery = page.app.state.service.live_index
         nothing = np.empty((0, 0), np.float32)
         asked = [
             (Query(nothing, ["disc_0.png"]), 5),
@@ -274,7 +274,7 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
 def test_a_condition_that_takes_too_long(monkeypatch, place):
     monkeypatch.setattr("dr_keras.index.searcher.CLOCK_STEPS", 10)
     with client(place) as page:
-        page.app.state.server.gallery.index.condition_seconds = 0
+        page.app.state.service.live_index.index.condition_seconds = 0
         body = {"positives": ["disc_0.png"], "where": " OR ".join(f"name LIKE '%{n}%a%'" for n in range(40))}
         refused(page.post("/v1/search", json=body), 400, "the condition takes more than 0 seconds")
         search(page, positives=["disc_0.png"])

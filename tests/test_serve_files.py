@@ -154,13 +154,13 @@ def test_names_that_are_not_utf8(place):
 
 
 def test_thumbnails_are_kept_up_to_a_size(page):
-    gallery = page.app.state.server.gallery
+    gallery = page.app.state.service.live_index
     small = Thumbnails(limit=2000)
     for number in (0, 1, 2, 3):
         opened = gallery.open_image(f"rings/rings_{number}.png")
         assert small.get(opened, 32)[:2] == b"\xff\xd8"
         opened.close()
-    assert small._bytes == sum(map(len, small._kept.values())) <= 2000
+    assert small.cache.size == sum(map(len, small.cache._values.values())) <= 2000
 
 
 def test_uploads_never_leave_their_folder(tmp_path):

@@ -47,7 +47,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert page.get("/").headers["content-type"] == "text/html; charset=utf-8"
     parts = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
     assert {"static/app.js", "static/style.css", "static/icon.svg"} <= set(parts)
-    for part in (*parts, "static/map.js"):
+    for part in (*parts, *(f"static/{name}.js" for name in ("client", "map", "state", "view"))):
         answer = page.get(part)
         assert answer.status_code == 200
         assert not re.search(r"(?<!xmlns=\")https?://", answer.text)
@@ -109,16 +109,16 @@ def test_an_index_that_breaks_says_so_without_its_path(place, page):
 
 def test_beyond_the_limit_clients_are_told_to_come_again(place):
     with client(place, concurrency=1) as page:
-        server = page.app.state.server
+        server = page.app.state.service
         enter, leave = threading.Event(), threading.Event()
-        stats = server.gallery.stats
+        stats = server.live_index.stats
 
         def slow():
             enter.set()
             leave.wait(10)
             return stats()
 
-        server.gallery.stats = slow
+        server.live_index.stats = slow
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(page.get, "/v1/stats")
             assert enter.wait(10)

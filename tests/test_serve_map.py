@@ -30,7 +30,7 @@ def test_the_map(place, page):
     assert where["queries"] == [number]
     assert points[number].tolist() == pytest.approx([where["x"], where["y"]], abs=1e-5)
     found = search(page, 3, positives=[one["id"]])["results"]
-    ids = [page.get(f"/v1/map/{about['key']}/{n}").json()["id"] for n in where["neighbours"]]
+    ids = [page.get(f"/v1/map/{about['key']}/{n}").json()["id"] for n in where["neighbors"]]
     assert ids == [result["id"] for result in found]
     refused(page.get(f"/v1/map/{about['key']}/16"), 404, "16 points")
     refused(page.get("/v1/map/v0/1"), 409, "load it again")

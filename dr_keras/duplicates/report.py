@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from dr_keras.atomic_files import new_file
 from dr_keras.data.image_ids import image_path
-from dr_keras.data.images import read
+from dr_keras.data.thumbnails import jpeg_thumbnail
 from dr_keras.errors import ImageError
 
 if TYPE_CHECKING:
@@ -229,13 +226,10 @@ def _data_uris(found: "Duplicates", names: list[str]) -> dict[str, str]:
 
 def _data_uri(file: str) -> str:
     try:
-        image = read(file, draft=THUMBNAIL_PIXELS)
+        made = jpeg_thumbnail(file, THUMBNAIL_PIXELS, JPEG_QUALITY, optimize=True)
     except ImageError:
         return ""
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(made).decode()}"
 
 
 def _text(value: str) -> str:

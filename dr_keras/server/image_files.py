@@ -1,43 +1,43 @@
-"""Files that clients may see: images of the index and their thumbnails, and images that clients send."""
+"""The files behind the API: images of the index and their thumbnails, and images that clients upload."""
 
 import errno
+import functools
 import hashlib
 import io
+import operator
 import os
 import stat
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
-
 from dr_keras.atomic_files import new_file
 from dr_keras.data import images
 from dr_keras.data.formats import Format
+from dr_keras.data.thumbnails import jpeg_thumbnail
 from dr_keras.errors import ImageError
+from dr_keras.lru import LRUCache
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.open_file import OpenFile
 
-CACHE_BYTES = 64 * 2**20  # of thumbnails: about 16,000 of 128 pixels
-FILE_BYTES = 256 * 2**20  # of a file of the gallery that is read to make a thumbnail: more than any photo has
-MIN_SIDE, MAX_SIDE = 16, 1024  # pixels of a thumbnail
-QUALITY = 85  # of its JPEG: no artefacts that a person sees
+CACHE_BYTES = 64 * 2**20  # about 16,000 thumbnails of 128 pixels
+MAX_FILE_BYTES = 256 * 2**20  # of a file that is read for a thumbnail: more than any photo has
+MIN_THUMBNAIL_PIXELS, MAX_THUMBNAIL_PIXELS = 16, 1024  # of the longer side
+JPEG_QUALITY = 85  # no artifacts that a person sees
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An image's file, open for reading; whoever has it closes it, and may do so twice.
+    """An image's file, open for reading. Its owner closes it, and may do so twice.
 
     Attributes:
-        file: its content.
+        file: the open file.
         size: in bytes.
-        mtime_ns: time of its last change, in nanoseconds since 1970.
-        inode: its number in its file system.
-        format: of the image.
+        mtime_ns: time of the last modification, in nanoseconds since the epoch.
+        inode: the file's inode number.
+        format: the image's format.
     """
 
     file: OpenFile
@@ -48,28 +48,39 @@ class Opened:
 
     @property
     def etag(self) -> str:
+        """The file's strong entity tag."""
         return f'"{self.inode:x}-{self.size:x}-{self.mtime_ns:x}"'
 
     def content(self) -> bytes:
-        """All of it; the file stays open."""
-        if self.size > FILE_BYTES:
-            raise Problem(413, f"the image has {self.size:,} bytes; of at most {FILE_BYTES:,} a thumbnail is made")
+        """Reads the whole file, which stays open.
+
+        Raises:
+            Problem: 413 if it is too large.
+        """
+        if self.size > MAX_FILE_BYTES:
+            raise Problem(
+                413, f"the image has {self.size:,} bytes; thumbnails are made of at most {MAX_FILE_BYTES:,} bytes"
+            )
         return self.file.read(0, self.size)
 
     def close(self) -> None:
+        """Closes the file."""
         self.file.close()
 
 
 def open_image(path: Path, folders: Iterable[Path]) -> Opened:
-    """Opens the file of an image that the index names.
+    """Opens the file of an image of the index.
 
     Args:
         path: the file.
-        folders: it has to lie below one of them, after all symbolic links are followed.
+        folders: with all symbolic links resolved, it must lie below one of these.
+
+    Returns:
+        The open file.
 
     Raises:
-        Problem: 404 where it is gone, 403 where it lies elsewhere or is no plain file, 415 where it is no image, 503
-            where it cannot be opened now.
+        Problem: 404 if the file is gone, 403 if it lies elsewhere or is not a plain file, 415 if it is not an image,
+            503 if it cannot be opened now.
     """
     real = os.path.realpath(path)
     if not inside(real, folders):
@@ -83,9 +94,9 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
             raise Problem(403, "this image's file may not be read by the server") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise Problem(
-                404, "this image is in the index and its file is gone; index.py sync --remove-missing removes it"
+                404, "this image is in the index, but its file is gone; index.py sync --remove-missing removes it"
             ) from None
-        raise busy("this image's file cannot be opened now; try again") from None  # no descriptor or disk, say
+        raise busy("this image's file cannot be opened now; try again") from None  # out of descriptors, for example
     try:
         status = os.fstat(raw.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -94,32 +105,41 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
         try:
             format, _ = _header(file)
         finally:
-            file.detach()  # or it would close what it was lent
+            file.detach()  # otherwise it would close `raw`
         return Opened(OpenFile(raw), status.st_size, status.st_mtime_ns, status.st_ino, format)
     except BaseException:
         raw.close()
         raise
 
 
+# O_NOFOLLOW: the file that was checked cannot be replaced by a link. O_NONBLOCK: opening a pipe would wait for ever.
+# Windows lacks these flags; there O_BINARY keeps line ends as they are.
+_OPEN_FLAGS = os.O_RDONLY | functools.reduce(
+    operator.or_, (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+)
+
+
 def _open(path: str, _: int) -> int:
-    # O_NOFOLLOW: nothing may be put in place of the file that was looked at. O_NONBLOCK: a pipe would wait.
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(path, _OPEN_FLAGS)
 
 
 def inside(real: str, folders: Iterable[Path]) -> bool:
-    """Whether a path without symbolic links lies below one of the folders."""
+    """Whether a path, whose symbolic links are resolved, lies below one of the folders."""
     return any(real.startswith(os.path.join(os.path.realpath(folder), "")) for folder in folders)
 
 
 def examine(data: bytes, pixels: int) -> Format:
-    """Looks at the header of an image that a client sent; decodes nothing.
+    """Checks the header of an uploaded image, without decoding it.
 
     Args:
         data: the encoded image.
         pixels: how many it may have.
 
+    Returns:
+        The image's format.
+
     Raises:
-        Problem: 415 where it is no image of a known format, 413 where it has more pixels.
+        Problem: 400 if it is empty, 415 if it is not an image of a known format, 413 if it has more pixels.
     """
     if not data:
         raise Problem(400, "the image is empty (0 bytes)")
@@ -130,7 +150,7 @@ def examine(data: bytes, pixels: int) -> Format:
 
 
 def _header(source: bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
-    """The format and the width and height of an image, by the one rule that training and indexes go by."""
+    """The format, width and height of an image, by the same rules as in training."""
     try:
         return images.look(source)
     except ImageError as error:
@@ -138,48 +158,46 @@ def _header(source: bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
 
 
 class Thumbnails:
-    """Makes small pictures of files and keeps the latest in memory; its methods may be called from several threads."""
+    """Makes thumbnails and caches those used last. Its methods may be called from several threads.
+
+    Args:
+        limit: bytes of the cache.
+    """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._bytes = 0
-        self._guard = threading.Lock()
+        self.cache: LRUCache[tuple[str, int], bytes] = LRUCache(limit, len)
 
     def get(self, opened: Opened, side: int) -> bytes:
-        """A JPEG of an image whose longer side has at most `side` pixels.
+        """Returns the thumbnail of an image.
+
+        Args:
+            opened: the image's file, which stays open.
+            side: pixels of the longer side at most.
+
+        Returns:
+            An encoded JPEG.
 
         Raises:
-            Problem: 415 where it cannot be decoded.
+            Problem: 415 if the image cannot be decoded, 413 if its file is too large.
         """
         key = (opened.etag, side)
-        with self._guard:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = _thumbnail(opened.content(), side)
-        with self._guard:
-            if key not in self._kept:
-                self._kept[key] = made
-                self._bytes += len(made)
-            while self._bytes > self._limit and len(self._kept) > 1:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
+        made = self.cache.get(key)
+        if made is None:
+            try:
+                made = jpeg_thumbnail(opened.content(), side, JPEG_QUALITY)
+            except ImageError as error:
+                raise Problem(415, f"this file {error}") from None
+            self.cache.put(key, made)
         return made
 
 
-def _thumbnail(data: bytes, side: int) -> bytes:
-    try:
-        image = images.read(data, draft=side)
-    except ImageError as error:
-        raise Problem(415, f"this file {error}") from None
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()
-
-
 def store_upload(data: bytes, format: Format, folder: Path) -> tuple[Path, bytes, bool]:
-    """Stores an image under the hash of its content; nothing of its name is the client's.
+    """Stores an uploaded image under the hash of its content; no part of the file's name comes from the client.
+
+    Args:
+        data: the encoded image.
+        format: its format, which gives the file its ending.
+        folder: the uploads folder.
 
     Returns:
         The file, the SHA-256 of its content, and whether it is new.
@@ -194,9 +212,13 @@ def store_upload(data: bytes, format: Format, folder: Path) -> tuple[Path, bytes
 
 
 def remove_upload(path: Path, folder: Path) -> bool:
-    """Removes a file that lies directly in the uploads folder; any other is left. Returns whether it is gone."""
+    """Removes a file if it lies directly in the uploads folder.
+
+    Returns:
+        Whether the file is gone; any other file is left alone.
+    """
     if os.path.realpath(path.parent) != os.path.realpath(folder) or path.name in ("", ".", ".."):
         return False
     with suppress(FileNotFoundError):
-        (Path(os.path.realpath(folder)) / path.name).unlink()  # a link itself, never what it points to
+        (Path(os.path.realpath(folder)) / path.name).unlink()  # removes a link itself, never its target
     return True

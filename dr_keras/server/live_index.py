@@ -1,4 +1,4 @@
-"""The model and the index as the server uses them: from several threads, always at the newest state."""
+"""The model and the index as the server uses them: from several threads, always in their newest state."""
 
 import os
 import threading
@@ -11,31 +11,35 @@ import numpy as np
 
 from dr_keras.data.image_ids import image_id, image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
+from dr_keras.image_names import find_indexed
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.writer_lock import Locked
 from dr_keras.search_model import Model
-from dr_keras.search_results import Answer, Result, answered, refined_query
+from dr_keras.search_results import Answer, Result, make_answer, refined_query
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, Opened, open_image, remove_upload, store_upload
 from dr_keras.server.map import Map, Mapper, Snapshot
 
 T = TypeVar("T")
 
-CONDITION_SECONDS = 2.0  # that a stranger's condition may take
-UPLOADED = "uploaded image"  # what a search answers for the name of an image that was sent
+CONDITION_SECONDS = 2.0  # limit for a condition, which strangers send
+UPLOADED = "uploaded image"  # stands for the name of an uploaded image in the answer
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for: images that are there by their names, and vectors of images that were sent, which come first.
+    """A search: for uploaded images, which come first, and for images of the index.
 
     Attributes:
-        fresh: (n, D).
-        positives, negatives: ids, or base names where they are unique.
-        where, max_distance, include_self: as in `dr_keras.Model.retrieve`.
+        uploaded: (n, D) float32, the vectors of the uploaded images.
+        positives: ids or unique base names of images to be like.
+        negatives: ids or unique base names of images to be unlike.
+        where: as in `dr_keras.Model.retrieve`.
+        max_distance: as in `dr_keras.Model.retrieve`.
+        include_self: as in `dr_keras.Model.retrieve`.
     """
 
-    fresh: np.ndarray
+    uploaded: np.ndarray
     positives: Sequence[str] = ()
     negatives: Sequence[str] = ()
     where: str | None = None
@@ -43,12 +47,12 @@ class Query:
     include_self: bool = False
 
 
-class Gallery:
-    """What the server searches. Its methods may be called from several threads.
+class LiveIndex:
+    """The index that the server searches. Its methods may be called from several threads.
 
     Args:
-        model: with an index.
-        uploads: the folder of images that clients add, or None.
+        model: a model with an index.
+        uploads: the folder that stores the images that clients add, or None.
     """
 
     def __init__(self, model: Model, uploads: Path | None = None) -> None:
@@ -56,24 +60,24 @@ class Gallery:
         self.index = model.index
         self.index.condition_seconds = CONDITION_SECONDS
         self.uploads = uploads
-        # Between two calls another thread could refresh the index, which gives rows other numbers.
+        # Between two calls another thread could refresh the index, which may renumber its rows.
         self._guard = self.index.held()
         self._writing = threading.Lock()
         self._mapping = threading.Lock()
         self._mapper = Mapper(self.index)
-        self._kept: dict[str, Any] = {}  # what was found out of the present state
+        self._cached: dict[str, Any] = {}  # computed from the present state
 
     def refresh(self) -> None:
-        """Moves to the newest state of the index."""
+        """Moves on to the newest state of the index."""
         with self._guard:
             if self.index.refresh():
-                self._kept.clear()
+                self._cached.clear()
 
-    def _once(self, name: str, find: Callable[[], T]) -> T:
-        """What `find` returns, which is asked once a state of the index; the guard is held."""
-        if name not in self._kept:
-            self._kept[name] = find()
-        return self._kept[name]
+    def _cache(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` returns, computed once for each state of the index; the caller holds the guard."""
+        if name not in self._cached:
+            self._cached[name] = compute()
+        return self._cached[name]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -81,63 +85,78 @@ class Gallery:
     # Reading
 
     def search(self, query: Query, k: int) -> Answer:
-        """The `k` nearest images.
+        """Finds the `k` nearest images.
 
         Raises:
-            Problem: 404 where an image has no such name, 400 where the query cannot be answered.
+            Problem: 404 if an image has no such name, 400 if the query cannot be answered.
         """
         answer = self.search_many([(query, k)])[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def search_many(self, asked: Sequence[tuple[Query, int]]) -> list[Answer | Exception]:
-        """`search` for several queries, at one state of the index; a Problem takes the place of an answer."""
+    def search_many(self, searches: Sequence[tuple[Query, int]]) -> list[Answer | Exception]:
+        """`search` for several queries, all in one state of the index.
+
+        Args:
+            searches: each query, with the number of images to find.
+
+        Returns:
+            For each query its answer, or the Problem in its place.
+        """
         answers: dict[int, Answer | Exception] = {}
-        alike: dict[tuple[str | None, int], dict[int, _Resolved]] = {}
+        groups: dict[tuple[str | None, int], dict[int, _Resolved]] = {}  # those that one call can search for
         with self._guard:
             self.refresh()
-            for number, (query, k) in enumerate(asked):
+            for number, (query, k) in enumerate(searches):
                 try:
-                    resolved = self._resolved(query)
+                    resolved = self._resolve(query)
                 except RunError:
                     raise
-                except Exception as error:  # is that query's alone, whatever it is
+                except Exception as error:  # whatever it is, it concerns this query alone
                     answers[number] = error
                 else:
-                    alike.setdefault((query.where or None, k), {})[number] = resolved
-            for (where, k), together in alike.items():
-                resolved_ones = list(together.values())
-                never = np.full((len(together), max(len(one.never) for one in resolved_ones)), -1)
-                for row, one in zip(never, resolved_ones, strict=True):
-                    row[: len(one.never)] = one.never
-                vectors = np.stack([one.vector for one in resolved_ones])
+                    groups.setdefault((query.where or None, k), {})[number] = resolved
+            for (where, k), group in groups.items():
                 try:
-                    found = self.model.neighbours(vectors, k, exclude=never, where=where)
+                    found = self._neighbors(list(group.values()), k, where)
                 except RunError:
                     raise
                 except InputError as error:
-                    answers |= dict.fromkeys(together, Problem(400, str(error)))
+                    answers |= dict.fromkeys(group, Problem(400, str(error)))
                     continue
-                for number, one, results in zip(together, resolved_ones, found, strict=True):
-                    answers[number] = _answer(asked[number][0], one, results)
-        return [answers[number] for number in range(len(asked))]
+                for (number, resolved), results in zip(group.items(), found, strict=True):
+                    answers[number] = _answer(searches[number][0], resolved, results)
+        return [answers[number] for number in range(len(searches))]
+
+    def _neighbors(self, queries: Sequence["_Resolved"], k: int, where: str | None) -> list[list[Result]]:
+        excluded = np.full((len(queries), max(len(query.excluded) for query in queries)), -1)
+        for row, query in zip(excluded, queries, strict=True):
+            row[: len(query.excluded)] = query.excluded
+        return self.model.neighbors(np.stack([query.vector for query in queries]), k, exclude=excluded, where=where)
 
     def place(self, query: Query, k: int) -> dict[str, Any]:
-        """Where a query lies in the map: its key, x, y, and the numbers there of the query's own images and of its
-        `k` neighbours."""
+        """Places a query on the map.
+
+        Returns:
+            The map's key, the query's x and y, and the numbers of the points of its `k` neighbors and of the query's
+            own images, as in `dr_keras.server.schemas.Place`.
+
+        Raises:
+            Problem: as in `search`, and 409 if the map has changed meanwhile.
+        """
         map = self.map()
         with self._guard:
-            resolved = self._resolved(query)
+            resolved = self._resolve(query)
             answer = self.search(query, k)
             self._check_current(map)
             rows = [self.index.records.row(result.id) for result in answer.results]
             own = [self.index.records.row(result.id) for result in resolved.known]
         x, y = map.projector(resolved.vector[None])[0].tolist()
-        return {"key": map.key, "x": x, "y": y, "neighbours": map.numbers(rows), "queries": map.numbers(own)}
+        return {"key": map.key, "x": x, "y": y, "neighbors": map.numbers(rows), "queries": map.numbers(own)}
 
-    def _resolved(self, query: Query) -> "_Resolved":
-        if not len(query.fresh) and not query.positives:
+    def _resolve(self, query: Query) -> "_Resolved":
+        if not len(query.uploaded) and not query.positives:
             raise Problem(400, "no query was given; send an image, or ids of the index as positives")
         limit = query.max_distance
         try:
@@ -145,43 +164,43 @@ class Gallery:
                 limit = self.model.calibrated_distance()
         except RunError:
             raise Problem(
-                400, "this run is not calibrated, so that max_distance has to be a number; see evaluate.py --calibrate"
+                400, "this run is not calibrated, so max_distance must be a number; see evaluate.py --calibrate"
             ) from None
         if isinstance(limit, str):
             raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")
         positives = [self._row(name) for name in query.positives]
         negatives = [self._row(name) for name in query.negatives]
-        good = np.concatenate([query.fresh.reshape(-1, self.index.dim), self.index.vectors[positives]])
+        good = np.concatenate([query.uploaded.reshape(-1, self.index.dim), self.index.vectors[positives]])
         try:
             vector = refined_query(good, np.asarray(self.index.vectors[negatives], np.float32))
         except InputError as error:
             raise Problem(400, str(error)) from None
-        never = negatives if query.include_self else positives + negatives
-        return _Resolved(vector, limit, [self.model.result(row) for row in positives], never)
+        excluded = negatives if query.include_self else positives + negatives
+        return _Resolved(vector, limit, [self.model.result(row) for row in positives], excluded)
 
     def _row(self, name: str) -> int:
         try:
-            return self.index.records.find(name)
+            return find_indexed(self.index, name)
         except RunError:
             raise
         except InputError as error:
-            raise Problem(404, str(error).replace(", and there is no such file", "")) from None
+            raise Problem(404, str(error)) from None
 
     def find(self, name: str) -> Result:
-        """An image by its id, or by its base name where that is unique.
+        """Finds an image by its id or its unique base name.
 
         Raises:
-            Problem: 404 where there is none, or there are several.
+            Problem: 404 if no image has this name, or several have.
         """
         with self._guard:
             self.refresh()
             return self.model.result(self._row(name))
 
     def open_image(self, id: str) -> Opened:
-        """Opens the file of an image, which has to be in the index and to lie in the gallery.
+        """Opens the file of an image of the index.
 
         Raises:
-            Problem: as `dr_keras.server.image_files.open_image`, and 404 where the index has no such id.
+            Problem: as `dr_keras.server.image_files.open_image`, and 404 if the index has no such id.
         """
         with self._guard:
             self.refresh()
@@ -195,11 +214,11 @@ class Gallery:
         if self.uploads is not None:
             yield self.uploads
         if is_outside_root(id) and os.path.normpath(id) == id:
-            # index.py adds images elsewhere by their whole path; such a one may not be a link that leaves its folder.
+            # An image outside the root has its whole path as its id; it may not be a link that leads out of its folder.
             yield path.parent
 
     def sample(self, count: int) -> list[Result]:
-        """Some images by chance, to begin with."""
+        """Picks images at random."""
         with self._guard:
             self.refresh()
             searched = self.index.searched_rows()
@@ -207,10 +226,10 @@ class Gallery:
             return [self.model.result(row) for row in rows.tolist()]
 
     def stats(self) -> dict[str, Any]:
-        """What `index.py stats` says, without the server's folders, and what the page has to know."""
+        """Returns what `index.py stats` reports, without the server's paths, and what the page needs."""
         with self._guard:
             self.refresh()
-            stats = dict(self._once("stats", self.index.stats))  # it counts all images
+            stats = dict(self._cache("stats", self.index.stats))  # it counts all images, which takes time
         for name in ("path", "root"):
             stats.pop(name, None)
         stats["run"] = self.model.run.path.name
@@ -221,10 +240,10 @@ class Gallery:
         return stats
 
     def classes(self) -> list[dict[str, Any]]:
-        """Label, name and number of images of each class that a search may find."""
+        """Returns label, name and number of images of each class, held-out images excluded."""
         with self._guard:
             self.refresh()
-            return self._once("classes", self._count_classes)
+            return self._cache("classes", self._count_classes)
 
     def _count_classes(self) -> list[dict[str, Any]]:
         names = self.index.records.class_names()
@@ -234,17 +253,17 @@ class Gallery:
     # The map
 
     def map(self) -> Map:
-        """The map of the newest state; made when it is first wanted, and after a change."""
+        """Returns the map of the newest state; it is made on first use, and again after a change."""
         with self._mapping:
             with self._guard:
                 self.refresh()
-                if "map" in self._kept:
-                    return self._kept["map"]
+                if "map" in self._cached:
+                    return self._cached["map"]
                 state = self._snapshot()
-            made = self._mapper.make(state)  # takes seconds, in which searches go on
+            made = self._mapper.make(state)  # takes seconds; searches go on meanwhile
             with self._guard:
                 if self.index.version == state.version:
-                    self._kept["map"] = made
+                    self._cached["map"] = made
             return made
 
     def _snapshot(self) -> Snapshot:
@@ -261,23 +280,27 @@ class Gallery:
         )
 
     def point(self, key: str, number: int) -> Result:
-        """The image of a point of the map.
+        """Returns the image of a point of the map.
+
+        Args:
+            key: the map's key.
+            number: the point's number in it.
 
         Raises:
-            Problem: 404 where the map has no such point, 409 where it has changed.
+            Problem: 404 if the map has no such point, 409 if the map has changed.
         """
         map = self.map()
         if key != map.key:
-            raise Problem(409, f"the map is at {map.key} by now and {key} was asked for; load it again")
+            raise Problem(409, f"the map {key} has been replaced by {map.key}; load it again")
         if not 0 <= number < len(map.rows):
-            raise Problem(404, f"the map has {len(map.rows):,} points; there is no number {number}")
+            raise Problem(404, f"the map has {len(map.rows):,} points; there is no point {number}")
         with self._guard:
             self._check_current(map)
             return self.model.result(int(map.rows[number]))
 
     def _check_current(self, map: Map) -> None:
-        """Raises Problem 409 where another thread has refreshed since the map was made."""
-        if self._kept.get("map") is not map:
+        """Raises Problem 409 if another thread has refreshed the index since the map was made."""
+        if self._cached.get("map") is not map:
             raise Problem(409, "the map has changed; load it again")
 
     # Writing
@@ -285,10 +308,20 @@ class Gallery:
     def add(
         self, data: bytes, format: Format, vector: np.ndarray, label: str | None, attributes: dict[str, Any]
     ) -> tuple[Result, bool]:
-        """Stores an image in the uploads folder and adds it; returns it, and whether it is new.
+        """Stores an image in the uploads folder and adds it to the index.
+
+        Args:
+            data: the encoded image.
+            format: its format.
+            vector: (D,) float32, its vector.
+            label: its class, or None.
+            attributes: its attributes.
+
+        Returns:
+            The image, and whether it is new to the index.
 
         Raises:
-            Problem: 503 while another process writes, 507 where the disk is full.
+            Problem: 503 while another process writes, 507 if the change cannot be written.
         """
         assert self.uploads is not None
         with self._writing:
@@ -321,10 +354,14 @@ class Gallery:
             return self.model.result(row), old is None
 
     def remove(self, id: str) -> bool:
-        """Removes an image from the index; returns whether its file was removed too, as of uploads alone.
+        """Removes an image from the index.
+
+        Returns:
+            Whether its file was removed too: only uploaded files are.
 
         Raises:
-            Problem: 404 where the index has no such id, 503 while another process writes.
+            Problem: 404 if the index has no such id, 503 while another process writes, 507 if the change cannot be
+                written.
         """
         with self._writing:
             try:
@@ -342,20 +379,26 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A query as the index takes it: its vector (D,), how far neighbours may be, its known images, and rows that are no
-    results."""
+    """A query as the index takes it.
+
+    Attributes:
+        vector: (D,) float32.
+        limit: the greatest distance of a result, or None.
+        known: its images that are in the index.
+        excluded: rows that are no results.
+    """
 
     vector: np.ndarray
     limit: float | None
     known: list[Result]
-    never: list[int]
+    excluded: list[int]
 
 
 def _answer(query: Query, resolved: _Resolved, found: list[Result]) -> Answer:
-    names = [UPLOADED] * len(query.fresh) + list(query.positives)
-    known = [None] * len(query.fresh) + resolved.known
+    names = [UPLOADED] * len(query.uploaded) + list(query.positives)
+    known = [None] * len(query.uploaded) + resolved.known
     path = known[0].path if known[0] else Path(UPLOADED)
-    return answered(names, path, known, found, negatives=query.negatives, max_distance=resolved.limit)
+    return make_answer(names, path, known, found, negatives=query.negatives, max_distance=resolved.limit)
 
 
 def _locked() -> Problem:

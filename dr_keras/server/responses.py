@@ -1,4 +1,4 @@
-"""What the server answers with."""
+"""Responses: JSON, files and parts of files, and the headers that clients ask with."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from dr_keras.search_results import Answer, Result
 from dr_keras.server.errors import Problem
 from dr_keras.server.image_files import Opened
 
-PIECE = 2**18  # bytes of a file sent together
-TAG = re.compile(r'"[^"]*"')  # an entity tag without its W/; a comma may stand in it
+CHUNK_BYTES = 2**18  # of a file, sent at a time
+ETAG = re.compile(r'"[^"]*"')  # an entity tag without its W/; it may contain a comma
 RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.ASCII | re.IGNORECASE)
 
 
 class PlainJSON(Response):
-    """JSON in ASCII, as ids need not be UTF-8: their bytes become lone surrogates, escaped, as in `retrieve.py`."""
+    """JSON in ASCII. An id need not be UTF-8: its bytes become escaped lone surrogates, as in `retrieve.py`."""
 
     media_type = "application/json"
 
@@ -28,35 +28,38 @@ class PlainJSON(Response):
         return json.dumps(content, allow_nan=False).encode()
 
 
-def has_it(request: Request, tag: str) -> bool:
-    """Whether a client that asks with If-None-Match has what bears the tag, so that 304 answers it (RFC 9110, 13.1.2).
+def matches_etag(request: Request, etag: str) -> bool:
+    """Whether If-None-Match names an entity tag, so that the answer is 304 (RFC 9110, section 13.1.2).
 
-    The comparison is the weak one: a proxy that compresses turns `"a"` into `W/"a"`.
+    The comparison is weak: a proxy that compresses turns `"a"` into `W/"a"`.
     """
     given = ",".join(request.headers.getlist("if-none-match"))
-    return given.strip() == "*" or tag.removeprefix("W/") in TAG.findall(given)
+    return given.strip() == "*" or etag.removeprefix("W/") in ETAG.findall(given)
 
 
-def asked_part(request: Request, tag: str, size: int) -> range | None:
-    """The bytes that a client asks for with Range, None where it gets all (RFC 9110, 14.2).
+def requested_range(request: Request, etag: str, size: int) -> range | None:
+    """The bytes that a client requests with Range (RFC 9110, section 14.2).
 
-    Starlette reads ranges only for files that it opens itself. Several ranges, other units and what cannot be read are
-    ignored, as a server may; so is a range of an older state (If-Range).
+    Starlette reads ranges only of files that it opens itself. Several ranges, other units and malformed ranges are
+    ignored, as a server may; so is a range of an older version (If-Range).
 
     Args:
         request: the request.
-        tag: the strong ETag of the present state.
-        size: of the whole, in bytes.
+        etag: the strong entity tag of the present version.
+        size: of the whole file, in bytes.
+
+    Returns:
+        The bytes, or None for the whole file.
 
     Raises:
-        Problem: 416 where no byte of the range is there.
+        Problem: 416 if the range lies outside the file.
     """
-    if request.method != "GET" or request.headers.get("if-range", tag).strip() != tag:
+    if request.method != "GET" or request.headers.get("if-range", etag).strip() != etag:
         return None
     found = RANGE.fullmatch(",".join(request.headers.getlist("range")))
     if found is None or found[1] == found[2] == "":
         return None
-    if found[1] == "":  # the last so many
+    if found[1] == "":  # the last bytes
         part = range(max(size - int(found[2]), 0), size)
     else:
         first, last = int(found[1]), int(found[2] or size)
@@ -70,19 +73,19 @@ def asked_part(request: Request, tag: str, size: int) -> range | None:
 
 
 class FileResponse(Response):
-    """The content of a file that is open, or a part of it; the file is closed afterwards.
+    """The content of an open file, or a part of it. The file is closed afterwards.
 
     Args:
-        opened: it becomes this object's.
-        pool: what reads it.
-        headers: further ones.
-        part: its bytes to send, all by default.
+        opened: the file, which the response owns from now on.
+        pool: the threads that read it.
+        headers: of the response, besides those that describe the content.
+        part: the bytes to send; by default all of them.
     """
 
     def __init__(self, opened: Opened, pool: Executor, headers: dict[str, str], part: range | None = None) -> None:
         self._opened = opened
         self._pool = pool
-        self._part = range(opened.size) if part is None else part  # no more, though the file may grow
+        self._part = range(opened.size) if part is None else part  # no more than this, even if the file grows
         headers = headers | {"Accept-Ranges": "bytes", "Content-Length": str(len(self._part))}
         if part is not None:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{opened.size}"
@@ -94,10 +97,10 @@ class FileResponse(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while left:
-                count = min(PIECE, len(left))
+                count = min(CHUNK_BYTES, len(left))
                 piece = await loop.run_in_executor(self._pool, self._opened.file.read, left.start, count)
                 if not piece:
-                    raise ConnectionResetError("the file became shorter while it was sent")
+                    raise ConnectionResetError("the file was truncated while it was sent")
                 left = left[len(piece) :]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
@@ -105,8 +108,13 @@ class FileResponse(Response):
             self._opened.close()
 
 
-def shown(answer: Answer, paths: bool) -> dict[str, Any]:
-    """What `retrieve.py --json` prints, with the files' paths on this machine only if `paths`."""
+def answer_content(answer: Answer, paths: bool) -> dict[str, Any]:
+    """Makes the object that `retrieve.py --json` prints.
+
+    Args:
+        answer: the answer.
+        paths: whether it contains the paths of files on this machine.
+    """
     said = answer.to_dict()
     if not paths:
         for result in said["results"]:
@@ -114,8 +122,8 @@ def shown(answer: Answer, paths: bool) -> dict[str, Any]:
     return said
 
 
-def described(result: Result) -> dict[str, Any]:
-    """An image as `dr_keras.server.schemas.Image`."""
+def image_content(result: Result) -> dict[str, Any]:
+    """Makes the object `dr_keras.server.schemas.Image` of an image."""
     return {
         "id": result.id,
         "name": result.name,
@@ -126,5 +134,5 @@ def described(result: Result) -> dict[str, Any]:
 
 
 def no_store(content: Any, status: int = 200) -> PlainJSON:
-    """JSON that nobody keeps."""
+    """Makes a JSON response that no cache stores."""
     return PlainJSON(content, status, {"Cache-Control": "no-store"})

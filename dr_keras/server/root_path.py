@@ -1,18 +1,18 @@
-"""A server that a reverse proxy offers below a path of another site."""
+"""Serving below a path of another site, behind a reverse proxy."""
 
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Below:
-    """ASGI middleware: takes `root_path` off the paths that begin with it, and leaves others, from which the proxy has
-    taken it; what stands behind sees none of it.
+class RootPath:
+    """ASGI middleware that removes `root_path` from the paths that begin with it. Other paths stay: there the proxy has
+    removed it already.
 
-    Uvicorn's own `root_path` is for proxies of the second kind alone: it goes before every path.
+    Uvicorn's own `root_path` supports only proxies of the second kind: it is prepended to every path.
 
     Args:
-        app: what stands behind.
+        app: the application.
         root_path: as `dr_keras.server.settings.Settings` checks it: ASCII, from a slash on, without one at its end.
     """
 

@@ -1,16 +1,13 @@
 """The types of the HTTP API."""
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from dr_keras.server.errors import Problem
-
-MAX_K = 1000  # neighbours of a search: more than a person looks at
-MAX_IDS = 64  # images of a query, positives and negatives each
+MAX_K = 1000  # results of a search: more than a person looks at
+MAX_IDS = 64  # positives of a query, and as many negatives
 MAX_ID = 1024  # characters
-MAX_WHERE = 2000  # characters: conditions come from strangers here, and SQLite tries each on every image
+MAX_WHERE = 2000  # characters: strangers send conditions, and SQLite evaluates them for every image
 MAX_LABEL = 200  # characters
 
 
@@ -20,11 +17,11 @@ def _id(value: Any) -> str:
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise ValueError("an id has no half of a character") from None
+        raise ValueError("an id cannot contain half of a surrogate pair") from None
     return value
 
 
-# Not pydantic's own string: ids need not be UTF-8, and a lone surrogate stands for a byte of theirs that is not.
+# Not pydantic's own string: an id need not be UTF-8, and a lone surrogate stands for each byte that is not.
 Id = Annotated[
     str, PlainValidator(_id), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID}, mode="validation")
 ]
@@ -32,30 +29,36 @@ Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SearchRequest(BaseModel):
-    """What is searched for."""
+    """A search."""
 
     model_config = ConfigDict(extra="forbid")
 
     positives: list[Id] = Field(
-        default=[], max_length=MAX_IDS, description="Images to be like: ids, or base names where they are unique."
+        default=[], max_length=MAX_IDS, description="Images that the results should be like: ids, or unique base names."
     )
-    negatives: list[Id] = Field(default=[], max_length=MAX_IDS, description="Images to be unlike, named likewise.")
+    negatives: list[Id] = Field(
+        default=[],
+        max_length=MAX_IDS,
+        description="Images that the results should be unlike: ids, or unique base names.",
+    )
     where: str | None = Field(
-        default=None, max_length=MAX_WHERE, description="Search only images of which this is true: `label = cats`."
+        default=None,
+        max_length=MAX_WHERE,
+        description="Search only images that meet this condition, such as `label = cats`.",
     )
     max_distance: Distance | Literal["auto"] | None = Field(
-        default=None, description="Leave out what is farther; `auto` is the calibrated distance."
+        default=None, description="Leave out results farther than this; `auto` is the calibrated distance."
     )
-    include_self: bool = Field(default=False, description="Whether images of the index may find themselves.")
+    include_self: bool = Field(default=False, description="Whether a query may find itself.")
 
 
-class Neighbour(BaseModel):
-    """One image that was found."""
+class Neighbor(BaseModel):
+    """An image that a search found."""
 
-    rank: int = Field(description="From 1.")
+    rank: int = Field(description="1 for the nearest.")
     name: str = Field(description="The base name of its file.")
     id: str
-    path: str = Field(default="", description="Its file on the server; only with serve.py --show-paths.")
+    path: str = Field(default="", description="The path of its file on the server; only with serve.py --show-paths.")
     label: str
     class_name: str
     distance: float = Field(description="Euclidean, from 0 to 2.")
@@ -63,11 +66,11 @@ class Neighbour(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """The object that `retrieve.py --json` prints, without the paths of files."""
+    """The answer to a search: the object that `retrieve.py --json` prints, without the paths of files."""
 
     query: str
-    label: str | None = Field(description="The class that all of the query's images share, where it is known.")
-    results: list[Neighbour] = Field(description="Nearest first; none where no image is near enough.")
+    label: str | None = Field(description="The class that all images of the query share, or null.")
+    results: list[Neighbor] = Field(description="Nearest first; empty if no image is near enough.")
     queries: list[str]
     negatives: list[str]
     max_distance: float | None
@@ -84,16 +87,16 @@ class Image(BaseModel):
 
 
 class Added(Image):
-    """An image that was sent and is in the index now."""
+    """An uploaded image that is in the index now."""
 
-    created: bool = Field(description="False where the same image was there already.")
+    created: bool = Field(description="False if the index had this image already.")
 
 
 class Removed(BaseModel):
     """An image that is no longer in the index."""
 
     id: str
-    file_removed: bool = Field(description="Files are removed below the uploads folder alone.")
+    file_removed: bool = Field(description="Whether its file was removed too: only uploaded files are.")
 
 
 class Class(BaseModel):
@@ -105,16 +108,18 @@ class Class(BaseModel):
 
 
 class Place(BaseModel):
-    """Where a query lies in the map."""
+    """Where a query lies on the map."""
 
-    key: str = Field(description="Of the map that the numbers are of.")
+    key: str = Field(description="The map that the numbers refer to.")
     x: float
     y: float
-    neighbours: list[int]
-    queries: list[int]
+    neighbors: list[int] = Field(description="Numbers of the points of its neighbors.")
+    queries: list[int] = Field(description="Numbers of the points of its own images.")
 
 
 class Engine(BaseModel):
+    """What searches the vectors."""
+
     name: str
     chosen: str
     exact: bool
@@ -123,7 +128,7 @@ class Engine(BaseModel):
 
 
 class Stats(BaseModel):
-    """What `index.py stats` says, and more."""
+    """What `index.py stats` reports, and more."""
 
     run: str
     searched: int = Field(description="How many images a search may find.")
@@ -137,7 +142,7 @@ class Stats(BaseModel):
     gaps: int
     bytes: int
     version: int
-    calibrated: float | None = Field(description="The distance that `evaluate.py --calibrate` found.")
+    calibrated: float | None = Field(description="The distance that `evaluate.py --calibrate` found, or null.")
     writable: bool
 
 
@@ -148,39 +153,6 @@ class Error(BaseModel):
 
 
 class Health(BaseModel):
+    """That all is well."""
+
     status: Literal["ok"]
-
-
-def parse_search(data: bytes) -> SearchRequest:
-    """A request of JSON.
-
-    Raises:
-        Problem: 400 where it is no JSON, 422 where it says something else.
-    """
-    try:
-        value = json.loads(data)  # not pydantic's parser: ids need not be UTF-8, and come as lone surrogates
-    except RecursionError:
-        raise Problem(400, "the JSON nests too deeply") from None
-    except ValueError as error:
-        raise Problem(400, f"the body is no JSON: {error}") from None
-    return check_search(value)
-
-
-def check_search(value: Any) -> SearchRequest:
-    """Plain values as a request.
-
-    Raises:
-        Problem: 422; the message names the field.
-    """
-    try:
-        return SearchRequest.model_validate(value)
-    except ValidationError as error:
-        raise Problem(422, sentence(error.errors(include_url=False))) from None
-
-
-def sentence(errors: Any) -> str:
-    """One line of what pydantic says is wrong first."""
-    first = errors[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path")) or "the body"
-    received = repr(first.get("input"))
-    return f"{place}: {first['msg']}; received {received if len(received) <= 80 else received[:80] + '...'}"

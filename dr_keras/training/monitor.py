@@ -10,7 +10,7 @@ from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import Images
 from dr_keras.data.splits import MONITOR, TRAIN
 from dr_keras.evaluation.metrics import KS, evaluate, nearest_others, triplet_distances
-from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbour, Tile, from_pixels, grid, neighbour_tiles
+from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbor, Tile, from_pixels, grid, neighbor_tiles
 from dr_keras.index.exact_search import distances as exact_distances
 from dr_keras.training.reporters import Board
 
@@ -132,10 +132,10 @@ class Monitor:
         for query, found, far in zip(self._shown, neighbours, distances, strict=True):
             own = labels[query]
             near = [
-                Neighbour(from_pixels(self.pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
+                Neighbor(from_pixels(self.pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
                 for row, d in zip(found, far, strict=True)
             ]
-            rows.append(neighbour_tiles(from_pixels(self.pixels[query]), names[own], near))
+            rows.append(neighbor_tiles(from_pixels(self.pixels[query]), names[own], near))
         half = -(-len(rows) // 2)  # two queries per line: an image wider than it is high suits a screen
         lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
         return np.asarray(grid(lines, side=80))

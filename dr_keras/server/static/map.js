@@ -1,24 +1,25 @@
-// The map: every image of the gallery as a point, drawn by WebGL, or by a plain canvas where there is none.
+// The map: each image of the gallery is a point, drawn with WebGL, or on a 2D canvas if there is no WebGL.
+import { getMap, getPoint, imageURL } from "./client.js";
 
-const CELLS = 256; // a side of the grid in which the point under the pointer is looked for
-const REACH = 14; // pixels from a point within which it is meant
-const PATIENCE = 70; // milliseconds that the pointer rests before a picture is loaded
+const CELLS = 256; // on each side of the grid that finds the point under the pointer
+const REACH = 14; // pixels: the pointer is on a point that is at most this far away
+const HOVER_MILLISECONDS = 70; // the pointer rests for this long before an image is loaded
 const MAX_ZOOM = 400;
-// Milliseconds of a frame while the map moves: above the first fewer points are drawn until it rests, below the second
-// more. A graphics card draws all of 100,000 in time; a processor that has to do its work does not.
-const SLOW = 34;
-const QUICK = 22;
-const REST = 160; // milliseconds without a movement after which all points are drawn
+// While the map moves, a slower frame means that fewer points are drawn in the next one, a faster frame that more are.
+// A graphics card draws 100,000 points in time, software rendering does not.
+const SLOW_MILLISECONDS = 34;
+const FAST_MILLISECONDS = 22;
+const REST_MILLISECONDS = 160; // without a movement; then all points are drawn
 
 const VERTEX = `
-attribute vec2 place; attribute vec4 colour; attribute float kind;
+attribute vec2 place; attribute vec4 color; attribute float kind;
 uniform vec2 scale, shift; uniform float size, chosen, fade;
 varying vec4 tint;
 void main() {
   gl_Position = vec4(place * scale + shift, 0.0, 1.0);
   bool other = chosen >= 0.0 && abs(kind - chosen) > 0.5;
   gl_PointSize = chosen >= 0.0 && !other ? size * 1.5 : size;
-  tint = chosen < 0.0 ? colour : other ? vec4(colour.rgb, colour.a * fade) : vec4(colour.rgb, 0.95);
+  tint = chosen < 0.0 ? color : other ? vec4(color.rgb, color.a * fade) : vec4(color.rgb, 0.95);
 }`;
 const FRAGMENT = `
 precision mediump float;
@@ -29,11 +30,18 @@ void main() {
   gl_FragColor = vec4(tint.rgb * alpha, alpha);
 }`;
 
-// The classes that matter for a query or a filter: colours that differ from each other on light and on dark.
-const DISTINCT = [[224, 84, 44], [22, 148, 92], [138, 86, 214], [214, 152, 16], [24, 138, 196], [216, 66, 142]];
+// Colors of the classes that matter for a query or a filter; they are easy to tell apart on light and on dark.
+const DISTINCT = [
+  [224, 84, 44],
+  [22, 148, 92],
+  [138, 86, 214],
+  [214, 152, 16],
+  [24, 138, 196],
+  [216, 66, 142],
+];
 
-// Hues a golden angle apart differ most from those before them; the lightness differs too, for eyes that confuse hues.
-function colourOf(number, dark) {
+// Hues a golden angle apart differ most from the ones before; the lightness differs too, for color-blind people.
+function colorOf(number, dark) {
   const hue = (number * 137.508) % 360;
   const light = (dark ? [0.66, 0.56, 0.74] : [0.46, 0.38, 0.56])[number % 3];
   const part = (n) => {
@@ -49,17 +57,17 @@ export class GalleryMap {
     this.key = null;
     this.count = 0;
     this.zoom = 1;
-    this.centre = [0, 0];
+    this.center = [0, 0];
     this.place = null;
     this.filter = [];
     this.hovered = -1;
     this.pinned = -1;
-    this.told = new Map();
+    this.known = new Map();
     this.fingers = new Map();
-    this.share = 1; // of the points, drawn while the map moves
+    this.share = 1; // of the points that are drawn while the map moves
     this.last = 0;
     this.dark = matchMedia("(prefers-color-scheme: dark)");
-    // Where the processor has to do a graphics card's work, a plain canvas is quicker.
+    // Without a graphics card, a 2D canvas is faster.
     const wanted = { premultipliedAlpha: true, antialias: false, failIfMajorPerformanceCaveat: true };
     this.gl = this.points.getContext("webgl", wanted);
     if (this.gl) this.#prepare();
@@ -69,16 +77,16 @@ export class GalleryMap {
       this.#prepare();
       this.#fill();
     });
-    this.dark.addEventListener("change", () => this.#colour());
+    this.dark.addEventListener("change", () => this.#color());
     new ResizeObserver(() => this.#draw()).observe(this.points);
     this.#listen();
   }
 
   async load() {
-    const answer = await this.ask("v1/map");
-    const data = await answer.arrayBuffer();
+    const data = await getMap();
     const view = new DataView(data);
-    if (view.getUint32(0) !== 0x444b4d31) throw new Error("The map has another form than this page knows; load the page again.");
+    if (view.getUint32(0) !== 0x444b4d31)
+      throw new Error("The map has a format that this page does not know; reload the page.");
     const count = view.getUint32(4, true);
     const about = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 12 + 12 * count)));
     if (about.key === this.key) return;
@@ -87,9 +95,9 @@ export class GalleryMap {
     this.classes = about.classes;
     this.places = new Float32Array(data, 12, 2 * count);
     this.kinds = new Uint32Array(data, 12 + 8 * count, count);
-    this.told.clear();
+    this.known.clear();
     this.hovered = this.pinned = -1;
-    // Drawn in an order by chance: no class lies on top of all others, and any first part is a fair sample.
+    // Drawn in random order: no class covers all others, and the first points are a fair sample.
     this.order = Uint32Array.from({ length: count }, (_, n) => n);
     for (let n = count - 1; n > 0; n--) {
       const other = Math.floor(Math.random() * (n + 1));
@@ -97,22 +105,22 @@ export class GalleryMap {
     }
     this.#index();
     this.#fill();
-    this.status.textContent = `${count.toLocaleString("en")} images by ${about.method}`;
-    this.#tell();
+    this.status.textContent = `${count.toLocaleString("en")} images, laid out by ${about.method}`;
+    this.#showTip();
   }
 
   show(place, filter) {
     this.place = place;
     this.filter = filter;
     this.pinned = this.hovered = -1;
-    this.#tell();
-    if (this.count) this.#colour();
+    this.#showTip();
+    if (this.count) this.#color();
   }
 
   zoomBy(what) {
     if (what === "all") {
       this.zoom = 1;
-      this.centre = [0, 0];
+      this.center = [0, 0];
       this.#draw();
     } else this.#zoomAt(what === "in" ? 1.6 : 1 / 1.6, this.points.clientWidth / 2, this.points.clientHeight / 2);
   }
@@ -122,87 +130,102 @@ export class GalleryMap {
   #prepare() {
     const gl = this.gl;
     const program = gl.createProgram();
-    for (const [type, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
+    for (const [type, source] of [
+      [gl.VERTEX_SHADER, VERTEX],
+      [gl.FRAGMENT_SHADER, FRAGMENT],
+    ]) {
       const shader = gl.createShader(type);
       gl.shaderSource(shader, source);
       gl.compileShader(shader);
       gl.attachShader(program, shader);
     }
     gl.linkProgram(program);
-    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) throw new Error(gl.getProgramInfoLog(program));
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost())
+      throw new Error(gl.getProgramInfoLog(program));
     gl.useProgram(program);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     this.at = (name) => gl.getUniformLocation(program, name);
     this.buffers = {};
-    for (const name of ["place", "colour", "kind"]) {
+    for (const name of ["place", "color", "kind"]) {
       this.buffers[name] = { buffer: gl.createBuffer(), at: gl.getAttribLocation(program, name) };
     }
   }
 
-  #upload(name, values, size, type, normalised) {
+  #upload(name, values, size, type, normalized) {
     const gl = this.gl;
     const { buffer, at } = this.buffers[name];
     gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
     gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
     gl.enableVertexAttribArray(at);
-    gl.vertexAttribPointer(at, size, type, normalised, 0, 0);
+    gl.vertexAttribPointer(at, size, type, normalized, 0, 0);
   }
 
   #fill() {
     if (this.gl && this.count) {
       const places = new Float32Array(2 * this.count);
-      this.order.forEach((number, n) => places.set([this.places[2 * number], this.places[2 * number + 1]], 2 * n));
+      this.order.forEach((number, n) => {
+        places.set([this.places[2 * number], this.places[2 * number + 1]], 2 * n);
+      });
       this.#upload("place", places, 2, this.gl.FLOAT, false);
-      this.#upload("kind", Float32Array.from(this.order, (number) => this.kinds[number]), 1, this.gl.FLOAT, false);
+      this.#upload(
+        "kind",
+        Float32Array.from(this.order, (number) => this.kinds[number]),
+        1,
+        this.gl.FLOAT,
+        false,
+      );
     }
-    this.#colour();
+    this.#color();
   }
 
-  #colour() {
+  #color() {
     if (!this.count) return this.#draw();
     const shown = this.#shown();
     const special = this.place || this.filter.length;
     const alpha = this.count > 20000 ? 150 : 190;
-    const tints = this.classes.map((_, number) => [...colourOf(number, this.dark.matches), special ? 64 : alpha]);
+    const tints = this.classes.map((_, number) => [...colorOf(number, this.dark.matches), special ? 64 : alpha]);
     shown.forEach((number, n) => {
       tints[number] = [...(special ? DISTINCT[n] : tints[number].slice(0, 3)), special ? 235 : alpha];
     });
-    const colours = new Uint8Array(4 * this.count);
-    for (let n = 0; n < this.count; n++) colours.set(tints[this.kinds[this.order[n]]], 4 * n);
+    const colors = new Uint8Array(4 * this.count);
+    for (let n = 0; n < this.count; n++) colors.set(tints[this.kinds[this.order[n]]], 4 * n);
     this.tints = tints;
-    if (this.gl) this.#upload("colour", colours, 4, this.gl.UNSIGNED_BYTE, true);
+    if (this.gl) this.#upload("color", colors, 4, this.gl.UNSIGNED_BYTE, true);
     this.#legend(shown);
     this.#draw();
   }
 
-  // The numbers of the classes that are named: those of the filter, then those of most neighbours.
+  // The numbers of the classes in the legend: those of the filter, then those of most neighbors.
   #shown() {
     const counts = new Map();
     if (this.place?.key === this.key) {
-      for (const n of this.place.neighbours) counts.set(this.kinds[n], (counts.get(this.kinds[n]) || 0) + 1);
+      for (const n of this.place.neighbors) counts.set(this.kinds[n], (counts.get(this.kinds[n]) || 0) + 1);
     }
     this.classes.forEach((one, number) => {
       if (this.filter.includes(one.label)) counts.set(number, Infinity);
     });
     const most = DISTINCT.length;
     if (!counts.size && this.classes.length <= most) return this.classes.map((_, number) => number);
-    return [...counts].sort((a, b) => b[1] - a[1]).slice(0, most).map(([number]) => number);
+    return [...counts]
+      .sort((a, b) => b[1] - a[1])
+      .slice(0, most)
+      .map(([number]) => number);
   }
 
   #legend(numbers) {
     const lines = [];
-    const add = (className, colour, text) => {
+    const add = (className, color, text) => {
       const dot = document.createElement("i");
       dot.className = className;
-      if (colour) dot.style.background = `rgb(${colour.slice(0, 3)})`;
+      if (color) dot.style.background = `rgb(${color.slice(0, 3)})`;
       const line = document.createElement("li");
       line.append(dot, text);
       lines.push(line);
     };
     if (this.place) {
       add("query", null, "the query");
-      add("ring", null, `its ${this.place.neighbours.length} neighbours`);
+      add("ring", null, `its ${this.place.neighbors.length} neighbors`);
     }
     for (const number of numbers) {
       const name = this.classes[number].name;
@@ -211,12 +234,12 @@ export class GalleryMap {
     this.legend.replaceChildren(...lines);
   }
 
-  // What is left of the other classes where one is pointed at; beside a query they are faint already.
+  // The opacity of other classes while one is pointed at; beside a query they are faint already.
   get #fade() {
     return this.place || this.filter.length ? 1 : 0.18;
   }
 
-  // Pixels of the page for one unit of the map.
+  // Pixels of the page in one unit of the map.
   get #unit() {
     return (Math.min(this.points.clientWidth, this.points.clientHeight) / 2.15) * this.zoom;
   }
@@ -224,16 +247,16 @@ export class GalleryMap {
   #toScreen(x, y) {
     const unit = this.#unit;
     return [
-      this.points.clientWidth / 2 + (x - this.centre[0]) * unit,
-      this.points.clientHeight / 2 - (y - this.centre[1]) * unit,
+      this.points.clientWidth / 2 + (x - this.center[0]) * unit,
+      this.points.clientHeight / 2 - (y - this.center[1]) * unit,
     ];
   }
 
   #toMap(left, top) {
     const unit = this.#unit;
     return [
-      this.centre[0] + (left - this.points.clientWidth / 2) / unit,
-      this.centre[1] - (top - this.points.clientHeight / 2) / unit,
+      this.center[0] + (left - this.points.clientWidth / 2) / unit,
+      this.center[1] - (top - this.points.clientHeight / 2) / unit,
     ];
   }
 
@@ -254,7 +277,7 @@ export class GalleryMap {
         canvas.height = Math.round(height * ratio);
       }
     }
-    // Points grow slowly as one comes nearer, and are smaller where there are many.
+    // Points grow slowly while zooming in, and are smaller if there are many.
     const size = Math.min(18, (this.count > 50000 ? 2.6 : this.count > 10000 ? 3.6 : 5) * this.zoom ** 0.35);
     const drawn = this.moving ? Math.ceil(this.count * this.#pace()) : this.count;
     this.moving = false;
@@ -266,17 +289,17 @@ export class GalleryMap {
     this.#placeTip(chosen);
   }
 
-  // The share of the points that is drawn in time while the map moves.
+  // The share of the points that can be drawn in time while the map moves.
   #pace() {
     const now = performance.now();
     const took = now - this.last;
     this.last = now;
     if (took < 500) {
-      if (took > SLOW) this.share = Math.max(0.05, this.share * 0.75);
-      else if (took < QUICK) this.share = Math.min(1, this.share * 1.08);
+      if (took > SLOW_MILLISECONDS) this.share = Math.max(0.05, this.share * 0.75);
+      else if (took < FAST_MILLISECONDS) this.share = Math.min(1, this.share * 1.08);
     }
     clearTimeout(this.rest);
-    this.rest = setTimeout(() => this.#draw(), REST);
+    this.rest = setTimeout(() => this.#draw(), REST_MILLISECONDS);
     return this.share;
   }
 
@@ -289,7 +312,7 @@ export class GalleryMap {
     const across = (2 * this.#unit) / width;
     const up = (2 * this.#unit) / height;
     gl.uniform2f(this.at("scale"), across, up);
-    gl.uniform2f(this.at("shift"), -this.centre[0] * across, -this.centre[1] * up);
+    gl.uniform2f(this.at("shift"), -this.center[0] * across, -this.center[1] * up);
     gl.uniform1f(this.at("size"), size);
     gl.uniform1f(this.at("chosen"), kind);
     gl.uniform1f(this.at("fade"), this.#fade);
@@ -301,8 +324,8 @@ export class GalleryMap {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const unit = this.#unit;
-    const left = width / 2 - this.centre[0] * unit;
-    const top = height / 2 + this.centre[1] * unit;
+    const left = width / 2 - this.center[0] * unit;
+    const top = height / 2 + this.center[1] * unit;
     const inks = this.tints.map(([r, g, b, a], number) => {
       const alpha = kind < 0 ? a / 255 : number === kind ? 0.95 : (a / 255) * this.#fade;
       return `rgb(${r} ${g} ${b} / ${alpha.toFixed(3)})`;
@@ -324,19 +347,19 @@ export class GalleryMap {
     if (!this.count) return;
     const style = getComputedStyle(document.documentElement);
     const [ink, blue, paper] = ["--ink", "--blue", "--paper"].map((name) => style.getPropertyValue(name));
-    const ring = (x, y, radius, colour, width) => {
+    const ring = (x, y, radius, color, width) => {
       pen.beginPath();
       pen.arc(x, y, radius, 0, 2 * Math.PI);
       pen.lineWidth = width + 2;
       pen.strokeStyle = paper;
       pen.stroke();
       pen.lineWidth = width;
-      pen.strokeStyle = colour;
+      pen.strokeStyle = color;
       pen.stroke();
     };
     const at = (n) => this.#toScreen(this.places[2 * n], this.places[2 * n + 1]);
     if (this.place && this.place.key === this.key) {
-      for (const n of this.place.neighbours) ring(...at(n), 6, ink, 1.5);
+      for (const n of this.place.neighbors) ring(...at(n), 6, ink, 1.5);
       const [x, y] = this.#toScreen(this.place.x, this.place.y);
       pen.fillStyle = blue;
       pen.beginPath();
@@ -351,14 +374,14 @@ export class GalleryMap {
   // ---- Points under the pointer
 
   #index() {
-    let low = [Infinity, Infinity];
-    let high = [-Infinity, -Infinity];
+    const low = [Infinity, Infinity];
+    const high = [-Infinity, -Infinity];
     for (let n = 0; n < 2 * this.count; n++) {
       low[n & 1] = Math.min(low[n & 1], this.places[n]);
       high[n & 1] = Math.max(high[n & 1], this.places[n]);
     }
     this.low = low;
-    this.cell = Math.max(high[0] - low[0], high[1] - low[1], 1e-6) / CELLS * 1.0001;
+    this.cell = (Math.max(high[0] - low[0], high[1] - low[1], 1e-6) / CELLS) * 1.0001;
     const starts = new Uint32Array(CELLS * CELLS + 1);
     const cells = new Uint32Array(this.count);
     for (let n = 0; n < this.count; n++) {
@@ -379,7 +402,10 @@ export class GalleryMap {
     const reach = REACH / this.#unit;
     const [x, y] = this.#toMap(left, top);
     const clamp = (value) => Math.min(CELLS - 1, Math.max(0, value));
-    const range = (value, low) => [clamp(Math.floor((value - reach - low) / this.cell)), clamp(Math.floor((value + reach - low) / this.cell))];
+    const range = (value, low) => [
+      clamp(Math.floor((value - reach - low) / this.cell)),
+      clamp(Math.floor((value + reach - low) / this.cell)),
+    ];
     const [across0, across1] = range(x, this.low[0]);
     const [up0, up1] = range(y, this.low[1]);
     let best = -1;
@@ -397,19 +423,19 @@ export class GalleryMap {
   #hover(number) {
     if (this.pinned >= 0 || number === this.hovered) return;
     this.hovered = number;
-    this.#tell();
+    this.#showTip();
     this.#draw();
   }
 
   #pin(number) {
     this.pinned = number;
     this.hovered = -1;
-    this.#tell();
+    this.#showTip();
     this.#draw();
   }
 
-  // The picture of the point that is pointed at.
-  #tell() {
+  // Shows the image of the point that is pointed at.
+  #showTip() {
     clearTimeout(this.timer);
     const number = this.pinned >= 0 ? this.pinned : this.hovered;
     this.tip.classList.toggle("pinned", this.pinned >= 0);
@@ -425,25 +451,28 @@ export class GalleryMap {
       this.name.textContent = this.printable(one.name);
       this.image.alt = this.printable([name, one.name].filter(Boolean).join(", "));
       this.image.classList.remove("failed");
-      this.image.src = this.imageAddress(one.id);
+      this.image.src = imageURL(one.id);
       this.tip.hidden = false;
       this.#draw();
     };
-    if (this.told.has(number)) return fill(this.told.get(number));
+    if (this.known.has(number)) return fill(this.known.get(number));
     this.tip.hidden = true;
-    this.timer = setTimeout(async () => {
-      try {
-        const one = await (await this.ask(`v1/map/${encodeURIComponent(this.key)}/${number}`)).json();
-        this.told.set(number, one);
-        fill(one);
-      } catch (error) {
-        if (error.status === 409) {
-          await this.load();
-          return;
+    this.timer = setTimeout(
+      async () => {
+        try {
+          const one = await getPoint(this.key, number);
+          this.known.set(number, one);
+          fill(one);
+        } catch (error) {
+          if (error.status === 409) {
+            await this.load();
+            return;
+          }
+          this.status.textContent = error.message;
         }
-        this.status.textContent = error.message;
-      }
-    }, this.pinned >= 0 ? 0 : PATIENCE);
+      },
+      this.pinned >= 0 ? 0 : HOVER_MILLISECONDS,
+    );
   }
 
   #placeTip(number) {
@@ -459,20 +488,20 @@ export class GalleryMap {
     this.tip.style.transform = `translate(${left}px, ${top}px)`;
   }
 
-  // ---- What a person does
+  // ---- Input
 
   #zoomAt(factor, left, top) {
     const [x, y] = this.#toMap(left, top);
     this.zoom = Math.min(MAX_ZOOM, Math.max(0.5, this.zoom * factor));
     const [x2, y2] = this.#toMap(left, top);
-    this.centre = [this.centre[0] + x - x2, this.centre[1] + y - y2];
+    this.center = [this.center[0] + x - x2, this.center[1] + y - y2];
     this.#draw(true);
   }
 
   #pan(across, down) {
     const unit = this.#unit;
     const keep = (value) => Math.max(-1.5, Math.min(1.5, value));
-    this.centre = [keep(this.centre[0] - across / unit), keep(this.centre[1] + down / unit)];
+    this.center = [keep(this.center[0] - across / unit), keep(this.center[1] + down / unit)];
     this.#draw(true);
   }
 
@@ -508,19 +537,32 @@ export class GalleryMap {
     });
     canvas.addEventListener("pointercancel", (event) => this.fingers.delete(event.pointerId));
     canvas.addEventListener("pointerleave", () => this.#hover(-1));
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const lines = event.deltaMode === 1 ? 20 : 1;
-      this.#zoomAt(Math.exp(-Math.max(-240, Math.min(240, event.deltaY * lines)) / 300), event.offsetX, event.offsetY);
-    }, { passive: false });
+    canvas.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const lines = event.deltaMode === 1 ? 20 : 1;
+        this.#zoomAt(
+          Math.exp(-Math.max(-240, Math.min(240, event.deltaY * lines)) / 300),
+          event.offsetX,
+          event.offsetY,
+        );
+      },
+      { passive: false },
+    );
     canvas.addEventListener("dblclick", (event) => this.#zoomAt(2.2, event.offsetX, event.offsetY));
     canvas.addEventListener("keydown", (event) => {
       const step = 60;
       const keys = {
-        ArrowLeft: () => this.#pan(step, 0), ArrowRight: () => this.#pan(-step, 0),
-        ArrowUp: () => this.#pan(0, step), ArrowDown: () => this.#pan(0, -step),
-        "+": () => this.zoomBy("in"), "=": () => this.zoomBy("in"), "-": () => this.zoomBy("out"),
-        0: () => this.zoomBy("all"), Escape: () => this.#pin(-1),
+        ArrowLeft: () => this.#pan(step, 0),
+        ArrowRight: () => this.#pan(-step, 0),
+        ArrowUp: () => this.#pan(0, step),
+        ArrowDown: () => this.#pan(0, -step),
+        "+": () => this.zoomBy("in"),
+        "=": () => this.zoomBy("in"),
+        "-": () => this.zoomBy("out"),
+        0: () => this.zoomBy("all"),
+        Escape: () => this.#pin(-1),
       };
       if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
       event.preventDefault();
