@@ -16,7 +16,17 @@ from dr_keras.server.routes import STATIC
 
 IMAGE = "/v1/images/disc/disc_0.png"
 SMALL = f"{IMAGE}?thumbnail=32"
-TAGGED = (IMAGE, SMALL, "/", "/static/app.js", "/static/client.js", "/static/map.js", "/static/style.css", "/favicon.ico", "/v1/map")
+TAGGED = (
+    IMAGE,
+    SMALL,
+    "/",
+    "/static/app.js",
+    "/static/client.js",
+    "/static/map.js",
+    "/static/style.css",
+    "/favicon.ico",
+    "/v1/map",
+)
 OTHERS = ("/v1/stats", "/v1/classes", "/v1/find?name=disc_0.png", "/healthz", "/readyz", "/openapi.json")
 REFUSED = ("/v1/images/none", "/nothing", "/v1/find?name=none", "/static/none", "/v1/sample?k=0", "/v1/map/v0/0")
 

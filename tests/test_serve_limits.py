@@ -122,7 +122,7 @@ def test_beyond_the_limit_clients_are_told_to_come_again(place):
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(page.get, "/v1/stats")
             assert enter.wait(10)
-            answer = refused(page.get("/v1/sample"), 503, "which is all that are at once")
+            answer = refused(page.get("/v1/sample"), 503, "which is the limit")
             assert answer.headers["retry-after"] == "1"
             assert page.get("/healthz").status_code == 200
             assert "dr_keras_requests_in_flight 1.0" in page.get("/metrics").text

@@ -22,7 +22,7 @@ from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import load_pixels
-from dr_keras.embedders import embed_with_network, numbers
+from dr_keras.embedders import check_finite, embed_with_network
 from dr_keras.errors import InputError
 from dr_keras.evaluation.calibration import at, calibrate
 from dr_keras.evaluation.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
@@ -154,7 +154,7 @@ def evaluate_run(
             "no image was held out, so there is no query; train with --validation 0.1, or give --data with a class "
             "of three images or more, or ten classes of two"
         )
-    numbers(images.vectors)
+    check_finite(images.vectors)
 
     started = time.perf_counter()
     ranking = _rank(images, images.vectors, model.config.seed)
