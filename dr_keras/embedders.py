@@ -154,7 +154,7 @@ def _import_openvino() -> Any:
 
 
 class OpenVINOEmbedder:
-    """Embeds with the LiteRT file of a run on OpenVINO, which is faster than LiteRT for many images but slower to start.
+    """Embeds with the LiteRT file of a run on OpenVINO: faster than LiteRT for many images, slower to start.
 
     There are as many streams as cores, each with its own batch, so that none waits for another at the end of a layer.
 
