@@ -47,7 +47,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert page.get("/").headers["content-type"] == "text/html; charset=utf-8"
     parts = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
     assert {"static/app.js", "static/style.css", "static/icon.svg"} <= set(parts)
-    for part in (*parts, *(f"static/{name}.js" for name in ("client", "map", "state", "view"))):
+    for part in (*parts, *(f"static/{name}.js" for name in ("client", "map", "map_points", "state", "view"))):
         answer = page.get(part)
         assert answer.status_code == 200
         assert not re.search(r"(?<!xmlns=\")https?://", answer.text)
