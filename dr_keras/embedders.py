@@ -1,7 +1,7 @@
-"""Images to vectors: by the Keras network after training; by LiteRT, the SavedModel or Keras for a new image.
+"""From images to vectors: by the Keras network after training; by LiteRT, OpenVINO, the SavedModel or Keras later.
 
-Each embedder may be shared by threads. It takes one call at a time: its network is spread over all cores by itself, and
-interpreters and queues keep the images of a call inside themselves.
+Threads may share an embedder. It takes one call at a time: each call uses all cores, and interpreters and queues hold
+the images of the call.
 """
 
 import os
@@ -24,25 +24,35 @@ if TYPE_CHECKING:
     from dr_keras.data.pixel_store import Images
     from dr_keras.runs import Run
 
-BATCH = 256
-BLOCK = 16  # images a stream of OpenVINO takes at a time
+BATCH_IMAGES = 256
+STREAM_IMAGES = 16  # that a stream of OpenVINO takes at a time
 
 Advance = Callable[[int], None]
 
 
 class Embedder(Protocol):
-    """Maps (N, H, W, 3) uint8 images of the model's size to (N, D) float32 vectors of unit length; from any thread."""
+    """Maps (N, H, W, 3) uint8 images of the model's size to (N, D) float32 vectors of unit length, in any thread."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
 
-def numbers(vectors: np.ndarray) -> np.ndarray:
-    """Gives embeddings (N, D) back as they are. Raises `NotNumbers` where one has a component that is none."""
+def check_finite(vectors: np.ndarray) -> np.ndarray:
+    """Checks that embeddings are finite.
+
+    Args:
+        vectors: (N, D).
+
+    Returns:
+        The same vectors.
+
+    Raises:
+        NotNumbers: a component is NaN or infinite.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         bad = int((~np.isfinite(vectors.sum(axis=1, dtype=np.float64))).sum())
     if bad:
         raise NotNumbers(
-            f"{bad:,} of {len(vectors):,} embeddings are not numbers: the training of this network went astray, or its "
+            f"{bad:,} of {len(vectors):,} embeddings are not numbers: the training of this network diverged, or its "
             "file is damaged; train it again, with a lower --learning-rate or --precision float32"
         )
     return vectors
@@ -52,36 +62,43 @@ def numbers(vectors: np.ndarray) -> np.ndarray:
 def embed_with_network(
     network: "keras.Model", images: "Images", rows: np.ndarray | None = None, *, advance: Advance | None = None
 ) -> np.ndarray:
-    """Embeds decoded images with a Keras network, on whatever backend and device it lives.
+    """Embeds decoded images with a Keras network, on the backend and device that it is on.
 
     Args:
         network: (B, H, W, 3) uint8 -> (B, D).
-        images: (M, H, W, 3) uint8, an array or streamed; shrunk where the network takes smaller ones.
-        rows: (N,) which of them; all by default. They are taken a batch at a time.
-        advance: called with the number of images done, after each batch.
+        images: (M, H, W, 3) uint8, an array or streamed; they are shrunk if the network takes smaller ones.
+        rows: (N,) which of them; by default all.
+        advance: called after each batch, with the number of its images.
 
     Returns:
         (N, D) float32.
 
     Raises:
-        NotNumbers: an embedding is none.
+        NotNumbers: an embedding is not finite.
     """
     count = len(images) if rows is None else len(rows)
     rows = np.arange(count) if rows is None else rows
     vectors = np.empty((count, network.output_shape[-1]), np.float32)
-    batch, size = min(BATCH, max(count, 1)), network.input_shape[1]
+    batch, size = min(BATCH_IMAGES, max(count, 1)), network.input_shape[1]
     for start in range(0, count, batch):
         part = augmented(images, rows[start : start + batch], Augmentation(), size=size)
-        padded = np.zeros((batch, size, size, 3), np.uint8)  # one shape, so that the network is compiled once
+        padded = np.zeros((batch, size, size, 3), np.uint8)  # one shape, so that the network is compiled only once
         padded[: len(part)] = part
         vectors[start : start + len(part)] = np.asarray(network.predict_on_batch(padded), np.float32)[: len(part)]
         if advance:
             advance(len(part))
-    return numbers(vectors)
+    return check_finite(vectors)
 
 
 class LiteRTEmbedder:
-    """Embeds by the LiteRT file of a run; starts in a tenth of a second and imports no TensorFlow."""
+    """Embeds with the LiteRT file of a run; starts in a tenth of a second and does not import TensorFlow.
+
+    Args:
+        file: the LiteRT file.
+
+    Raises:
+        RunError: the file does not exist or cannot be read.
+    """
 
     def __init__(self, file: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -99,9 +116,11 @@ class LiteRTEmbedder:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         with self._guard:
-            vectors = [self._run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+            vectors = [self._run(images[start : start + BATCH_IMAGES]) for start in range(0, len(images), BATCH_IMAGES)]
         return (
-            numbers(np.concatenate(vectors)) if vectors else np.empty((0, int(self._output["shape"][-1])), np.float32)
+            check_finite(np.concatenate(vectors))
+            if vectors
+            else np.empty((0, int(self._output["shape"][-1])), np.float32)
         )
 
     def _run(self, images: np.ndarray) -> np.ndarray:
@@ -115,14 +134,14 @@ class LiteRTEmbedder:
 
 
 def _import_openvino() -> Any:
-    """OpenVINO without its telemetry, which else tells its makers of each use, from a fork of the user's process.
+    """Imports OpenVINO without its telemetry, which would report each use from a fork of the user's process.
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: OpenVINO is not installed.
     """
     telemetry = "openvino_telemetry"
     before = {telemetry: sys.modules[telemetry]} if telemetry in sys.modules else {}
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # OpenVINO does without it then
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # OpenVINO then works without it
     try:
         import openvino
     except ImportError as error:
@@ -135,9 +154,16 @@ def _import_openvino() -> Any:
 
 
 class OpenVINOEmbedder:
-    """Embeds by the LiteRT file of a run on OpenVINO: faster than LiteRT for many images, slower to start.
+    """Embeds with the LiteRT file of a run on OpenVINO: faster than LiteRT for many images, slower to start.
 
-    As many streams as cores, each with a batch of its own: none waits for another at the end of a layer.
+    There are as many streams as cores, each with its own batch, so that none waits for another at the end of a layer.
+
+    Args:
+        file: the LiteRT file.
+
+    Raises:
+        MissingPackage: OpenVINO is not installed.
+        RunError: the file does not exist or cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -151,16 +177,16 @@ class OpenVINOEmbedder:
         except RuntimeError as error:
             raise RunError(f"{file} cannot be read by OpenVINO: {error}") from error
         height, width, channels = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
-        model.reshape([BLOCK, height, width, channels])  # a fixed shape is a few hundredths faster
+        model.reshape([STREAM_IMAGES, height, width, channels])  # a fixed shape is a few percent faster
         self._length = model.output(0).partial_shape[1].get_length()
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # by default bfloat16 where the processor has it, and 5e-3 off
+            "INFERENCE_PRECISION_HINT": "f32",  # the default, bfloat16 on some processors, is off by 5e-3
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": threads,
-            "ENABLE_CPU_PINNING": False,  # the decoder wants its share of every core
+            "ENABLE_CPU_PINNING": False,  # the decoder needs its share of every core
         }
         self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * threads)
-        self._guard = threading.Lock()  # the queue has one callback, and waits for the images of all
+        self._guard = threading.Lock()  # the queue has one callback for the images of all callers
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         with self._guard:
@@ -170,28 +196,32 @@ class OpenVINOEmbedder:
         vectors = np.empty((len(images), self._length), np.float32)
 
         def keep(request: Any, start: int) -> None:
-            part = vectors[start : start + BLOCK]
+            part = vectors[start : start + STREAM_IMAGES]
             part[:] = request.get_output_tensor(0).data[: len(part)]
 
         self._queue.set_callback(keep)
-        for start in range(0, len(images), BLOCK):
-            block = images[start : start + BLOCK]
-            if len(block) < BLOCK:
-                block = np.concatenate([block, np.zeros((BLOCK - len(block), *block.shape[1:]), np.uint8)])
+        for start in range(0, len(images), STREAM_IMAGES):
+            block = images[start : start + STREAM_IMAGES]
+            if len(block) < STREAM_IMAGES:
+                block = np.concatenate([block, np.zeros((STREAM_IMAGES - len(block), *block.shape[1:]), np.uint8)])
             self._queue.start_async({0: block}, start)
         self._queue.wait_all()
-        return numbers(vectors)
+        return check_finite(vectors)
 
 
 class NetworkEmbedder:
-    """Embeds by the Keras network of a run, on Keras's backend; for runs that are not exported."""
+    """Embeds with the Keras network of a run, on Keras's backend; for runs that are not exported.
+
+    Args:
+        run: the run.
+    """
 
     def __init__(self, run: "Run") -> None:
         import_framework()
         from dr_keras.model.released import run_network
 
         self._network = run_network(run)
-        self._guard = threading.Lock()  # Keras makes its function of prediction in the first call
+        self._guard = threading.Lock()  # Keras builds its predict function in the first call
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         with self._guard:
@@ -199,7 +229,14 @@ class NetworkEmbedder:
 
 
 class SavedModelEmbedder:
-    """Embeds by the SavedModel of a run, on a GPU where TensorFlow finds one."""
+    """Embeds with the SavedModel of a run, on a GPU if TensorFlow finds one.
+
+    Args:
+        folder: the SavedModel.
+
+    Raises:
+        RunError: the folder does not exist.
+    """
 
     def __init__(self, folder: Path) -> None:
         import_framework()
@@ -217,7 +254,7 @@ class SavedModelEmbedder:
 
         with self._guard:
             parts = [
-                next(iter(self._serve(tf.constant(images[start : start + BATCH])).values())).numpy()
-                for start in range(0, len(images), BATCH)
+                next(iter(self._serve(tf.constant(images[start : start + BATCH_IMAGES])).values())).numpy()
+                for start in range(0, len(images), BATCH_IMAGES)
             ]
-        return numbers(np.concatenate(parts)) if parts else np.empty((0, self._length), np.float32)
+        return check_finite(np.concatenate(parts)) if parts else np.empty((0, self._length), np.float32)

@@ -473,7 +473,8 @@ def test_tiny_imagenet_holds_the_equal_files_that_a_count_finds():
 
 def test_training_tells_of_leaks():
     pytest.importorskip("keras")
-    from dr_keras.training.run import _leaks, _say_data
+    from dr_keras.training.messages import print_data
+    from dr_keras.training.run import _leaks
 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     pixels[5] = pixels[1]
@@ -486,5 +487,5 @@ def test_training_tells_of_leaks():
     assert leaks == [["a/1.png", "val/5.png"]]
     console = Console(record=True, width=500, file=io.StringIO())
     report = {"splits": {"train": 5}, "skipped_count": 0, "notes": [], "leaks": leaks}
-    _say_data(console, catalog, report, Run(Path("runs/x")))
+    print_data(console, catalog, report, Run(Path("runs/x")))
     assert "1 pictures are both training and validation images, a/1.png and val/5.png first" in console.export_text()

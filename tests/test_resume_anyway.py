@@ -184,7 +184,7 @@ def test_a_network_that_went_astray_is_one_line(tmp_path, folders):
 def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, config, monkeypatch):
     import keras
 
-    from dr_keras.embedders import numbers
+    from dr_keras.embedders import check_finite
     from dr_keras.evaluation.evaluate import evaluate_run
 
     model = train(replace(config, epochs=1), runs=tmp_path)
@@ -216,8 +216,8 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
         vectors = np.zeros((3, 4), np.float32)
         vectors[1, 2] = bad
         with pytest.raises(InputError, match="1 of 3 embeddings"):
-            numbers(vectors)
-    assert numbers(np.empty((0, 4), np.float32)).shape == (0, 4)
+            check_finite(vectors)
+    assert check_finite(np.empty((0, 4), np.float32)).shape == (0, 4)
 
 
 def _with_nan(model):

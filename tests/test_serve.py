@@ -14,7 +14,7 @@ from dr_keras.index.index import Index
 from dr_keras.server import schemas
 from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem
-from dr_keras.server.live_index import Query
+from dr_keras.server.queries import Query
 
 
 def printed(said, *, paths=False):

@@ -192,7 +192,10 @@ def test_the_page_refers_to_what_is_below_it(place, given):
                 found = urljoin(base, reference)
                 assert found.startswith(base)
                 assert page.get(found).status_code == 200, found
-    scripts = "".join((STATIC / name).read_text() for name in ("app.js", "client.js", "map.js", "state.js", "view.js"))
+    scripts = "".join(
+        (STATIC / name).read_text()
+        for name in ("app.js", "client.js", "map.js", "map_points.js", "state.js", "view.js")
+    )
     assert len(re.findall(r"""["'`]v1/""", scripts)) >= 8
     assert not re.search(r"""["'`]/(v1|static|\?)""", scripts)
 

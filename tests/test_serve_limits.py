@@ -47,7 +47,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert page.get("/").headers["content-type"] == "text/html; charset=utf-8"
     parts = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
     assert {"static/app.js", "static/style.css", "static/icon.svg"} <= set(parts)
-    for part in (*parts, *(f"static/{name}.js" for name in ("client", "map", "state", "view"))):
+    for part in (*parts, *(f"static/{name}.js" for name in ("client", "map", "map_points", "state", "view"))):
         answer = page.get(part)
         assert answer.status_code == 200
         assert not re.search(r"(?<!xmlns=\")https?://", answer.text)
@@ -122,7 +122,7 @@ def test_beyond_the_limit_clients_are_told_to_come_again(place):
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(page.get, "/v1/stats")
             assert enter.wait(10)
-            answer = refused(page.get("/v1/sample"), 503, "which is all that are at once")
+            answer = refused(page.get("/v1/sample"), 503, "which is the limit")
             assert answer.headers["retry-after"] == "1"
             assert page.get("/healthz").status_code == 200
             assert "dr_keras_requests_in_flight 1.0" in page.get("/metrics").text

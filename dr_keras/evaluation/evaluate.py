@@ -22,7 +22,7 @@ from dr_keras.data.held_out import among_themselves
 from dr_keras.data.image_ids import image_path
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.splits import MONITOR, SPLIT_NAMES, VALIDATION
-from dr_keras.embedders import embed_with_network, numbers
+from dr_keras.embedders import check_finite, embed_with_network
 from dr_keras.errors import InputError
 from dr_keras.evaluation.calibration import at, calibrate
 from dr_keras.evaluation.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
@@ -184,7 +184,7 @@ def _check(images: _Images) -> None:
             "no image was held out, so there are no queries; train with --validation 0.1, or give --data with a class "
             "of three images or more, or ten classes of two"
         )
-    numbers(images.vectors)
+    check_finite(images.vectors)
 
 
 def _figures(images: _Images, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Does what requests that come at the same time want together: embedding their images, searching for their vectors."""
+"""Batches what simultaneous requests need: embeddings of their images, searches for their vectors."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,28 +10,28 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Collects items while a batch is being worked on, and takes them as the next: nobody waits for one to fill.
+    """Collects items while a batch is processed, and makes them the next batch. No item waits for a batch to fill.
 
-    One thread works, as interpreters are not made for several.
+    Batches are processed in one thread, as LiteRT's interpreters are not made for several.
 
     Args:
-        work: takes some items and gives a result for each, in their order; an exception in place of one is raised where
-            that item is waited for.
-        name: of the thread.
-        largest: items at once, at most.
-        seen: called with the size of each batch.
+        work: takes a batch and returns a result for each item, in order. An exception in place of a result is raised
+            for that item only.
+        name: the name of the thread.
+        max_items: of a batch.
+        on_batch: called with the size of each batch.
     """
 
     def __init__(
         self,
         work: Callable[[list[T]], Sequence[R | Exception]],
         name: str,
-        largest: int,
-        seen: Callable[[int], object] = lambda _: None,
+        max_items: int,
+        on_batch: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._work_on = work
-        self._seen = seen
-        self._largest = largest
+        self._on_batch = on_batch
+        self._max_items = max_items
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._wake = asyncio.Event()
         self._stopping = False
@@ -39,16 +39,16 @@ class Batcher(Generic[T, R]):
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts to work, in the running event loop."""
+        """Starts processing in the running event loop."""
         self._task = asyncio.create_task(self._work())
 
     @property
     def working(self) -> bool:
-        """Whether items that come now will be worked on."""
+        """Whether new items will be processed."""
         return self._task is not None and not self._task.done() and not self._stopping
 
     async def stop(self) -> None:
-        """Works on what waits, and ends."""
+        """Processes the items that are waiting, then stops."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:
@@ -56,7 +56,17 @@ class Batcher(Generic[T, R]):
         self._pool.shutdown()
 
     async def do(self, item: T) -> R:
-        """The result of one item."""
+        """Processes one item.
+
+        Args:
+            item: the item.
+
+        Returns:
+            Its result.
+
+        Raises:
+            RuntimeError: the batcher is not running.
+        """
         if not self.working:
             raise RuntimeError("the batcher is not running; call start first")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -73,11 +83,11 @@ class Batcher(Generic[T, R]):
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            batch = [one for one in self._waiting[: self._largest] if not one[1].done()]  # a client may have gone
-            del self._waiting[: self._largest]
+            batch = [one for one in self._waiting[: self._max_items] if not one[1].done()]  # the client is gone
+            del self._waiting[: self._max_items]
             if not batch:
                 continue
-            self._seen(len(batch))
+            self._on_batch(len(batch))
             results: Sequence[R | Exception]
             try:
                 results = await loop.run_in_executor(self._pool, self._work_on, [item for item, _ in batch])

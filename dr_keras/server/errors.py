@@ -1,4 +1,4 @@
-"""What the server refuses: an HTTP status and one plain sentence for the client."""
+"""Errors of the API: an HTTP status and one plain sentence for the client."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ from starlette.responses import JSONResponse
 
 
 class Problem(Exception):
-    """A request that is refused.
+    """A request that the server refuses.
 
     Args:
         status: the HTTP status.
-        message: what was received, what was expected and what to do; never a path of the server.
-        headers: of the response, such as Retry-After.
+        message: what was received, what was expected and what to do; never a path on the server.
+        headers: further headers of the response, such as Retry-After.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -21,11 +21,16 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """{"detail": message}, as FastAPI says it."""
-        text = self.message.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+        """Makes the response: {"detail": message}, as FastAPI's own errors."""
+        text = self.message.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
         return JSONResponse({"detail": text}, self.status, self.headers)
 
 
 def busy(message: str, seconds: int = 1) -> Problem:
-    """503 with the seconds after which another try is worth it."""
+    """Makes a Problem 503.
+
+    Args:
+        message: as in `Problem`.
+        seconds: after which the client may try again.
+    """
     return Problem(503, message, {"Retry-After": str(seconds)})

@@ -1,4 +1,4 @@
-"""How connections are served: uvicorn, with an end to clients that never send their request."""
+"""Serves HTTP with uvicorn, with a time limit for clients that do not send their request."""
 
 import asyncio
 import errno
@@ -20,18 +20,18 @@ from dr_keras.server.limits import HEADERS
 
 log = logging.getLogger("uvicorn.error")
 
-HEAD_SECONDS = 10.0  # for the head of a request, from the connection or its first byte on
-HEAD_BYTES = 32 * 2**10  # of it at most; browsers send 1 KiB
-CONNECTIONS = 1024  # at the same time; a process may open 1,024 files on many systems, so 503 comes at half of it
+HEAD_SECONDS = 10.0  # for the head of a request, from the connection or from its first byte
+HEAD_BYTES = 32 * 2**10  # limit of the head; browsers send 1 KiB
+MAX_CONNECTIONS = 512  # many systems allow a process 1,024 open files, half of which are left for images
 MAX_PORT = 65535
-DRAIN_SECONDS = 30  # for what is in flight when the server is stopped
+SHUTDOWN_SECONDS = 30  # for requests in progress when the server is stopped
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits for ever for a request that does not come."""
+    """uvicorn's HTTP/1.1, which by itself waits forever for a request that does not arrive."""
 
     head_seconds = HEAD_SECONDS
-    most = CONNECTIONS // 2
+    most = MAX_CONNECTIONS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,7 +75,7 @@ class PatientProtocol(H11Protocol):
 
 
 async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a connection beyond those that are served."""
+    """Responds to a connection beyond the limit."""
     problem = busy("there are too many connections; try again", seconds=5)
     problem.headers |= {**HEADERS, "Connection": "close"}
     await problem.response()(scope, receive, send)
@@ -83,16 +83,19 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextmanager
 def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Sockets at all addresses of a name, which take no connection yet; `serve` does.
+    """Binds sockets to all addresses of a name, before anything is loaded; `serve` listens on them.
 
-    Uvicorn binds when all is loaded, and then ends the process in the middle of its log.
+    Uvicorn by itself binds after everything is loaded, and on failure exits in the middle of its log.
 
     Args:
         host: a name or an address.
-        port: 0 takes a free one.
+        port: a port, or 0 for any free one.
+
+    Yields:
+        The bound sockets. They are closed at the end.
 
     Raises:
-        InputError: the name or address is not this machine's, or the port is taken or may not be used.
+        InputError: the name or address does not belong to this machine, or the port is in use or not permitted.
     """
     if not 0 <= port <= MAX_PORT:
         raise InputError(f"--port is {port}; a number from 0 to {MAX_PORT} is expected")
@@ -107,12 +110,12 @@ def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
                 if family == socket.AF_INET6:
                     made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 try:
-                    # A free port that was taken for one address is that of the others.
+                    # All addresses share the free port that the first one got.
                     made.bind((address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:]))
                 except OSError as error:
                     if error.errno != errno.EADDRNOTAVAIL:
                         raise
-                    absent = error  # localhost has an IPv6 address also where there is no IPv6
+                    absent = error  # localhost has an IPv6 address even if there is no IPv6
                 else:
                     sockets.append(made)
             if absent is not None and not sockets:
@@ -128,24 +131,24 @@ def _cannot_listen(host: str, port: int, error: Exception) -> InputError:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server on sockets that are bound."""
+    """uvicorn's server on sockets that are already bound."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         host, port = self.config.host, self.config.port
         try:
             await super().startup(sockets)
-        except OSError as error:  # another process, which had bound the port too, listened first
+        except OSError as error:  # another process has bound the same port and was first to listen
             await self.lifespan.shutdown()
             raise _cannot_listen(host, port, error) from None
         log.info("running on http://%s:%d (Ctrl-C stops)", f"[{host}]" if ":" in host else host, port)
 
 
 def serve(app: FastAPI, host: str, sockets: list[socket.socket]) -> None:
-    """Serves until SIGTERM or Ctrl-C, then ends what is in flight.
+    """Serves until SIGTERM or Ctrl-C, then finishes the requests in progress.
 
     Args:
         app: the application.
-        host: what it is called in the log.
+        host: the name to show in the log.
         sockets: as `bound` makes them.
     """
     config = uvicorn.Config(
@@ -158,8 +161,8 @@ def serve(app: FastAPI, host: str, sockets: list[socket.socket]) -> None:
         proxy_headers=False,
         server_header=False,
         log_level="info",
-        access_log=False,  # a page asks for dozens of pictures; /metrics counts them
+        access_log=False,  # the page requests dozens of images; /metrics counts them
         h11_max_incomplete_event_size=HEAD_BYTES,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     _Server(config).run(sockets)

@@ -145,7 +145,7 @@ def examine(data: bytes, pixels: int) -> Format:
         raise Problem(400, "the image is empty (0 bytes)")
     format, (width, height) = _header(data)
     if width * height > pixels:
-        raise Problem(413, f"the image has {width:,} x {height:,} pixels; at most {pixels:,} are taken")
+        raise Problem(413, f"the image has {width:,} x {height:,} pixels; at most {pixels:,} are accepted")
     return format
 
 

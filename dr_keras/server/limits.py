@@ -1,4 +1,4 @@
-"""What stands before every request: its size and speed, how many there are, the server's name; and security headers."""
+"""Limits on requests, checks of the Host header and security headers, in front of all routes."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from dr_keras.server.errors import Problem, busy
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.settings import Settings
 
-# The page runs its own script and style and shows its own images and the one that a person has picked; nothing else.
+# The page runs its own scripts and styles, and shows images of this server and the one that a person has chosen.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -26,13 +26,22 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})  # answered however many other requests there are
-MAX_TARGET = 16384  # bytes of path and query: an id of 1,024 characters takes up to 12,288 when every byte is escaped
-DRAIN_BYTES, DRAIN_SECONDS = 64 * 2**20, 2.0  # of a refused body that are read, so that the client hears the refusal
+ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})  # exempt from the limit on concurrent requests
+MAX_TARGET_BYTES = 16384  # of path and query: an id of 1,024 characters takes up to 12,288 if every byte is escaped
+DRAIN_BYTES, DRAIN_SECONDS = 64 * 2**20, 2.0  # read of a refused body, so that the client receives the response
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that refuses what exceeds the limits, counts requests and adds security headers.
+
+    It also checks host names: Starlette's TrustedHostMiddleware does not know IPv6 addresses, accepts several Host
+    headers, and answers with plain text instead of JSON.
+
+    Args:
+        app: the application.
+        settings: the settings.
+        metrics: counts the requests.
+    """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics) -> None:
         self.app = app
@@ -52,10 +61,10 @@ class Guard:
         try:
             self._check(scope, request)
             if counted and self._running >= self._settings.concurrency:
-                raise busy(f"{self._running} requests are being answered, which is all that are at once; try again")
+                raise busy(f"{self._running} requests are in progress, which is the limit; try again")
         except Problem as problem:
             await request.refuse(problem)
-            self._metrics.answered("refused", scope["method"], problem.status, request.seconds)
+            self._metrics.count_response("refused", scope["method"], problem.status, request.seconds)
             return
         self._running += counted
         self._metrics.in_flight.set(self._running)
@@ -69,42 +78,47 @@ class Guard:
             self._running -= counted
             self._metrics.in_flight.set(self._running)
             route = getattr(scope.get("route"), "path_format", "other")
-            self._metrics.answered(route, scope["method"], request.status, request.seconds)
+            self._metrics.count_response(route, scope["method"], request.status, request.seconds)
 
     def _check(self, scope: Scope, request: "_Request") -> None:
-        """Refuses what can be refused by its head."""
+        """Checks what the headers tell.
+
+        Raises:
+            Problem: the request is refused.
+        """
         target = len(scope.get("raw_path") or scope["path"].encode()) + len(scope.get("query_string", b""))
-        if target > MAX_TARGET:
-            raise Problem(414, f"the address has {target:,} bytes; at most {MAX_TARGET:,} are read")
+        if target > MAX_TARGET_BYTES:
+            raise Problem(414, f"the URL has {target:,} bytes; at most {MAX_TARGET_BYTES:,} are read")
         host = [value for name, value in scope["headers"] if name == b"host"]
         if len(host) > 1:
             raise Problem(400, "there are several Host headers; one is expected")
         if self._settings.hosts and _host_name(host) not in self._settings.hosts:
             raise Problem(
-                400, "this server does not go by the name in the Host header; it is started with --allow-host NAME"
+                400,
+                "the Host header does not have a name of this server; names are added with serve.py --allow-host NAME",
             )
         lengths = {value for name, value in scope["headers"] if name == b"content-length"}
         if not all(value.isdigit() for value in lengths) or len(lengths) > 1:
-            raise Problem(400, "Content-Length has to be one number")
+            raise Problem(400, "Content-Length must be one number")
         if lengths:
             request.check_size(int(lengths.pop()[:20]))
 
 
 class _Gone(ConnectionError):
-    """A client that does not take its response; the server closes the connection."""
+    """A client that does not read its response; the server closes the connection."""
 
 
 class _Request:
-    """One request: reads its body within limits, and adds headers to its response."""
+    """One request: reads its body within the limits, and adds headers to its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._settings = settings
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self._bytes = 0
-        self._complete = False  # whether the whole body has come
+        self._complete = False  # whether the whole body has arrived
         self.started = False
         self.status = 500
         names = dict(scope["headers"])
@@ -115,19 +129,21 @@ class _Request:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._begun
+        """Time since the start of the request."""
+        return time.monotonic() - self._start
 
     def check_size(self, size: int) -> None:
-        """Raises Problem 413 where a body is too large."""
+        """Raises Problem 413 if a body is too large."""
         if size > self._limit:
             raise Problem(
-                413, f"the body has {size:,} bytes or more; at most {self._limit:,} are taken", {"Connection": "close"}
+                413,
+                f"the body has {size:,} bytes or more; at most {self._limit:,} are accepted",
+                {"Connection": "close"},
             )
 
     async def receive(self) -> Message:
         if self._complete:
-            return await self._receive()  # waits for the client to leave
+            return await self._receive()  # waits until the client disconnects
         left = self._settings.body_seconds - self.seconds
         try:
             message = await asyncio.wait_for(self._receive(), max(left, 0))
@@ -153,18 +169,18 @@ class _Request:
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             if self._has_body and not self._complete:
-                headers["Connection"] = "close"  # what is left of the body is no next request
+                headers["Connection"] = "close"  # the rest of the body is not another request
             self.started = True
         elif self._scope["method"] == "HEAD":
             message = {**message, "body": b""}
         await asyncio.wait_for(self._send(message), self._settings.send_seconds)
 
     async def refuse(self, problem: Problem) -> None:
-        """Answers without asking the application."""
+        """Responds in place of the application."""
         await problem.response()(self._scope, self._receive, self.send)
 
     async def _finish_body(self) -> None:
-        """Reads what is left of a body before an early response: a client that still sends would not hear it."""
+        """Reads the rest of a body before an early response, which a client that still sends would not receive."""
         if self._complete or self._expects or not self._has_body:
             return
         end = time.monotonic() + DRAIN_SECONDS
@@ -176,7 +192,7 @@ class _Request:
 
 
 def _host_name(values: list[bytes]) -> str:
-    """The name in a Host header, without its port; nothing where it is none."""
+    """The name in a Host header, without the port; empty if there is none."""
     try:
         return urlsplit("//" + values[0].decode("ascii")).hostname or ""
     except (IndexError, ValueError):

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,40 +10,18 @@ import numpy as np
 
 from dr_keras.data.image_ids import image_id, image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
-from dr_keras.image_names import find_indexed
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.writer_lock import Locked
 from dr_keras.search_model import Model
-from dr_keras.search_results import Answer, Result, make_answer, refined_query
+from dr_keras.search_results import Answer, Result
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, Opened, open_image, remove_upload, store_upload
 from dr_keras.server.map import Map, Mapper, Snapshot
+from dr_keras.server.queries import Query, Resolved, answer_to, find_row, resolve
 
 T = TypeVar("T")
 
 CONDITION_SECONDS = 2.0  # limit for a condition, which strangers send
-UPLOADED = "uploaded image"  # stands for the name of an uploaded image in the answer
-
-
-@dataclass(frozen=True)
-class Query:
-    """A search: for uploaded images, which come first, and for images of the index.
-
-    Attributes:
-        uploaded: (n, D) float32, the vectors of the uploaded images.
-        positives: ids or unique base names of images to be like.
-        negatives: ids or unique base names of images to be unlike.
-        where: as in `dr_keras.Model.retrieve`.
-        max_distance: as in `dr_keras.Model.retrieve`.
-        include_self: as in `dr_keras.Model.retrieve`.
-    """
-
-    uploaded: np.ndarray
-    positives: Sequence[str] = ()
-    negatives: Sequence[str] = ()
-    where: str | None = None
-    max_distance: float | str | None = None
-    include_self: bool = False
 
 
 class LiveIndex:
@@ -105,12 +82,12 @@ class LiveIndex:
             For each query its answer, or the Problem in its place.
         """
         answers: dict[int, Answer | Exception] = {}
-        groups: dict[tuple[str | None, int], dict[int, _Resolved]] = {}  # those that one call can search for
+        groups: dict[tuple[str | None, int], dict[int, Resolved]] = {}  # those that one call can search for
         with self._guard:
             self.refresh()
             for number, (query, k) in enumerate(searches):
                 try:
-                    resolved = self._resolve(query)
+                    resolved = resolve(self.model, query)
                 except RunError:
                     raise
                 except Exception as error:  # whatever it is, it concerns this query alone
@@ -126,10 +103,10 @@ class LiveIndex:
                     answers |= dict.fromkeys(group, Problem(400, str(error)))
                     continue
                 for (number, resolved), results in zip(group.items(), found, strict=True):
-                    answers[number] = _answer(searches[number][0], resolved, results)
+                    answers[number] = answer_to(searches[number][0], resolved, results)
         return [answers[number] for number in range(len(searches))]
 
-    def _neighbors(self, queries: Sequence["_Resolved"], k: int, where: str | None) -> list[list[Result]]:
+    def _neighbors(self, queries: Sequence[Resolved], k: int, where: str | None) -> list[list[Result]]:
         excluded = np.full((len(queries), max(len(query.excluded) for query in queries)), -1)
         for row, query in zip(excluded, queries, strict=True):
             row[: len(query.excluded)] = query.excluded
@@ -147,44 +124,13 @@ class LiveIndex:
         """
         map = self.map()
         with self._guard:
-            resolved = self._resolve(query)
+            resolved = resolve(self.model, query)
             answer = self.search(query, k)
             self._check_current(map)
             rows = [self.index.records.row(result.id) for result in answer.results]
             own = [self.index.records.row(result.id) for result in resolved.known]
         x, y = map.projector(resolved.vector[None])[0].tolist()
         return {"key": map.key, "x": x, "y": y, "neighbors": map.numbers(rows), "queries": map.numbers(own)}
-
-    def _resolve(self, query: Query) -> "_Resolved":
-        if not len(query.uploaded) and not query.positives:
-            raise Problem(400, "no query was given; send an image, or ids of the index as positives")
-        limit = query.max_distance
-        try:
-            if limit == "auto":
-                limit = self.model.calibrated_distance()
-        except RunError:
-            raise Problem(
-                400, "this run is not calibrated, so max_distance must be a number; see evaluate.py --calibrate"
-            ) from None
-        if isinstance(limit, str):
-            raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")
-        positives = [self._row(name) for name in query.positives]
-        negatives = [self._row(name) for name in query.negatives]
-        good = np.concatenate([query.uploaded.reshape(-1, self.index.dim), self.index.vectors[positives]])
-        try:
-            vector = refined_query(good, np.asarray(self.index.vectors[negatives], np.float32))
-        except InputError as error:
-            raise Problem(400, str(error)) from None
-        excluded = negatives if query.include_self else positives + negatives
-        return _Resolved(vector, limit, [self.model.result(row) for row in positives], excluded)
-
-    def _row(self, name: str) -> int:
-        try:
-            return find_indexed(self.index, name)
-        except RunError:
-            raise
-        except InputError as error:
-            raise Problem(404, str(error)) from None
 
     def find(self, name: str) -> Result:
         """Finds an image by its id or its unique base name.
@@ -194,7 +140,7 @@ class LiveIndex:
         """
         with self._guard:
             self.refresh()
-            return self.model.result(self._row(name))
+            return self.model.result(find_row(self.index, name))
 
     def open_image(self, id: str) -> Opened:
         """Opens the file of an image of the index.
@@ -375,30 +321,6 @@ class LiveIndex:
                 raise _locked() from None
             except (OSError, RunError) as error:
                 raise _not_written() from error
-
-
-@dataclass(frozen=True)
-class _Resolved:
-    """A query as the index takes it.
-
-    Attributes:
-        vector: (D,) float32.
-        limit: the greatest distance of a result, or None.
-        known: its images that are in the index.
-        excluded: rows that are no results.
-    """
-
-    vector: np.ndarray
-    limit: float | None
-    known: list[Result]
-    excluded: list[int]
-
-
-def _answer(query: Query, resolved: _Resolved, found: list[Result]) -> Answer:
-    names = [UPLOADED] * len(query.uploaded) + list(query.positives)
-    known = [None] * len(query.uploaded) + resolved.known
-    path = known[0].path if known[0] else Path(UPLOADED)
-    return make_answer(names, path, known, found, negatives=query.negatives, max_distance=resolved.limit)
 
 
 def _locked() -> Problem:

@@ -1,4 +1,4 @@
-"""A file that is open for reading, whose descriptor has one owner: closed once, and never under a reader."""
+"""An open file whose descriptor has one owner, so that it is closed once and never while a thread reads."""
 
 import io
 import os
@@ -6,13 +6,13 @@ import threading
 
 
 class OpenFile:
-    """An open file; its methods may be called from several threads.
+    """An open file. Its methods may be called from several threads.
 
-    A descriptor that is closed twice, or while another thread reads, is another file's or a socket's by then. Here the
-    descriptor belongs to one `io.FileIO`, and nobody gets its number.
+    A descriptor that is closed twice, or while another thread reads, may by then belong to another file or a socket.
+    Here it belongs to one `io.FileIO`, and its number is never given away.
 
     Args:
-        file: it becomes this object's.
+        file: the file, which this object owns from now on.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -21,10 +21,17 @@ class OpenFile:
         self._closing = False
 
     def read(self, place: int, count: int) -> bytes:
-        """At most `count` bytes from byte `place` on; fewer only at the file's end.
+        """Reads bytes from a place in the file.
+
+        Args:
+            place: the first byte.
+            count: how many bytes.
+
+        Returns:
+            The bytes; fewer than `count` only at the end of the file.
 
         Raises:
-            ValueError: it is closed.
+            ValueError: the file is closed.
         """
         try:
             with self._reading:
@@ -32,11 +39,11 @@ class OpenFile:
                     raise ValueError("the file is closed")
                 return _read_all(self._file.fileno(), place, count)
         finally:
-            if self._closing:  # somebody closed it meanwhile, and left it to this thread
+            if self._closing:  # another thread has asked for this meanwhile
                 self.close()
 
     def close(self) -> None:
-        """Closes it, at once or as soon as a thread that is reading has its bytes; never waits."""
+        """Closes the file, at once or when the thread that is reading is done; never waits."""
         self._closing = True
         if self._reading.acquire(blocking=False):
             try:
@@ -46,14 +53,21 @@ class OpenFile:
 
     @property
     def closed(self) -> bool:
-        """Whether the descriptor is given back."""
+        """Whether the descriptor is closed."""
         return self._file.closed
 
 
 def _read_all(descriptor: int, place: int, count: int) -> bytes:
-    pieces = []
-    while count > 0 and (piece := os.pread(descriptor, count, place)):
-        pieces.append(piece)
-        place += len(piece)
-        count -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    chunks = []
+    while count > 0 and (chunk := _read_some(descriptor, place, count)):
+        chunks.append(chunk)
+        place += len(chunk)
+        count -= len(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _read_some(descriptor: int, place: int, count: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, place)
+    os.lseek(descriptor, place, os.SEEK_SET)  # Windows has no pread; only one thread reads at a time
+    return os.read(descriptor, count)

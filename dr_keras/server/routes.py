@@ -291,12 +291,12 @@ def _add_changes(app: FastAPI, service: Service) -> None:
 def _add_watch(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", response_model=schemas.Health, tags=["server"])
     async def healthz() -> Response:
-        """Says that the process is alive."""
+        """Reports that the process is alive."""
         return no_store({"status": "ok"})
 
     @app.get("/readyz", response_model=schemas.Health, responses=errors(), tags=["server"])
     async def readyz() -> Response:
-        """Says whether the server can search."""
+        """Reports whether the server can search."""
         await service.ready()
         return no_store({"status": "ok"})
 

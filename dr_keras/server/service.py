@@ -23,8 +23,9 @@ from dr_keras.search_results import Answer, Result
 from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, Opened, Thumbnails, examine
-from dr_keras.server.live_index import LiveIndex, Query
+from dr_keras.server.live_index import LiveIndex
 from dr_keras.server.prometheus import Metrics
+from dr_keras.server.queries import Query
 from dr_keras.server.requests import path_id, read_search, read_upload
 from dr_keras.server.responses import FileResponse, matches_etag, requested_range
 from dr_keras.server.schemas import SearchRequest

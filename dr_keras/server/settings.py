@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""The settings of a server."""
 
 import os
 import re
@@ -7,31 +7,32 @@ from pathlib import Path
 
 from dr_keras.errors import InputError
 
-TOKEN_LENGTH = 16  # characters of a token at least: 64 bits in hexadecimal, beyond guessing over a network
+MIN_TOKEN_LENGTH = 16  # characters: 64 bits in hexadecimal, which nobody guesses over a network
 TOKEN_VARIABLE = "DR_KERAS_TOKEN"
 ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")  # no segment is . or ..
-OWN = frozenset({"v1", "static", "healthz", "readyz", "metrics", "openapi.json", "favicon.ico"})  # begin its paths
+OWN_PATHS = frozenset(
+    {"v1", "static", "healthz", "readyz", "metrics", "openapi.json", "favicon.ico"}
+)  # begin its paths
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server behaves.
+    """The settings of a server.
 
     Attributes:
         writable: whether clients with the token may add and remove images.
         token: what they send as `Authorization: Bearer TOKEN`.
-        uploads: the folder that added images are stored in; it is made when the server starts.
-        hosts: the names by which clients may address the server (the Host header), against DNS rebinding; all names
-            where there are none.
-        root_path: the path below which a reverse proxy offers the server, such as /photos; none by default.
-        show_paths: whether a search answers with the paths of files on this machine.
-        concurrency: requests answered at the same time; further ones are told to come again.
-        body_bytes: of an upload, at most: twice the largest JPEG that a phone takes.
-        json_bytes: of a request without an image, at most: 64 ids of 1,024 characters and more.
-        pixels: of an upload, at most: 0.15 GB as RGB, and more than a phone takes.
-        body_seconds: a body has to arrive within this time.
-        send_seconds: a client has to take each piece of a response within this time.
+        uploads: the folder that stores added images; it is created when the server starts.
+        hosts: the names that the Host header may have, against DNS rebinding; if empty, any name.
+        root_path: the path below which a reverse proxy serves the application, such as /photos.
+        show_paths: whether search results contain the paths of files on this machine.
+        concurrency: limit of requests in progress; further clients are told to try again.
+        body_bytes: limit of an upload: twice the largest JPEG that a phone takes.
+        json_bytes: limit of a request without an image: more than 64 ids of 1,024 characters.
+        pixels: limit of an uploaded image: 0.15 GB as RGB, and more than a phone takes.
+        body_seconds: limit for a body to arrive.
+        send_seconds: limit for a client to receive each chunk of a response.
     """
 
     writable: bool = False
@@ -53,9 +54,9 @@ class Settings:
             return
         if not self.token:
             raise InputError(f"--writable needs a token: set {TOKEN_VARIABLE}, or give --token-file FILE")
-        if len(self.token) < TOKEN_LENGTH or not self.token.isascii() or not self.token.isprintable():
+        if len(self.token) < MIN_TOKEN_LENGTH or not self.token.isascii() or not self.token.isprintable():
             raise InputError(
-                f"the token has {len(self.token)} characters; at least {TOKEN_LENGTH} printable ASCII ones are "
+                f"the token has {len(self.token)} characters; at least {MIN_TOKEN_LENGTH} printable ASCII ones are "
                 "expected, such as those of: openssl rand -hex 16"
             )
         if self.uploads is None:
@@ -67,12 +68,18 @@ def _check_root_path(path: str) -> None:
         return
     if not ROOT_PATH.fullmatch(path):
         raise InputError(f"--root-path is {path!r}; a path such as /photos is expected, of letters, digits and -._~")
-    if path.split("/")[1] in OWN:
+    if path.split("/")[1] in OWN_PATHS:
         raise InputError(f"--root-path is {path!r}; the server's own paths begin so, choose another")
 
 
 def read_token(file: str | None) -> str | None:
-    """The token of a file, else of the environment, else none. It is no flag: other users could read that.
+    """Reads the token from a file, or else from the environment. A flag could be read by other users.
+
+    Args:
+        file: the file, or None.
+
+    Returns:
+        The token, or None.
 
     Raises:
         InputError: the file cannot be read.

@@ -1,7 +1,7 @@
-// The map: each image of the gallery is a point, drawn with WebGL, or on a 2D canvas if there is no WebGL.
+// The map: each image of the gallery is a point.
 import { getMap, getPoint, imageURL } from "./client.js";
+import { colorOf, DISTINCT, PointIndex, PointPainter } from "./map_points.js";
 
-const CELLS = 256; // on each side of the grid that finds the point under the pointer
 const REACH = 14; // pixels: the pointer is on a point that is at most this far away
 const HOVER_MILLISECONDS = 70; // the pointer rests for this long before an image is loaded
 const MAX_ZOOM = 400;
@@ -10,46 +10,6 @@ const MAX_ZOOM = 400;
 const SLOW_MILLISECONDS = 34;
 const FAST_MILLISECONDS = 22;
 const REST_MILLISECONDS = 160; // without a movement; then all points are drawn
-
-const VERTEX = `
-attribute vec2 place; attribute vec4 color; attribute float kind;
-uniform vec2 scale, shift; uniform float size, chosen, fade;
-varying vec4 tint;
-void main() {
-  gl_Position = vec4(place * scale + shift, 0.0, 1.0);
-  bool other = chosen >= 0.0 && abs(kind - chosen) > 0.5;
-  gl_PointSize = chosen >= 0.0 && !other ? size * 1.5 : size;
-  tint = chosen < 0.0 ? color : other ? vec4(color.rgb, color.a * fade) : vec4(color.rgb, 0.95);
-}`;
-const FRAGMENT = `
-precision mediump float;
-varying vec4 tint;
-void main() {
-  float far = length(gl_PointCoord - 0.5) * 2.0;
-  float alpha = tint.a * (1.0 - smoothstep(0.7, 1.0, far));
-  gl_FragColor = vec4(tint.rgb * alpha, alpha);
-}`;
-
-// Colors of the classes that matter for a query or a filter; they are easy to tell apart on light and on dark.
-const DISTINCT = [
-  [224, 84, 44],
-  [22, 148, 92],
-  [138, 86, 214],
-  [214, 152, 16],
-  [24, 138, 196],
-  [216, 66, 142],
-];
-
-// Hues a golden angle apart differ most from the ones before; the lightness differs too, for color-blind people.
-function colorOf(number, dark) {
-  const hue = (number * 137.508) % 360;
-  const light = (dark ? [0.66, 0.56, 0.74] : [0.46, 0.38, 0.56])[number % 3];
-  const part = (n) => {
-    const k = (n + hue / 30) % 12;
-    return light - 0.62 * Math.min(light, 1 - light) * Math.max(-1, Math.min(k - 3, 9 - k, 1));
-  };
-  return [part(0), part(8), part(4)].map((value) => Math.round(255 * value));
-}
 
 export class GalleryMap {
   constructor(parts) {
@@ -67,16 +27,7 @@ export class GalleryMap {
     this.share = 1; // of the points that are drawn while the map moves
     this.last = 0;
     this.dark = matchMedia("(prefers-color-scheme: dark)");
-    // Without a graphics card, a 2D canvas is faster.
-    const wanted = { premultipliedAlpha: true, antialias: false, failIfMajorPerformanceCaveat: true };
-    this.gl = this.points.getContext("webgl", wanted);
-    if (this.gl) this.#prepare();
-    else this.plain = this.points.getContext("2d");
-    this.points.addEventListener("webglcontextlost", (event) => event.preventDefault());
-    this.points.addEventListener("webglcontextrestored", () => {
-      this.#prepare();
-      this.#fill();
-    });
+    this.painter = new PointPainter(this.points, () => this.#color());
     this.dark.addEventListener("change", () => this.#color());
     new ResizeObserver(() => this.#draw()).observe(this.points);
     this.#listen();
@@ -97,14 +48,9 @@ export class GalleryMap {
     this.kinds = new Uint32Array(data, 12 + 8 * count, count);
     this.known.clear();
     this.hovered = this.pinned = -1;
-    // Drawn in random order: no class covers all others, and the first points are a fair sample.
-    this.order = Uint32Array.from({ length: count }, (_, n) => n);
-    for (let n = count - 1; n > 0; n--) {
-      const other = Math.floor(Math.random() * (n + 1));
-      [this.order[n], this.order[other]] = [this.order[other], this.order[n]];
-    }
-    this.#index();
-    this.#fill();
+    this.index = new PointIndex(this.places);
+    this.painter.setPoints(this.places, this.kinds);
+    this.#color();
     this.status.textContent = `${count.toLocaleString("en")} images, laid out by ${about.method}`;
     this.#showTip();
   }
@@ -127,58 +73,6 @@ export class GalleryMap {
 
   // ---- Drawing
 
-  #prepare() {
-    const gl = this.gl;
-    const program = gl.createProgram();
-    for (const [type, source] of [
-      [gl.VERTEX_SHADER, VERTEX],
-      [gl.FRAGMENT_SHADER, FRAGMENT],
-    ]) {
-      const shader = gl.createShader(type);
-      gl.shaderSource(shader, source);
-      gl.compileShader(shader);
-      gl.attachShader(program, shader);
-    }
-    gl.linkProgram(program);
-    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost())
-      throw new Error(gl.getProgramInfoLog(program));
-    gl.useProgram(program);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    this.at = (name) => gl.getUniformLocation(program, name);
-    this.buffers = {};
-    for (const name of ["place", "color", "kind"]) {
-      this.buffers[name] = { buffer: gl.createBuffer(), at: gl.getAttribLocation(program, name) };
-    }
-  }
-
-  #upload(name, values, size, type, normalized) {
-    const gl = this.gl;
-    const { buffer, at } = this.buffers[name];
-    gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-    gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
-    gl.enableVertexAttribArray(at);
-    gl.vertexAttribPointer(at, size, type, normalized, 0, 0);
-  }
-
-  #fill() {
-    if (this.gl && this.count) {
-      const places = new Float32Array(2 * this.count);
-      this.order.forEach((number, n) => {
-        places.set([this.places[2 * number], this.places[2 * number + 1]], 2 * n);
-      });
-      this.#upload("place", places, 2, this.gl.FLOAT, false);
-      this.#upload(
-        "kind",
-        Float32Array.from(this.order, (number) => this.kinds[number]),
-        1,
-        this.gl.FLOAT,
-        false,
-      );
-    }
-    this.#color();
-  }
-
   #color() {
     if (!this.count) return this.#draw();
     const shown = this.#shown();
@@ -188,10 +82,8 @@ export class GalleryMap {
     shown.forEach((number, n) => {
       tints[number] = [...(special ? DISTINCT[n] : tints[number].slice(0, 3)), special ? 235 : alpha];
     });
-    const colors = new Uint8Array(4 * this.count);
-    for (let n = 0; n < this.count; n++) colors.set(tints[this.kinds[this.order[n]]], 4 * n);
     this.tints = tints;
-    if (this.gl) this.#upload("color", colors, 4, this.gl.UNSIGNED_BYTE, true);
+    this.painter.setTints(tints);
     this.#legend(shown);
     this.#draw();
   }
@@ -283,8 +175,8 @@ export class GalleryMap {
     this.moving = false;
     const chosen = this.pinned >= 0 ? this.pinned : this.hovered;
     const kind = chosen >= 0 && this.classes.length > 1 ? this.kinds[chosen] : -1;
-    if (this.gl) this.#drawFast(width, height, size * ratio, kind, drawn);
-    else if (this.count) this.#drawPlain(width, height, size, ratio, kind, drawn);
+    const view = { width, height, ratio, unit: this.#unit, center: this.center };
+    this.painter.draw(view, size, kind, this.#fade, drawn);
     this.#drawMarks(ratio, chosen);
     this.#placeTip(chosen);
   }
@@ -301,43 +193,6 @@ export class GalleryMap {
     clearTimeout(this.rest);
     this.rest = setTimeout(() => this.#draw(), REST_MILLISECONDS);
     return this.share;
-  }
-
-  #drawFast(width, height, size, kind, drawn) {
-    const gl = this.gl;
-    gl.viewport(0, 0, this.points.width, this.points.height);
-    gl.clearColor(0, 0, 0, 0);
-    gl.clear(gl.COLOR_BUFFER_BIT);
-    if (!this.count) return;
-    const across = (2 * this.#unit) / width;
-    const up = (2 * this.#unit) / height;
-    gl.uniform2f(this.at("scale"), across, up);
-    gl.uniform2f(this.at("shift"), -this.center[0] * across, -this.center[1] * up);
-    gl.uniform1f(this.at("size"), size);
-    gl.uniform1f(this.at("chosen"), kind);
-    gl.uniform1f(this.at("fade"), this.#fade);
-    gl.drawArrays(gl.POINTS, 0, drawn);
-  }
-
-  #drawPlain(width, height, size, ratio, kind, drawn) {
-    const pen = this.plain;
-    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.clearRect(0, 0, width, height);
-    const unit = this.#unit;
-    const left = width / 2 - this.center[0] * unit;
-    const top = height / 2 + this.center[1] * unit;
-    const inks = this.tints.map(([r, g, b, a], number) => {
-      const alpha = kind < 0 ? a / 255 : number === kind ? 0.95 : (a / 255) * this.#fade;
-      return `rgb(${r} ${g} ${b} / ${alpha.toFixed(3)})`;
-    });
-    for (let at = 0; at < drawn; at++) {
-      const n = this.order[at];
-      const x = left + this.places[2 * n] * unit;
-      const y = top - this.places[2 * n + 1] * unit;
-      if (x < 0 || y < 0 || x > width || y > height) continue;
-      pen.fillStyle = inks[this.kinds[n]];
-      pen.fillRect(x - size / 2, y - size / 2, size, size);
-    }
   }
 
   #drawMarks(ratio, chosen) {
@@ -373,51 +228,8 @@ export class GalleryMap {
 
   // ---- Points under the pointer
 
-  #index() {
-    const low = [Infinity, Infinity];
-    const high = [-Infinity, -Infinity];
-    for (let n = 0; n < 2 * this.count; n++) {
-      low[n & 1] = Math.min(low[n & 1], this.places[n]);
-      high[n & 1] = Math.max(high[n & 1], this.places[n]);
-    }
-    this.low = low;
-    this.cell = (Math.max(high[0] - low[0], high[1] - low[1], 1e-6) / CELLS) * 1.0001;
-    const starts = new Uint32Array(CELLS * CELLS + 1);
-    const cells = new Uint32Array(this.count);
-    for (let n = 0; n < this.count; n++) {
-      const across = Math.floor((this.places[2 * n] - low[0]) / this.cell);
-      const up = Math.floor((this.places[2 * n + 1] - low[1]) / this.cell);
-      cells[n] = up * CELLS + across;
-      starts[cells[n] + 1]++;
-    }
-    for (let c = 0; c < CELLS * CELLS; c++) starts[c + 1] += starts[c];
-    const next = starts.slice();
-    this.sorted = new Uint32Array(this.count);
-    for (let n = 0; n < this.count; n++) this.sorted[next[cells[n]]++] = n;
-    this.starts = starts;
-  }
-
   #nearest(left, top) {
-    if (!this.count) return -1;
-    const reach = REACH / this.#unit;
-    const [x, y] = this.#toMap(left, top);
-    const clamp = (value) => Math.min(CELLS - 1, Math.max(0, value));
-    const range = (value, low) => [
-      clamp(Math.floor((value - reach - low) / this.cell)),
-      clamp(Math.floor((value + reach - low) / this.cell)),
-    ];
-    const [across0, across1] = range(x, this.low[0]);
-    const [up0, up1] = range(y, this.low[1]);
-    let best = -1;
-    let least = reach * reach;
-    for (let up = up0; up <= up1; up++) {
-      for (let s = this.starts[up * CELLS + across0]; s < this.starts[up * CELLS + across1 + 1]; s++) {
-        const n = this.sorted[s];
-        const far = (this.places[2 * n] - x) ** 2 + (this.places[2 * n + 1] - y) ** 2;
-        if (far < least) [least, best] = [far, n];
-      }
-    }
-    return best;
+    return this.count ? this.index.nearest(...this.#toMap(left, top), REACH / this.#unit) : -1;
   }
 
   #hover(number) {
