@@ -229,7 +229,7 @@ class Model:
         asked = (*names, *negatives)
         index = self.index  # another thread may replace it
         # Files are embedded first, so that meanwhile other threads may search and refresh the index.
-        files = {name: found for name in asked if isinstance(found := resolve(index, name), Path)}
+        files = {name: file for name in asked if isinstance(file := resolve(index, name), Path)}
         fresh = dict(zip(files, self.embed(list(files.values())), strict=True)) if files else {}
         with index.held():
             rows = [None if name in files else _row(index, name) for name in asked]

@@ -48,11 +48,11 @@ def test_another_file_is_found_by_the_library_only(index):
 
 def test_a_name_that_nothing_or_too_much_has(index):
     for find in (find_indexed, resolve):
-        with pytest.raises(InputError, match="2 images: cats/both.png, dogs/both.png"):
+        with pytest.raises(InputError, match=r"2 images: cats/both\.png, dogs/both\.png"):
             find(index, "both.png")
     with pytest.raises(InputError, match="and there is no such file"):
         resolve(index, "tim.png")
-    with pytest.raises(InputError, match="no image is called 'tim.png'") as error:
+    with pytest.raises(InputError, match=r"no image is called 'tim\.png'") as error:
         find_indexed(index, "tim.png")
     assert "file" not in str(error.value)  # whether there is one is not for strangers
 
