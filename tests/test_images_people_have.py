@@ -206,7 +206,7 @@ def test_the_depth_that_a_format_declares_counts():
         ((RAMP * 1e-3).astype(np.float32), "which fit no known depth"),
         ((RAMP * 2 - 1).astype(np.float32), "black and white are unknown"),
         ((RAMP * 2000 - 1000).astype(np.int32), "black and white are unknown"),
-        (np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32), "no numbers"),
+        (np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32), "not finite numbers"),
     ],
 )
 def test_a_depth_that_cannot_be_told_is_refused(values, message):
