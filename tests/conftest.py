@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import fcntl
+import importlib
 import io
 import re
 import runpy
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -250,6 +251,7 @@ def _script_here(place: Path, command: list[str]) -> subprocess.CompletedProcess
         stack.enter_context(mock.patch.dict(os.environ))
         stack.enter_context(mock.patch.object(sys, "argv", command))
         stack.enter_context(chdir(place))
+        stack.callback(_forget_the_script)
         status: object = 0
         try:
             runpy.run_path(command[0], run_name="__main__")
@@ -265,6 +267,12 @@ def _script_here(place: Path, command: list[str]) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(command, status, *said)
 
 
+def _forget_the_script() -> None:
+    """Has advice in messages name `dr-keras train` again, as a library's does, and not the script that ran here."""
+    if invocation := sys.modules.get("dr_keras.invocation"):
+        vars(invocation)["_by_script"] = False
+
+
 @pytest.fixture
 def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has a training in this process export in it too, for tests that are not about the child process."""
@@ -274,7 +282,9 @@ def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
         with running_eagerly(False):
             return export(run)
 
-    monkeypatch.setattr("dr_keras.export.export_in_child", export_by_graphs)
+    for name in ("dr_keras.export", "dr_keras.cli.train"):
+        with suppress(ModuleNotFoundError):
+            monkeypatch.setattr(importlib.import_module(name), "export_in_child", export_by_graphs, raising=False)
 
 
 @pytest.fixture
