@@ -16,7 +16,7 @@ import numpy as np
 from dr_keras.backend import import_framework, keras_defaults
 from dr_keras.data.augment_pillow import augmented
 from dr_keras.data.augmentation_draws import Augmentation
-from dr_keras.errors import MissingPackage, NotNumbers, RunError
+from dr_keras.errors import MissingPackage, NotNumbers, RunError, how_to_install
 
 if TYPE_CHECKING:
     import keras
@@ -126,7 +126,7 @@ def _import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        message = "OpenVINO is not installed: pip install openvino, or choose another runtime"
+        message = f"OpenVINO is not installed: {how_to_install('openvino')}, or choose another runtime"
         raise MissingPackage(message) from error
     finally:
         del sys.modules[telemetry]
@@ -203,7 +203,11 @@ class SavedModelEmbedder:
 
     def __init__(self, folder: Path) -> None:
         import_framework()
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            message = f"a SavedModel needs TensorFlow: {how_to_install('tensorflow')}, or choose another runtime"
+            raise MissingPackage(message) from error
 
         if not folder.is_dir():
             raise RunError(f"{folder} does not exist; make it with train.py --export-only")

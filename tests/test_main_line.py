@@ -328,7 +328,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
 
 def test_openvino_that_is_not_there_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match="pip install openvino"):
+    with pytest.raises(InputError, match=r"pip install 'dr_keras\[fast\]'"):
         load(model.run.path, runtime="openvino").embed(np.zeros((1, 32, 32, 3), np.uint8))
 
 
