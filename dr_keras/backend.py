@@ -12,7 +12,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from dr_keras.errors import InputError, MissingPackage, how_to_install
+from dr_keras.errors import InputError, MissingPackage
+from dr_keras.extras import how_to_install
 
 BACKENDS = ("tensorflow", "jax", "torch")
 # What keras.json, the environment or the process may have set otherwise, and what networks are made and run with here.

@@ -16,7 +16,8 @@ import numpy as np
 from dr_keras.backend import import_framework, keras_defaults
 from dr_keras.data.augment_pillow import augmented
 from dr_keras.data.augmentation_draws import Augmentation
-from dr_keras.errors import MissingPackage, NotNumbers, RunError, how_to_install
+from dr_keras.errors import MissingPackage, NotNumbers, RunError
+from dr_keras.extras import how_to_install
 from dr_keras.invocation import command
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dr_keras.errors import EXTRAS, InputError, Interrupted, how_to_install
+from dr_keras.errors import InputError, Interrupted
+from dr_keras.extras import EXTRAS, how_to_install
 
 REFUSED, BUG, STOPPED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h, 130 that of Ctrl-C
 BROKEN_PIPE = 141  # whoever read the output has gone, as `head` does

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dr_keras.cli.parser import command_parser
-from dr_keras.errors import InputError, MissingPackage, how_to_install
+from dr_keras.errors import InputError, MissingPackage
+from dr_keras.extras import how_to_install
 from dr_keras.invocation import program
 
 

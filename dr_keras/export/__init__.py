@@ -4,7 +4,8 @@ import json
 import subprocess
 
 from dr_keras import subprocesses as child
-from dr_keras.errors import MissingPackage, RunError, how_to_install
+from dr_keras.errors import MissingPackage, RunError
+from dr_keras.extras import how_to_install
 from dr_keras.runs import Run
 
 NO_TENSORFLOW = 3  # the child's exit status

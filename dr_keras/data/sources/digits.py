@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from dr_keras.atomic_files import cache_folder, new_folder
-from dr_keras.errors import MissingPackage, how_to_install
+from dr_keras.errors import MissingPackage
+from dr_keras.extras import how_to_install
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

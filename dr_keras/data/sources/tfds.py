@@ -14,7 +14,7 @@ from rich.console import Console
 from dr_keras.atomic_files import cache_folder, new_folder
 from dr_keras.data.formats import HEAD_BYTES, sniff
 from dr_keras.data.splits import held_out
-from dr_keras.errors import InputError, MissingPackage, how_to_install
+from dr_keras.errors import InputError
 from dr_keras.progress import bar, stderr
 
 PREFIX = "tfds:"
@@ -52,8 +52,7 @@ def _open(name: str) -> tuple[Any, str, str]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        install = how_to_install("tensorflow_datasets")
-        raise MissingPackage(f"--data {PREFIX}{name} needs tensorflow-datasets ({error}); {install}") from error
+        raise InputError(f"--data {PREFIX}{name} needs tensorflow-datasets and TensorFlow: {error}") from error
     try:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
         if "train" not in (builder.info.splits or {}):
