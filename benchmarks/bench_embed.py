@@ -385,7 +385,7 @@ def in_threads(embeds: Sequence[Embed]) -> EmbedAll:
 
 
 def tensorflow_runner(place: Place, *, frozen: bool, side_by_side: bool) -> EmbedAll:
-    """The SavedModel's signature, or the same with its variables frozen, which folds the normalisations."""
+    """The SavedModel's signature, or the same with its variables frozen, which folds the normalizations."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -502,7 +502,7 @@ def readable(data: Path, size: int) -> Iterator[tuple[str, bytes, tuple[int, int
 
 
 def drawn(count: int, size: int) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """JPEGs of the network's own size: soft colours under fine noise, about as large as those of photos."""
+    """JPEGs of the network's own size: soft colors under fine noise, about as large as those of photos."""
     random = np.random.default_rng(0)
     for _ in range(count):
         soft = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8))

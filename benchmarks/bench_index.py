@@ -9,7 +9,7 @@
     python benchmarks/bench_index.py changes --rows 1000000
 
 All threads of the machine for each. Vectors are of unit length and have classes, as a trained network's have: 1,000
-centres, around each a cloud in 24 directions of its own, and a little noise in all. Queries are further vectors of the
+centers, around each a cloud in 24 directions of its own, and a little noise in all. Queries are further vectors of the
 same kind. Contenders take turns in one process; recall is the share of the true 30 nearest that was found.
 """
 
@@ -74,7 +74,7 @@ class Kind:
     def __init__(self, dim: int) -> None:
         random = np.random.default_rng(0)
         self.dim = dim
-        self.centres = unit(random.standard_normal((CLASSES, dim), np.float32))
+        self.centers = unit(random.standard_normal((CLASSES, dim), np.float32))
         self.directions = random.standard_normal((CLASSES, DIRECTIONS, dim), np.float32) / np.sqrt(dim)
 
     def make(self, count: int, seed: int) -> np.ndarray:
@@ -85,7 +85,7 @@ class Kind:
         for number in range(CLASSES):
             rows = slice(*np.searchsorted(label, (number, number + 1)))
             among = random.standard_normal((rows.stop - rows.start, DIRECTIONS), np.float32) * np.float32(0.17)
-            out[rows] = self.centres[number] + among @ self.directions[number]
+            out[rows] = self.centers[number] + among @ self.directions[number]
         out += 0.015 * random.standard_normal(out.shape, np.float32)
         return unit(out[random.permutation(count)])
 

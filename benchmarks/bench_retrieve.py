@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a person waits for neighbours, whole process, and how long evaluate.py ranks.
+"""How long a person waits for neighbors, whole process, and how long evaluate.py ranks.
 
     python benchmarks/bench_retrieve.py
 
@@ -121,7 +121,7 @@ def timed(place: Path, arguments: list[str], rounds: int) -> list[float]:
         )
         seconds.append(time.perf_counter() - started)
         if len(json.loads(result.stdout)["results"]) != 30:
-            raise SystemExit("retrieve.py did not return 30 neighbours")
+            raise SystemExit("retrieve.py did not return 30 neighbors")
     return seconds[1:]
 
 

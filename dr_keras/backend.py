@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_keras.errors import InputError, MissingPackage
+from dr_keras.extras import how_to_install
 
 BACKENDS = ("tensorflow", "jax", "torch")
 # Networks are built and run with these settings, whatever keras.json, the environment, or the process has set.
@@ -180,7 +181,7 @@ def _check(name: str, said: str) -> None:
         raise InputError(f"{said}, with which nothing can be trained; {_working()}")
     for package in ("keras", name):
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(f"{said}, and {package} is not installed; pip install {package}, or {_working()}")
+            raise MissingPackage(f"{said}, and {package} is not installed; {how_to_install(package)}, or {_working()}")
 
 
 def _import_keras() -> None:

@@ -17,6 +17,8 @@ from dr_keras.backend import import_framework, keras_defaults
 from dr_keras.data.augment_pillow import augmented
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.errors import MissingPackage, NotNumbers, RunError
+from dr_keras.extras import how_to_install
+from dr_keras.invocation import command
 
 if TYPE_CHECKING:
     import keras
@@ -104,7 +106,7 @@ class LiteRTEmbedder:
         from ai_edge_litert.interpreter import Interpreter
 
         if not file.is_file():
-            raise RunError(f"{file} does not exist; make it with train.py --export-only")
+            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
         try:
             self._interpreter = Interpreter(str(file), num_threads=os.cpu_count() or 1)
         except ValueError as error:
@@ -145,7 +147,7 @@ def _import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        message = "OpenVINO is not installed: pip install openvino, or choose another runtime"
+        message = f"OpenVINO is not installed: {how_to_install('openvino')}, or choose another runtime"
         raise MissingPackage(message) from error
     finally:
         del sys.modules[telemetry]
@@ -169,7 +171,7 @@ class OpenVINOEmbedder:
     def __init__(self, file: Path) -> None:
         openvino = _import_openvino()
         if not file.is_file():
-            raise RunError(f"{file} does not exist; make it with train.py --export-only")
+            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
         threads = os.cpu_count() or 1
         core = openvino.Core()
         try:
@@ -240,10 +242,14 @@ class SavedModelEmbedder:
 
     def __init__(self, folder: Path) -> None:
         import_framework()
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            message = f"a SavedModel needs TensorFlow: {how_to_install('tensorflow')}, or choose another runtime"
+            raise MissingPackage(message) from error
 
         if not folder.is_dir():
-            raise RunError(f"{folder} does not exist; make it with train.py --export-only")
+            raise RunError(f"{folder} does not exist; make it with {command('train')} --export-only")
         self._model = tf.saved_model.load(str(folder))
         self._serve = self._model.signatures["serving_default"]
         self._length = int(next(iter(self._serve.structured_outputs.values())).shape[-1])

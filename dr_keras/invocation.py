@@ -4,16 +4,23 @@ Advice in messages has to fit the way that the program was started. A library sa
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SCRIPTS = ("train", "retrieve", "evaluate", "index", "serve")
 
 _by_script = False
 
 
-def use_scripts() -> None:
-    """Makes `command` name the scripts from now on; the scripts call it."""
+@contextmanager
+def as_script() -> Iterator[None]:
+    """Inside, `command` names the scripts."""
     global _by_script
-    _by_script = True
+    before, _by_script = _by_script, True
+    try:
+        yield
+    finally:
+        _by_script = before
 
 
 def command(name: str) -> str:

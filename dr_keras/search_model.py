@@ -18,6 +18,7 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.image_names import resolve
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.sync import Reader
+from dr_keras.invocation import command
 from dr_keras.progress import stderr
 from dr_keras.runs import Run, open_run
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
@@ -253,7 +254,8 @@ class Model:
             return float(read_json(self.run.calibration_file)["max_distance"])
         except FileNotFoundError:
             raise RunError(
-                f"{self.run.path} is not calibrated; run evaluate.py --run {self.run.path.name} --calibrate 0.95"
+                f"{self.run.path} is not calibrated; run {command('evaluate')} --run {self.run.path.name} "
+                "--calibrate 0.95"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.run.calibration_file} cannot be read: {error}") from error

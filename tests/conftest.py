@@ -61,7 +61,7 @@ def examples(count: int) -> int:
 
 
 def draw(name: str, random: np.random.Generator, size: int = 32) -> Image.Image:
-    """A picture of one of `CLASSES` in random colours, with some noise."""
+    """A picture of one of `CLASSES` in random colors, with some noise."""
     back, ink = (tuple(int(v) for v in random.integers(0, 256, 3)) for _ in range(2))
     image = Image.new("RGB", (size, size), back)
     pen = ImageDraw.Draw(image)

@@ -46,7 +46,7 @@ def test_a_precision_out_of_range(wanted):
         calibrate(*example(0), wanted)
 
 
-def test_too_few_neighbours_say_nothing():
+def test_too_few_neighbors_say_nothing():
     with pytest.raises(InputError, match="fewer than 30 neighbors"):
         calibrate(np.zeros((2, 10)), np.ones((2, 10), bool), np.full(2, 10), 0.9)
     with pytest.raises(InputError, match="no distance reaches"):

@@ -16,14 +16,14 @@ from dr_keras.errors import InputError
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends `content`; `behaviour` has what it does with each request, the last one for ever."""
+    """Sends `content`; `behavior` has what it does with each request, the last one for ever."""
 
     daemon_threads = True
 
     def __init__(self, content):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = content
-        self.behaviour = ["send"]
+        self.behavior = ["send"]
         self.requests = 0
         self.stopped = threading.Event()
 
@@ -35,13 +35,13 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
-        behaviour = server.behaviour[min(server.requests, len(server.behaviour) - 1)]
+        behavior = server.behavior[min(server.requests, len(server.behavior) - 1)]
         server.requests += 1
-        if behaviour == "absent":
+        if behavior == "absent":
             self.send_error(404)
             return
         content = server.content
-        if behaviour == "corrupt":
+        if behavior == "corrupt":
             content = content[:100] + bytes([content[100] ^ 1]) + content[101:]
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -49,10 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         half = len(content) // 2
         self.wfile.write(content[:half])
         self.wfile.flush()
-        if behaviour == "break off":
+        if behavior == "break off":
             self.connection.close()
             return
-        if behaviour == "stall":
+        if behavior == "stall":
             server.stopped.wait()
             return
         self.wfile.write(content[half:])
@@ -104,7 +104,7 @@ def test_tiny_imagenet_is_downloaded_unpacked_and_found_again(server, tmp_path):
 
 @pytest.mark.parametrize("trouble", ["break off", "corrupt"])
 def test_a_try_that_fails_is_followed_by_another(server, trouble, capsys):
-    server.behaviour = [trouble, "send"]
+    server.behavior = [trouble, "send"]
     assert (tiny_imagenet() / "train" / "disc").is_dir()
     assert server.requests == 2
     assert "trying again" in capsys.readouterr().err
@@ -115,17 +115,17 @@ def test_a_try_that_fails_is_followed_by_another(server, trouble, capsys):
     [("absent", "HTTP code: 404", 1), ("break off", "broke off", 3), ("corrupt", "checksum differs", 3)],
 )
 def test_a_server_that_stays_bad_is_a_clear_error_that_leaves_nothing(server, trouble, message, requests, tmp_path):
-    server.behaviour = [trouble]
+    server.behavior = [trouble]
     with pytest.raises(InputError, match=rf"(?s)cannot be fetched: .*({message}).*--data digits"):
         tiny_imagenet()
     assert server.requests == requests
     assert nothing_left(tmp_path)
-    server.behaviour = ["send"]  # and the next start is a clean one
+    server.behavior = ["send"]  # and the next start is a clean one
     assert tiny_imagenet().is_dir()
 
 
 def test_a_server_that_falls_silent_is_given_up(server, tmp_path):
-    server.behaviour = ["stall"]
+    server.behavior = ["stall"]
     (tmp_path / "to").mkdir()
     with pytest.raises(InputError, match=r"sent nothing for 0\.5 s"):
         fetch(download.TINY_IMAGENET, tmp_path / "to", Console(quiet=True), stall_seconds=0.5, tries=1)

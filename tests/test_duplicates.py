@@ -95,7 +95,7 @@ def test_copies_that_were_saved_again_resized_or_brightened_are_near(tmp_path):
         save(image.resize((150, 130), Image.Resampling.BICUBIC), tmp_path / f"{name}-large.png")
         save(image.resize((48, 48), Image.Resampling.BICUBIC), tmp_path / f"{name}-small.png")
         save(ImageEnhance.Brightness(image).enhance(1.1), tmp_path / f"{name}-bright.png")
-        save(image.convert("L"), tmp_path / f"{name}-grey.png")
+        save(image.convert("L"), tmp_path / f"{name}-gray.png")
         save(image.crop((1, 1, 95, 95)), tmp_path / f"{name}-crop.png")
         expected.append(sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob(f"{name}[-.]*")))
     save(photo(100), tmp_path / "b" / "other.png")
@@ -115,10 +115,10 @@ def test_different_pictures_of_a_class_are_not_near(tmp_path, folders):
 
 
 def test_flat_pictures_are_not_near(tmp_path):
-    colours = ("white", "black", "red", "blue", (254, 254, 255), (120, 120, 120))
-    for number, colour in enumerate(colours):
-        save(Image.new("RGB", (40, 40), colour), tmp_path / f"{number}.png")
-        save(Image.new("RGB", (40, 40), colour), tmp_path / f"{number}.jpg", quality=70)
+    colors = ("white", "black", "red", "blue", (254, 254, 255), (120, 120, 120))
+    for number, color in enumerate(colors):
+        save(Image.new("RGB", (40, 40), color), tmp_path / f"{number}.png")
+        save(Image.new("RGB", (40, 40), color), tmp_path / f"{number}.jpg", quality=70)
     save(Image.new("RGB", (40, 40), "red"), tmp_path / "again.png")
     found = find(tmp_path, embed=lambda images: np.ones((len(images), 2), np.float32) / math.sqrt(2), size=8)
     assert not found.near
@@ -141,7 +141,7 @@ def test_hashes_are_those_of_the_definition():
     pixels = np.random.default_rng(0).integers(0, 256, (3, HASHED_SIDE, HASHED_SIDE, 3), np.uint8)
     pixels[2] = np.asarray(photo(2, HASHED_SIDE))
     for image, found in zip(pixels, dct_hashes(pixels), strict=True):
-        grey = image.astype(np.float64) @ LUMA.astype(np.float64)
+        gray = image.astype(np.float64) @ LUMA.astype(np.float64)
         values = []
         for u in range(FREQUENCIES):
             for v in range(FREQUENCIES):
@@ -149,7 +149,7 @@ def test_hashes_are_those_of_the_definition():
                 for y in range(HASHED_SIDE):
                     for x in range(HASHED_SIDE):
                         down = math.cos(math.pi * (2 * y + 1) * u / (2 * HASHED_SIDE))
-                        total += grey[y, x] * down * math.cos(math.pi * (2 * x + 1) * v / (2 * HASHED_SIDE))
+                        total += gray[y, x] * down * math.cos(math.pi * (2 * x + 1) * v / (2 * HASHED_SIDE))
                 scale = math.prod(math.sqrt((2 if frequency else 1) / HASHED_SIDE) for frequency in (u, v))
                 values.append(scale * total)
         values = values[1:]
@@ -200,7 +200,7 @@ def test_groups_are_the_connected_ones(seed):
 
 
 def test_an_embedding_finds_what_the_hash_does_not(tmp_path):
-    """The embedding is the mean colour, so that a mirrored picture is as near as can be."""
+    """The embedding is the mean color, so that a mirrored picture is as near as can be."""
     for seed in range(4):
         save(photo(seed), tmp_path / "train" / "a" / f"{seed}.png")
     save(photo(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT), tmp_path / "val" / "a" / "mirrored.png")

@@ -14,7 +14,7 @@ CENTRES = unit(40, 16)
 
 
 def clustered(count):
-    """Vectors (count, 16) around 40 centres, as those of a trained network are."""
+    """Vectors (count, 16) around 40 centers, as those of a trained network are."""
     vectors = CENTRES[RANDOM.integers(0, 40, count)] + 0.15 * RANDOM.standard_normal((count, 16))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
@@ -85,11 +85,11 @@ def test_engines_find_what_is_left_when_all_that_is_near_is_left_out(of_engine):
     index, vectors, _ = of_engine
     near = np.argmax(vectors @ CENTRES.T, axis=1)  # (3000,)
     index.put([Entry(f"{row % 10}/{row}.png", f"c{near[row]}") for row in range(3000)], None)
-    for centre in (0, 7):
-        queries = vectors[near == centre][:8]
-        allowed = np.flatnonzero(near != centre)
+    for center in (0, 7):
+        queries = vectors[near == center][:8]
+        allowed = np.flatnonzero(near != center)
         places, _ = slow(queries, vectors[allowed], 20)
-        assert recall(index.search(queries, 20, where=f"label != c{centre}")[0], allowed[places]) > 0.9
+        assert recall(index.search(queries, 20, where=f"label != c{center}")[0], allowed[places]) > 0.9
     index.remove([f"{row % 10}/{row}.png" for row in np.flatnonzero(near == 0)])
     allowed = np.flatnonzero(near != 0)
     places, _ = slow(vectors[near == 0][:8], vectors[allowed], 20)

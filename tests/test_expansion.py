@@ -13,7 +13,7 @@ def unit(seed, *shape):
 
 
 def slow(vector, gallery, count, itself=None):
-    """The weighted mean of a vector and its neighbours, written out."""
+    """The weighted mean of a vector and its neighbors, written out."""
     cosines = gallery @ vector
     order = [row for row in np.argsort(-cosines, kind="stable") if row != itself][:count]
     total = vector + sum(max(cosines[row], 0) ** 3 * gallery[row] for row in order)
@@ -35,7 +35,7 @@ def test_gallery_averaging_equals_the_plain_loop(count, monkeypatch):
     np.testing.assert_allclose(average_gallery(gallery, count), expected, atol=1e-5)
 
 
-def test_more_neighbours_than_there_are():
+def test_more_neighbors_than_there_are():
     gallery = unit(1, 3, 4)
     assert average_gallery(gallery, 30).shape == (3, 4)
     assert np.isfinite(expand_queries(gallery[:1], gallery, 30)).all()

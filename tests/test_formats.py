@@ -38,8 +38,8 @@ WRITTEN = [
 def ramp(side=64):
     """A picture whose channels all rise, and that no coding spoils much."""
     across = np.linspace(0, 255, side)
-    grey = (across[:, None] + across[None]) / 2
-    return Image.fromarray(np.stack([grey, grey[::-1], grey[:, ::-1]], axis=2).astype(np.uint8))
+    gray = (across[:, None] + across[None]) / 2
+    return Image.fromarray(np.stack([gray, gray[::-1], gray[:, ::-1]], axis=2).astype(np.uint8))
 
 
 def encoded(image, kind, **options):

@@ -108,8 +108,8 @@ def people(seed=0, classes=12, length=6):
     """Vectors of unit length (24, D) and labels: pairs, one of three, one whose second image is gone."""
     random = np.random.default_rng(seed)
     labels = np.sort(np.concatenate([np.arange(classes - 1), np.arange(classes), [0]]))
-    centres = random.standard_normal((classes, length))
-    return unit_length(centres[labels] + 0.8 * random.standard_normal((len(labels), length))), labels
+    centers = random.standard_normal((classes, length))
+    return unit_length(centers[labels] + 0.8 * random.standard_normal((len(labels), length))), labels
 
 
 def one_at_a_time(queries, gallery_of, labels):
@@ -235,14 +235,14 @@ def test_a_gallery_averaged_without_one_equals_the_plain_loop():
     for row in range(len(vectors)):
         there = np.delete(moved_gallery(whole_gallery, row, moved), row, axis=0)
         np.testing.assert_allclose(there, average_gallery(np.delete(vectors, row, axis=0), 4), atol=1e-5)
-    assert average_without(vectors[:3], 30)(0)[1].shape == (2, 6)  # more neighbours than there are
+    assert average_without(vectors[:3], 30)(0)[1].shape == (2, 6)  # more neighbors than there are
 
 
 def test_calibration_on_whole_classes_equals_the_plain_loop():
     images = few_shot_images()
     found = _calibrate(images, 0.3)
 
-    def neighbours(chosen):
+    def neighbors(chosen):
         vectors, labels = images.vectors[chosen], images.labels[chosen]
         pairs = []
         for i, vector in enumerate(vectors):
@@ -252,7 +252,7 @@ def test_calibration_on_whole_classes_equals_the_plain_loop():
             pairs += list(zip(far[order], right[order], strict=True))
         return np.array(pairs)
 
-    watched, held = neighbours(images.monitor), neighbours(images.held)
+    watched, held = neighbors(images.monitor), neighbors(images.held)
     within = watched[:, 0] <= found["max_distance"] + 1e-6
     assert found["precision"] == pytest.approx(watched[within, 1].mean())
     assert found["precision"] >= 0.3
@@ -260,7 +260,7 @@ def test_calibration_on_whole_classes_equals_the_plain_loop():
     assert found["held_out"]["precision"] == pytest.approx(held[within, 1].sum() / max(within.sum(), 1))
 
 
-def test_neighbours_without_the_query_itself():
+def test_neighbors_without_the_query_itself():
     gallery = np.array([[0.0], [0.0], [1.0], [5.0]], np.float32)
     rows = nearest_others(gallery, gallery, 2, np.arange(4))
     assert [sorted(row) for row in rows[:3].tolist()] == [[1, 2], [0, 2], [0, 1]]

@@ -159,8 +159,8 @@ RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 
 def is_ramp(pixels):
     """Whether it rises from dark to light in many steps."""
-    grey = pixels[:, :, 0].astype(int)
-    return bool((np.diff(grey.reshape(-1)) >= 0).all() and np.ptp(grey) > 200 and len(np.unique(grey)) > 32)
+    gray = pixels[:, :, 0].astype(int)
+    return bool((np.diff(gray.reshape(-1)) >= 0).all() and np.ptp(gray) > 200 and len(np.unique(gray)) > 32)
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0, 4095.0, 65535.0])
@@ -180,10 +180,10 @@ def test_a_ramp_in_32_bits_stays_a_ramp(top):
 @pytest.mark.parametrize("kind", ["TIFF", "PNG"])
 @pytest.mark.parametrize("top", [255, 1023, 4095, 16383, 65535])
 def test_fewer_bits_in_16_stay_a_ramp(kind, top):
-    grey = decode(encoded(Image.fromarray((RAMP * top).astype(np.uint16)), kind), 64)[:, :, 0]
-    assert (np.diff(grey.reshape(-1).astype(int)) >= 0).all()
-    assert grey.max() >= 63  # 10 bits are taken for 12, and 14 for 16
-    assert len(np.unique(grey)) >= 64
+    gray = decode(encoded(Image.fromarray((RAMP * top).astype(np.uint16)), kind), 64)[:, :, 0]
+    assert (np.diff(gray.reshape(-1).astype(int)) >= 0).all()
+    assert gray.max() >= 63  # 10 bits are taken for 12, and 14 for 16
+    assert len(np.unique(gray)) >= 64
 
 
 def test_a_mask_of_noughts_and_ones_is_black_and_white():

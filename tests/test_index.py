@@ -85,7 +85,7 @@ def test_exclude_leaves_out_one_row_and_nothing_else(index, k):
     assert (np.diff(found, axis=1) >= 0).all()
 
 
-def test_exclude_of_a_held_out_row_keeps_k_neighbours_and_several_rows_may_be_left_out(index):
+def test_exclude_of_a_held_out_row_keeps_k_neighbors_and_several_rows_may_be_left_out(index):
     rows, _ = index.search(index.vectors[45:46], 5, exclude=np.array([45]))
     assert rows.shape == (1, 5)
     everything, _ = index.search(index.vectors[45:46], 8)

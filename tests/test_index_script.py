@@ -110,7 +110,7 @@ def test_nearness(place):
     middle = everything.results[20].distance
     near = model.retrieve("disc_0.png", 999, max_distance=middle)
     assert [result.id for result in near.results] == [result.id for result in everything.results[:21]]
-    with pytest.raises(RunError, match=r"is not calibrated; run evaluate\.py --run small --calibrate"):
+    with pytest.raises(RunError, match=r"is not calibrated; run dr-keras evaluate --run small --calibrate"):
         model.retrieve("disc_0.png", max_distance="auto")
     with pytest.raises(InputError, match="give a number or"):
         model.retrieve("disc_0.png", max_distance="near")

@@ -1,4 +1,4 @@
-"""The map of a gallery by UMAP: neighbours stay neighbours, and others come to lie between them."""
+"""The map of a gallery by UMAP: neighbors stay neighbors, and others come to lie between them."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def layout():
 def test_what_is_fitted_lies_where_it_was_put_and_others_between():
     made = layout()
     np.testing.assert_allclose(made(made.vectors), made.points, atol=1e-3)
-    near = made.vectors[[0, 4, 8, 12]]  # all of one centre
+    near = made.vectors[[0, 4, 8, 12]]  # all of one center
     between = made(near.mean(axis=0, keepdims=True))[0]
     own = made.points[::4]
     assert (own.min(axis=0) <= between).all()

@@ -71,11 +71,11 @@ def test_tensorboard_holds_what_was_promised(run):
     wanted = {"training/loss", "training/accuracy", "training/triplet_accuracy", "training/learning_rate"}
     assert wanted | {"training/image_size", "monitor/precision_at_30"} <= set(tags["scalars"])
     assert "training/stage/text_summary" in tags["tensors"]
-    assert set(tags["images"]) == {"data/images", "data/triplets", "monitor/neighbours"}
+    assert set(tags["images"]) == {"data/images", "data/triplets", "monitor/neighbors"}
     assert {"monitor/distance_to_positives", "monitor/distance_to_negatives"} <= set(tags["histograms"])
     assert "configuration/text_summary" in tags["tensors"]
     assert [event.step for event in events.Scalars("monitor/precision_at_30")] == [6, 12]
-    assert len(events.Images("monitor/neighbours")) == 2
+    assert len(events.Images("monitor/neighbors")) == 2
 
 
 def test_an_existing_run_is_refused_and_kept(workplace, run, folders):
@@ -330,7 +330,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
 
 def test_openvino_that_is_not_there_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match="pip install openvino"):
+    with pytest.raises(InputError, match=r"pip install 'dr_keras\[fast\]'"):
         load(model.run.path, runtime="openvino").embed(np.zeros((1, 32, 32, 3), np.uint8))
 
 

@@ -113,7 +113,7 @@ def test_the_branches_share_one_network():
     assert shape(model, "embeddings") == (48,)
 
 
-def test_batch_normalisation_moves_as_far_in_a_step_of_three_calls_as_one_call_should():
+def test_batch_normalization_moves_as_far_in_a_step_of_three_calls_as_one_call_should():
     network = initial_network(SMALL)
     layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert layer.momentum**CALLS_PER_STEP == pytest.approx(STEP_MOMENTUM)
@@ -162,7 +162,7 @@ def test_a_damaged_archive_is_a_clear_error(tmp_path):
             load_network(tmp_path / name)
 
 
-def test_normalising_a_zero_vector_gives_zero_and_a_finite_gradient():
+def test_normalizing_a_zero_vector_gives_zero_and_a_finite_gradient():
     import tensorflow as tf
 
     values = tf.Variable(np.array([[0, 0, 0], [3, 0, 4]], np.float32))

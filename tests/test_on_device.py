@@ -48,12 +48,12 @@ def test_moves_by_whole_pixels_are_the_same(how):
     ("how", "apart"),
     [
         (Augmentation(flip=True, crop=0.3), 1),
-        (Augmentation(flip=True, shift=4, colour=0.5), 3),  # brightness can double what rounding left
+        (Augmentation(flip=True, shift=4, color=0.5), 3),  # brightness can double what rounding left
         (Augmentation(erase=1.0), 1),
-        (Augmentation(flip=True, crop=0.5, colour=0.2, erase=0.5), 3),
+        (Augmentation(flip=True, crop=0.5, color=0.2, erase=0.5), 3),
     ],
 )
-def test_crops_colours_and_holes_are_the_same_but_for_rounding(how, apart, size):
+def test_crops_colors_and_holes_are_the_same_but_for_rounding(how, apart, size):
     pixels = smooth()
     expected = augmented(pixels, ROWS, how, size=size, seed=(1, 2)).astype(int)
     found = np.asarray(augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, size=size, seed=(1, 2)))

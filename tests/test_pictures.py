@@ -19,7 +19,7 @@ from dr_keras.image_grid import (
 SIDE = 50
 
 
-def frame_colours(picture: Image.Image, count: int) -> list[float | tuple[int, ...] | None]:
+def frame_colors(picture: Image.Image, count: int) -> list[float | tuple[int, ...] | None]:
     step = SIDE + 2 * FRAME + GAP
     return [picture.getpixel((GAP + number * step + 1, GAP + 1)) for number in range(count)]
 
@@ -28,7 +28,7 @@ def test_frames_tell_query_same_class_other_class_and_unknown():
     image = Image.new("RGB", (8, 8), "black")
     near = [Neighbor(image, name, 0.5, same) for name, same in (("cat", True), ("cat", False), ("dog", None))]
     picture = grid([neighbor_tiles(image, "cat", near)], side=SIDE)
-    assert frame_colours(picture, 4) == [QUERY, SAME, OTHER, FAINT]
+    assert frame_colors(picture, 4) == [QUERY, SAME, OTHER, FAINT]
 
 
 def test_images_keep_their_proportions_and_captions_are_drawn():

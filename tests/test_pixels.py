@@ -127,7 +127,7 @@ def test_streamed_images_are_taken_like_an_arrays(folders):
     assert len(kept) == len(streamed)
 
 
-def test_a_streamed_image_that_goes_away_is_grey_and_named(tmp_path):
+def test_a_streamed_image_that_goes_away_is_gray_and_named(tmp_path):
     write_folders(tmp_path, each=3)
     catalog, images, _ = load(tmp_path, "stream")
     Path(catalog.paths()[4]).unlink()

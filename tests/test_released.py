@@ -180,7 +180,7 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
     run = Run(tmp_path / "runs" / "tuned")
     assert run.config().width == 8  # the model's network, without a flag
     before, after = load(released, runtime="keras").embed(samples), load(run.path, runtime="keras").embed(samples)
-    assert np.abs(before - after).max() < 0.1  # the normalisation statistics have moved a little
+    assert np.abs(before - after).max() < 0.1  # the normalization statistics have moved a little
     refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)
     assert refused.returncode == 2
     assert "do not fit --width" in refused.stderr

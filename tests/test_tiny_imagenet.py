@@ -33,12 +33,12 @@ def test_counts(catalog):
     assert catalog.class_names[catalog.classes.index("n01443537")] == "goldfish"
 
 
-def test_every_image_decodes_grey_ones_too(catalog):
+def test_every_image_decodes_gray_ones_too(catalog):
     rows = np.random.default_rng(0).permutation(len(catalog))[:3000]
     pixels, failures = decode_files([catalog.root / catalog.ids[row] for row in rows], 64)
     assert not failures
-    grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3)).mean()
-    assert 0.005 < grey < 0.05
+    gray = (pixels == pixels[..., :1]).all(axis=(1, 2, 3)).mean()
+    assert 0.005 < gray < 0.05
 
 
 @pytest.mark.slow

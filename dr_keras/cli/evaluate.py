@@ -36,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flip-average", action="store_true", help="also rank by the mean embedding of each image and its mirror image"
     )
     parser.add_argument(
-        "--query-expansion", type=int, default=0, metavar="N", help="also rank with queries averaged with N neighbours"
+        "--query-expansion", type=int, default=0, metavar="N", help="also rank with queries averaged with N neighbors"
     )
     parser.add_argument(
         "--gallery-average",
         type=int,
         default=0,
         metavar="N",
-        help="also rank with gallery vectors averaged with N neighbours",
+        help="also rank with gallery vectors averaged with N neighbors",
     )
     parser.add_argument(
         "--calibrate",
@@ -120,7 +120,7 @@ def show(result: dict[str, Any]) -> None:
         ("ten worst classes", [(row["class_name"], row["precision@30"]) for row in result["worst_classes"]]),
         (
             "most confused pairs (share of the 30 nearest)",
-            [(f"{pair['query']} -> {pair['neighbour']}", pair["share"]) for pair in result["confused_pairs"]],
+            [(f"{pair['query']} -> {pair['neighbor']}", pair["share"]) for pair in result["confused_pairs"]],
         ),
     ):
         table = Table("", "", title=title, title_justify="left", show_header=False)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import NoReturn
 
 from dr_keras.cli.errors import REFUSED, run
-from dr_keras.invocation import program, use_scripts
+from dr_keras.invocation import as_script, program
 from dr_keras.version import __version__
 
 COMMANDS = {
@@ -47,8 +47,8 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 def run_script(name: str) -> NoReturn:
     """What the script `NAME.py` at the top of the repository does."""
-    use_scripts()
-    sys.exit(run_command(name, sys.argv[1:]))
+    with as_script():
+        sys.exit(run_command(name, sys.argv[1:]))
 
 
 def parser() -> argparse.ArgumentParser:

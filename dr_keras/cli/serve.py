@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dr_keras.cli.parser import command_parser
 from dr_keras.errors import InputError, MissingPackage
+from dr_keras.extras import how_to_install
 from dr_keras.invocation import program
 
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> None:
     """Loads the model and the index, and serves them."""
-    # OpenBLAS's threads wait in a loop after each product, which takes the cores from the network; not for so long.
+    # After each product OpenBLAS's threads spin for a while, which keeps the cores from the network; shorten that.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")  # 2 ** 18 cycles: a tenth of a millisecond; before NumPy
     if options.gallery and options.index:
         raise InputError("--gallery and --index both name what is searched; give one of them")
@@ -78,7 +79,7 @@ def serve(options: argparse.Namespace) -> None:
         from dr_keras.server.routes import create_app
     except ModuleNotFoundError as error:
         raise MissingPackage(
-            f"serving needs the package {error.name}; install it with pip install 'dr_keras[serve]'"
+            f"serving needs {error.name}, which is not installed; {how_to_install('fastapi')}"
         ) from None
     from dr_keras.search_model import load
     from dr_keras.server.settings import LOOPBACK, Settings, read_token
@@ -95,7 +96,7 @@ def serve(options: argparse.Namespace) -> None:
         show_paths=options.show_paths,
         concurrency=options.concurrency,
     )
-    with protocol.bound(options.host, options.port) as sockets:  # before what takes long
+    with protocol.bound(options.host, options.port) as sockets:  # before the slow part
         model = load(options.run, runtime="litert", index=options.index)
         if options.gallery:
             model.use_gallery(options.gallery)

@@ -50,7 +50,7 @@ def augmented(
     changes = _part(vars(draw_changes(how, len(rows), (height, width), side, seed)), part)
     if not how.operations:  # tables that change nothing are left out of the program
         del changes["tables"], changes["warped"]
-    return _changed(pixels, rows[part], moves, changes, side=side, recolor=bool(how.colour or how.operations))
+    return _changed(pixels, rows[part], moves, changes, side=side, recolor=bool(how.color or how.operations))
 
 
 def mixed(

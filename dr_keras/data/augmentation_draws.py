@@ -43,14 +43,14 @@ class Augmentation:
     flip: bool = False
     shift: int = 0
     crop: float = 1.0
-    colour: float = 0.0
+    color: float = 0.0
     operations: int = 0
     erase: float = 0.0
 
     @property
     def only_moves(self) -> bool:
         """Whether pixels are only moved by whole pixels, and not changed."""
-        return self.crop == 1 and not (self.colour or self.operations or self.erase)
+        return self.crop == 1 and not (self.color or self.operations or self.erase)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def draw_changes(how: Augmentation, count: int, shape: tuple[int, ...], side: in
     mirrored = (how.flip and how.crop < 1) & (random.random(count) < 0.5)
     maps = _crops(random, count, shape, how.crop, side)
     maps, warped, tables, colors = _operations(random, maps, how, side)
-    colors = _jitter(random, count, how.colour) @ colors  # the operations first
+    colors = _jitter(random, count, how.color) @ colors  # the operations first
     holes = _holes(random, count, how.erase, side)
     noise = random.integers(0, 256, (count, 3), np.uint8)
     return Changes(maps, warped, tables, colors, mirrored, holes, noise)
@@ -280,11 +280,11 @@ def enhance(name: str, factor: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _jitter(random: np.random.Generator, count: int, colour: float) -> np.ndarray:
+def _jitter(random: np.random.Generator, count: int, color: float) -> np.ndarray:
     """Maps (B, 4, 4) of random brightness, contrast and saturation."""
-    if not colour:
+    if not color:
         return np.tile(np.eye(4), (count, 1, 1))
-    brightness, contrast, saturation = random.uniform(1 - colour, 1 + colour, (count, 3)).T
+    brightness, contrast, saturation = random.uniform(1 - color, 1 + color, (count, 3)).T
     return enhance("saturation", saturation) @ enhance("contrast", contrast) @ enhance("brightness", brightness)
 
 

@@ -323,7 +323,7 @@ def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 
         count: the number of pairs, at most.
 
     Returns:
-        A dict per pair, with `query`, `neighbour`, and the `share` of `neighbour` among the 30 nearest images of the
+        A dict per pair, with `query`, `neighbor`, and the `share` of `neighbor` among the 30 nearest images of the
         queries of `query`; the largest share first.
     """
     share = ranking.confusion.copy()
@@ -331,7 +331,7 @@ def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 
     order = np.argsort(-share, axis=None, kind="stable")[:count]
     pairs = zip(*np.unravel_index(order, share.shape), strict=True)
     return [
-        {"query": class_names[a], "neighbour": class_names[b], "share": float(share[a, b])}
+        {"query": class_names[a], "neighbor": class_names[b], "share": float(share[a, b])}
         for a, b in pairs
         if share[a, b] > 0
     ]

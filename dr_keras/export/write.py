@@ -19,7 +19,7 @@ from dr_keras.runs import Run
 
 TOLERANCE = 1e-4  # largest difference of any component of a vector
 BYTES_TOLERANCE = 1e-3  # TensorFlow's JPEG decoder may round otherwise than Pillow's
-# Half precision rounds the weights of a LiteRT file once more: the converter folds normalisations into convolutions.
+# Half precision rounds the weights of a LiteRT file once more: the converter folds normalizations into convolutions.
 HALF_TOLERANCE = 2e-3
 BATCHES = (1, 37)  # batch sizes that an export is tried with, besides all samples at once
 
@@ -78,8 +78,8 @@ def _write_saved_model(network: keras.Model, folder: Path, resize: str) -> None:
 def _to_size(image: tf.Tensor, height: int, width: int, resize: str) -> tf.Tensor:
     """The ways of `dr_keras.data.images.decode` to make an image a square, in the graph; float32."""
     if resize == "pad":
-        grey = float(PADDING[0])
-        return tf.image.resize_with_pad(tf.cast(image, tf.float32) - grey, height, width, antialias=True) + grey
+        gray = float(PADDING[0])
+        return tf.image.resize_with_pad(tf.cast(image, tf.float32) - gray, height, width, antialias=True) + gray
     if resize == "crop":
         size = tf.shape(image)[:2]
         side = tf.reduce_min(size)
@@ -92,7 +92,7 @@ def _litert(saved_model: Path) -> bytes:
     """The SavedModel's `serve` with built-in operations only, for any batch size.
 
     From the SavedModel and not from the Keras model, because that freezes the weights: as variables they would need
-    an initialiser that LiteRT does not run.
+    an initializer that LiteRT does not run.
     """
     return _converter(saved_model).convert()
 

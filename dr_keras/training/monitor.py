@@ -15,7 +15,7 @@ from dr_keras.index.exact_search import distances as exact_distances
 from dr_keras.training.reporters import Board
 
 SHOWN_QUERIES = 16
-SHOWN_NEIGHBOURS = 8
+SHOWN_NEIGHBORS = 8
 SHOWN_TRIPLETS = 8
 SHOWN_IMAGES = 24
 
@@ -87,9 +87,9 @@ class Monitor:
             self.board.histogram("monitor/distance_to_positives", near.ravel(), step)
             self.board.histogram("monitor/distance_to_negatives", far.ravel(), step)
         places = np.searchsorted(self.queries, self._shown)
-        rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBOURS, places if self._leave_one_out else None)
+        rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBORS, places if self._leave_one_out else None)
         far = exact_distances(queries[places], gallery, rows)
-        self.board.picture("monitor/neighbours", self._picture(self.gallery[rows], far), step)
+        self.board.picture("monitor/neighbors", self._picture(self.gallery[rows], far), step)
         return figures
 
     def show_batch(self, batch: dict[str, Any], step: int) -> None:
@@ -126,10 +126,10 @@ class Monitor:
         ]  # one triplet per column
         self.board.picture("data/triplets", grid(rows), step)
 
-    def _picture(self, neighbours: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    def _picture(self, neighbors: np.ndarray, distances: np.ndarray) -> np.ndarray:
         names, labels = self._catalog.class_names, self._catalog.labels
         rows = []
-        for query, found, far in zip(self._shown, neighbours, distances, strict=True):
+        for query, found, far in zip(self._shown, neighbors, distances, strict=True):
             own = labels[query]
             near = [
                 Neighbor(from_pixels(self.pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))

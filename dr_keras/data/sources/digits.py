@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from dr_keras.atomic_files import cache_folder, new_folder
-from dr_keras.errors import InputError
+from dr_keras.errors import MissingPackage
+from dr_keras.extras import how_to_install
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -23,7 +24,7 @@ def folder() -> Path:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InputError("--data digits needs scikit-learn: pip install scikit-learn") from None
+        raise MissingPackage(f"--data digits needs scikit-learn: {how_to_install('sklearn')}") from None
     data = load_digits()
     with new_folder(root, replace=False) as temporary:
         for name in NAMES:
