@@ -213,7 +213,7 @@ def test_an_image_is_uploaded_pasted_and_dropped(opened):
 def test_a_file_that_only_says_that_it_is_an_image(opened):
     page = opened()
     page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture at all"})
-    expect(page.locator("#problem")).to_contain_text("no image of a known format")
+    expect(page.locator("#problem")).to_contain_text("not an image in a known format")
     opened.expects = "status of 415"  # the browser itself logs that an answer was refused
 
 

@@ -34,7 +34,7 @@ def test_images_that_are_none(page):
         return page.post("/v1/search", files={"image": data})
 
     refused(send(b""), 400, "is empty")
-    refused(send(b"<script>alert(1)</script>"), 415, "no image of a known format")
+    refused(send(b"<script>alert(1)</script>"), 415, "not an image in a known format")
     refused(send(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "is EPS, which is not supported here")
     refused(send(draw_encoded()[:200]), 415, "cannot be decoded")
     for side in (8_000, 13_000, 60_000):
@@ -114,7 +114,7 @@ def test_files_that_leave_the_gallery(place, page):
     os.mkfifo(disc / "disc_1.png")
     refused(page.get("/v1/images/disc/disc_1.png?thumbnail=32"), 403, "no plain file")
     (disc / "disc_2.png").write_text("<html><script>alert(1)</script></html>")
-    refused(page.get("/v1/images/disc/disc_2.png"), 415, "no image of a known format")
+    refused(page.get("/v1/images/disc/disc_2.png"), 415, "not an image in a known format")
     (disc / "disc_3.png").unlink()
     (disc / "disc_3.png").symlink_to(disc.parent / "bars" / "bars_0.png")
     assert page.get("/v1/images/disc/disc_3.png").content == (place / "mine" / "bars" / "bars_0.png").read_bytes()
