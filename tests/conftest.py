@@ -32,13 +32,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
-LONG = (
-    "test_backends",
-    "test_resume",
-    "test_resume_anyway",
-    "test_machine_settings",
-    "test_on_device",
-    "test_main_line",
+LONG = (  # the files that take longest, in this order
+    *("test_backends", "test_resume", "test_resume_anyway", "test_machine_settings", "test_on_device", "test_pack"),
+    *("test_applications", "test_released", "test_fuzz", "test_main_line", "test_cli_errors", "test_fuzz_pictures"),
+    *("test_held_out", "test_phases", "test_serve_crowd", "test_duplicates", "test_sources", "test_page"),
 )
 
 
