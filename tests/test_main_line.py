@@ -193,7 +193,7 @@ def test_the_latest_run_is_the_one_trained_last(workplace, run):
 
 
 def test_a_name_taken_meanwhile_is_not_overwritten(run):
-    with pytest.raises(RunError, match="meanwhile"):
+    with pytest.raises(RunError, match="in the meantime"):
         start_run(run, run.config())
     assert run.finished
 
@@ -322,7 +322,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
         assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
-    monkeypatch.setattr("dr_keras.search_model.MANY", 16)
+    monkeypatch.setattr("dr_keras.search_model.OPENVINO_MIN_IMAGES", 16)
     both = load(model.run.path)
     assert np.abs(both.embed(pixels) - expected).max() < 1e-4
     assert list(both._embedders) == (["litert"] if count < 16 else ["openvino"])
@@ -358,5 +358,5 @@ def test_a_run_of_another_format_says_so(run, tmp_path):
     copy = Run(tmp_path / "copy")
     shutil.copytree(run.path, copy.path)
     copy.config_file.write_text(copy.config_file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(RunError, match=r"format 2.*reads 1"):
+    with pytest.raises(RunError, match=r"format 2.*reads format 1"):
         load(copy.path)

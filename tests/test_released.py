@@ -187,7 +187,7 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
 
 
 def test_a_run_that_is_not_finished_is_not_released(tmp_path):
-    with pytest.raises(RunError, match="no finished run"):
+    with pytest.raises(RunError, match="is not a finished run"):
         release(Run(tmp_path / "none"), Run(tmp_path / "model"))
 
 
