@@ -42,7 +42,7 @@ def refuse(modules: set[str]) -> None:
     """Makes imports of `modules` from dr_keras fail."""
     original = builtins.__import__
 
-    def checked(name, globals=None, locals=None, fromlist=(), level=0):  # type: ignore[no-untyped-def]
+    def checked(name, globals=None, locals=None, fromlist=(), level=0):
         if name.partition(".")[0] in modules and str((globals or {}).get("__name__", "")).startswith("dr_keras"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(name, globals, locals, fromlist, level)
