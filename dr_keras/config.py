@@ -164,7 +164,7 @@ class Config:
     )
     monitor: float = _option(0.01, "share of each class's training images kept for watching the run", metavar="SHARE")
     validation: float = _option(
-        0.1, "share of each class held out for evaluation where the data set has no split of its own", metavar="SHARE"
+        0.1, "share of each class held out for evaluate.py where the data set has no split of its own", metavar="SHARE"
     )
     eval_every: int = _option(1, "epochs between two rankings of the monitor images; 0: only at the end", metavar="N")
     checkpoint_minutes: float = _option(5.0, "minutes between two checkpoints inside an epoch", metavar="N")
@@ -178,9 +178,7 @@ class Config:
     precision: str = _option(
         "auto", "auto: mixed_bfloat16 where the GPU or CPU is made for it, else float32", choices=PRECISIONS
     )
-    hosts: int = _option(
-        1, "machines that train together, by JAX; each runs this command with the same flags", metavar="N"
-    )
+    hosts: int = _option(1, "machines that train together, by JAX; each runs train.py with the same flags", metavar="N")
     host_index: int = _option(0, "which of them this is; 0 writes the run folder", metavar="I")
     coordinator: str | None = _option(None, "address of host 0 that the others reach", metavar="ADDRESS:PORT")
     seed: int = _option(0, "seeds the splits, the triplets, the augmentation and the weights", metavar="N")
