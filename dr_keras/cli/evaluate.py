@@ -1,6 +1,6 @@
-"""Measures how well a run ranks: its held-out images are the queries, its train and monitor images the gallery.
+"""Measures how well a run ranks: its held-out images are the queries, its training and monitor images the gallery.
 
-Where whole classes were held out, the gallery is the other held-out images.
+If whole classes were held out, the gallery is the other held-out images.
 
 dr-keras evaluate --run first
 dr-keras evaluate --run first --data other-folders --no-baselines --json
@@ -36,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flip-average", action="store_true", help="also rank by the mean embedding of each image and its mirror image"
     )
     parser.add_argument(
-        "--query-expansion", type=int, default=0, metavar="N", help="also rank with queries averaged with N neighbours"
+        "--query-expansion", type=int, default=0, metavar="N", help="also rank with queries averaged with N neighbors"
     )
     parser.add_argument(
         "--gallery-average",
         type=int,
         default=0,
         metavar="N",
-        help="also rank with gallery vectors averaged with N neighbours",
+        help="also rank with gallery vectors averaged with N neighbors",
     )
     parser.add_argument(
         "--calibrate",

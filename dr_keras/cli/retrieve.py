@@ -1,11 +1,11 @@
 """Finds the images most like a query: an image of the run by its name, or any image file.
 
 dr-keras retrieve --query n01443537_0.JPEG
-dr-keras retrieve --query ./my-photo.jpg --top 10 --save neighbours.png
+dr-keras retrieve --query ./my-photo.jpg --top 10 --save neighbors.png
 dr-keras retrieve --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg
 dr-keras retrieve --query a.jpg --query b.jpg --negative c.jpg --where 'label = n01443537' --max-distance auto
 
-Exit status: 0, or 2 where the query cannot be answered, or 3 where no image is near enough.
+Exit status: 0; 2 if the query cannot be answered; 3 if no image is near enough.
 """
 
 import argparse
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--index", metavar="PATH", help=f"search this index, made by {program('index')}")
     parser.add_argument(
-        "--where", metavar="CONDITION", help="search only images of which this is true: 'label = cat AND year >= 2020'"
+        "--where",
+        metavar="CONDITION",
+        help="search only images that meet this condition: 'label = cat AND year >= 2020'",
     )
     parser.add_argument(
         "--max-distance",
@@ -58,15 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="D|auto",
         help=f"leave out what is farther; auto: the distance that {program('evaluate')} --calibrate found",
     )
-    parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbours (default: 30)")
+    parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbors (default: 30)")
     parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbours")
+    parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbors")
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="what embeds a new file (auto: litert)",
+        help="what embeds new files (auto: litert)",
     )
 
 
@@ -112,7 +114,7 @@ def distance(text: str) -> float | str:
 
 
 def show(answer: "Answer", where: str | None) -> None:
-    """Prints the neighbours as a table."""
+    """Prints the neighbors as a table."""
     from rich.console import Console
     from rich.table import Table
 
