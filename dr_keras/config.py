@@ -55,7 +55,7 @@ class DataConfig:
     )
     monitor: float = option(0.01, "share of each class's training images held out to monitor the run", metavar="SHARE")
     validation: float = option(
-        0.1, "share of each class held out for dr-keras evaluate where the data set has no split of its own", metavar="SHARE"
+        0.1, "share of each class held out for evaluation where the data set has no split of its own", metavar="SHARE"
     )
     seed: int = _seed()
 
@@ -274,7 +274,9 @@ class RunConfig:
     """The run's name, and the machines that it is computed on."""
 
     run: str | None = option(None, "name of the run folder made in runs/; date and time without it", metavar="NAME")
-    hosts: int = option(1, "machines that train together, by JAX; each runs dr-keras train with the same flags", metavar="N")
+    hosts: int = option(
+        1, "machines that train together, by JAX; each runs this command with the same flags", metavar="N"
+    )
     host_index: int = option(0, "index of this machine; 0 writes the run folder", metavar="I")
     coordinator: str | None = option(None, "address at which the others reach host 0", metavar="ADDRESS:PORT")
 

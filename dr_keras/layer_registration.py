@@ -1,7 +1,8 @@
-"""Has Keras know the layers of dr_keras as soon as both are imported, so that it can read `embedding.keras`.
+"""Registers the layers of dr_keras with Keras as soon as both are imported, so that Keras can load `embedding.keras`.
 
-Keras finds a class of another package only if it has been registered; the modules that do so import Keras. So they are
-imported at once where Keras is there, and else when somebody imports it: this package alone imports no framework.
+Keras finds the classes of another package only once they are registered, and the modules that register them import
+Keras. They are imported at once if Keras is loaded already, otherwise right after somebody imports it, so that
+`import dr_keras` alone imports no framework.
 """
 
 import importlib
@@ -24,7 +25,7 @@ def _register() -> None:
 
 
 class _AfterKeras:
-    """Finds Keras as the other finders do, and registers the layers once it is loaded; then it goes."""
+    """Finds Keras as the other finders do, registers the layers once it is loaded, and then removes itself."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -47,7 +47,18 @@ def test_each_subcommand_has_help_under_its_own_name(capsys, name):
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: dr-keras {name} ")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_help_of_a_subcommand_names_no_script(capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    said = capsys.readouterr().out
     assert not any(f"{script}.py" in said for script in invocation.SCRIPTS)
+
+
+def test_help_of_train_names_no_script(capsys):
+    test_help_of_a_subcommand_names_no_script(capsys, "train")
 
 
 @pytest.mark.parametrize("name", invocation.SCRIPTS)

@@ -95,7 +95,7 @@ def test_notes_say_what_was_done_and_are_short():
     notes = held_out.notes(*counts(split([2] * 9)))
     assert [note.partition(":")[0] for note in notes] == [
         "there are no monitor images, so --early-stopping has no effect",
-        "no image is held out, so evaluate.py has no queries",
+        "no image is held out, so dr-keras evaluate has no queries",
     ]
     assert "there must be 10 with two images" in notes[0]
     assert not held_out.notes(*counts(split([100, 100], 0.05, 0.2)))

@@ -1,6 +1,6 @@
-"""Measures how well a run ranks: its held-out images are the queries, its train and monitor images the gallery.
+"""Measures how well a run ranks: its held-out images are the queries, its training and monitor images the gallery.
 
-Where whole classes were held out, the gallery is the other held-out images.
+If whole classes were held out, the gallery is the other held-out images.
 
 dr-keras evaluate --run first
 dr-keras evaluate --run first --data other-folders --no-baselines --json

@@ -1,4 +1,4 @@
-"""Keeps an index of images: adds, removes, brings it up to date with a folder, looks after it, finds duplicates.
+"""Maintains an index of images: adds, removes, synchronizes with a folder, verifies, and finds duplicates.
 
 dr-keras index add my-pictures --run tiny-imagenet-64 --index my-index
 dr-keras index sync my-pictures --remove-missing --index my-index
@@ -11,7 +11,7 @@ dr-keras index map --index my-index
 dr-keras index duplicates my-pictures --html duplicates.html
 dr-keras retrieve --index my-index --query ./my-photo.jpg
 
-Without --index it is the index of the run itself. One process at a time may change an index; searches go on meanwhile.
+Without --index it is the run's own index. One process at a time may change an index; searches continue meanwhile.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made.set_defaults(action=function)
         return made
 
-    made = action("add", add, "add images; those that are there and have not changed are left alone", which, engine)
+    made = action("add", add, "add images; unchanged images of the index are skipped", which, engine)
     made.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
     made.add_argument("--label", help="the class of all of them (default: by their folders)")
     made.add_argument(
@@ -64,21 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an attribute of all of them, for --where; the value is JSON or else text",
+        help="an attribute of all of them, for --where; the value is JSON, or else text",
     )
     made = action(
-        "sync", sync, "make the index agree with a folder: add, embed again, say what is gone from it", which, engine
+        "sync",
+        sync,
+        "make the index match a folder: add new images, embed changed ones, report missing ones",
+        which,
+        engine,
     )
     made.add_argument("folder", metavar="FOLDER")
-    made.add_argument("--remove-missing", action="store_true", help="remove from the index what is gone")
-    made = action("move", move, "say where the images lie now; nothing is embedded again", which)
-    made.add_argument("root", metavar="NEWROOT", help="the folder that holds what the index was made of")
+    made.add_argument("--remove-missing", action="store_true", help="remove images whose file is missing")
+    made = action("move", move, "tell the index where the images are now; nothing is embedded again", which)
+    made.add_argument("root", metavar="NEWROOT", help="the folder that the images were moved to")
     made = action("remove", remove, "remove images by id, by unique base name, or by a pattern with * and ?", which)
     made.add_argument("names", nargs="+", metavar="ID|NAME|GLOB")
     made = action("stats", stats, "show what the index holds", which)
     made.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    made = action("verify", verify, "check every vector and the files; exit status 1 where something is wrong", which)
-    made.add_argument("--repair", action="store_true", help="embed damaged images again; those whose file is gone go")
+    made = action("verify", verify, "check every vector and file; exit status 1 if anything is wrong", which)
+    made.add_argument(
+        "--repair", action="store_true", help="embed damaged images again; remove those whose file is missing"
+    )
     made = action("build", build, "build the engine that searches", which)
     made.add_argument("engine", choices=ENGINES)
     made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
@@ -89,12 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"lay the images out by UMAP for the map of {program('serve')}, which otherwise shows their PCA",
         which,
     )
-    made = action("duplicates", duplicates, "find images that are there twice or nearly, and leaks between splits")
+    made = action("duplicates", duplicates, "find duplicates, near-duplicates, and leaks between splits")
     made.add_argument("folder", metavar="FOLDER")
     made.add_argument("--json", metavar="FILE", help="write the groups as JSON")
-    made.add_argument("--html", metavar="FILE", help="write a page to look at")
-    made.add_argument("--run", metavar="NAME", help="also compare by this run's embedding")
-    made.add_argument("--max-distance", type=float, metavar="D", help="with --run: how near by embedding is the same")
+    made.add_argument("--html", metavar="FILE", help="write an HTML page that shows the groups")
+    made.add_argument("--run", metavar="NAME", help="also compare embeddings by this run")
+    made.add_argument(
+        "--max-distance",
+        type=float,
+        metavar="D",
+        help="with --run: embeddings within this distance are near-duplicates",
+    )
 
 
 def add(options: argparse.Namespace) -> int:
@@ -131,7 +142,7 @@ def sync(options: argparse.Namespace) -> int:
 
 
 def tell(report: "SyncReport", index: "Index") -> None:
-    """Prints what was done, and names on standard error what went wrong."""
+    """Prints what was done, and on standard error what went wrong."""
     print(f"{report}; {len(index):,} images in {index.folder}")
     for line in report.details():
         print(line, file=sys.stderr)
@@ -279,14 +290,14 @@ def duplicates(options: argparse.Namespace) -> int:
 
 
 def place(options: argparse.Namespace) -> Path:
-    """The folder of the index that is meant."""
+    """The folder of the index that the flags name."""
     from dr_keras.runs import open_run
 
     return Path(options.index) if options.index else open_run(options.run).index
 
 
 def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
-    """The model that the index's vectors are of."""
+    """The model that made the index's vectors."""
     from dr_keras.runs import open_run
     from dr_keras.search_model import Model
 
@@ -297,7 +308,7 @@ def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
 
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
-    """The model and the index, made where there is none."""
+    """The model, and the index, which is made if there is none."""
     from dr_keras.index.database import DATABASE
     from dr_keras.index.index import Index
     from dr_keras.runs import open_run
@@ -324,7 +335,7 @@ def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]
 
 
 def set_attribute(attributes: dict[str, Any], text: str) -> None:
-    """Adds NAME=VALUE; a name with dots is an attribute inside attributes, as for --where."""
+    """Adds NAME=VALUE; dots in the name nest it, as in --where."""
     name, sign, value = text.partition("=")
     *outer, last = name.split(".")
     if not sign or not last:

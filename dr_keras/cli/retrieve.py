@@ -5,7 +5,7 @@ dr-keras retrieve --query ./my-photo.jpg --top 10 --save neighbors.png
 dr-keras retrieve --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg
 dr-keras retrieve --query a.jpg --query b.jpg --negative c.jpg --where 'label = n01443537' --max-distance auto
 
-Exit status: 0, or 2 where the query cannot be answered, or 3 where no image is near enough.
+Exit status: 0; 2 if the query cannot be answered; 3 if no image is near enough.
 """
 
 import argparse
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--index", metavar="PATH", help=f"search this index, made by {program('index')}")
     parser.add_argument(
-        "--where", metavar="CONDITION", help="search only images of which this is true: 'label = cat AND year >= 2020'"
+        "--where",
+        metavar="CONDITION",
+        help="search only images that meet this condition: 'label = cat AND year >= 2020'",
     )
     parser.add_argument(
         "--max-distance",
@@ -66,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="what embeds a new file (auto: litert)",
+        help="what embeds new files (auto: litert)",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dr_keras.data.splits import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
+from dr_keras.invocation import command
 
 MIN_CLASSES = 10  # with a pair of images; of fewer, none can be spared
 MIN_SPLIT_CLASSES = 2  # of a split of whole classes: within a single class, every result would be right
@@ -108,7 +109,7 @@ def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
     if not counts[:, MONITOR].any():
         said.append("there are no monitor images, so --early-stopping has no effect" + _why(counts))
     if not counts[:, VALIDATION].any():
-        said.append("no image is held out, so evaluate.py has no queries" + _why(counts))
+        said.append(f"no image is held out, so {command('evaluate')} has no queries" + _why(counts))
     single = np.flatnonzero(counts[:, TRAIN] == 1)
     empty = np.flatnonzero(~np.any([train, *whole.values()], axis=0))
     if len(single):

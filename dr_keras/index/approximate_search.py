@@ -29,6 +29,7 @@ from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError, RunError
 from dr_keras.index.exact_search import load_faiss, nearest, ranked
 from dr_keras.index.vector_file import QUICK_CHECK_BYTES
+from dr_keras.invocation import command
 
 ENGINES = ("flat", "hnsw", "ivfpq")
 MAX_FLAT_ROWS = 1_000_000  # searched exactly: one query reads 1 GB of 256-d vectors
@@ -160,7 +161,7 @@ def load_engine(folder: Path, engine: EngineInfo) -> "ApproximateSearch":
         RunError: it is damaged. Of a large file only the size is checked; `engine_damage` checks all of it.
     """
     file = folder / engine.file
-    advice = "build it again with index.py verify --repair"
+    advice = f"build it again with {command('index')} verify --repair"
     size = file.stat().st_size
     if size != engine.size or (size <= QUICK_CHECK_BYTES and _crc(file) != engine.crc):
         raise RunError(f"the engine {file} was altered or damaged; {advice}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from dr_keras.atomic_files import sync_names
 from dr_keras.errors import RunError
+from dr_keras.invocation import command
 
 FORMAT = 2
 DATABASE = "index.sqlite"
@@ -127,7 +128,8 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder} cannot be used: {reason}") from error
     except sqlite3.DatabaseError as error:
         raise RunError(
-            f"{folder / DATABASE} is damaged: {error}; move {folder} away and make the index again with index.py add"
+            f"{folder / DATABASE} is damaged: {error}; move {folder} away and make the index again with "
+            f"{command('index')} add"
         ) from error
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{folder} cannot be used: {getattr(error, 'strerror', None) or error}") from error

@@ -11,6 +11,7 @@ from dr_keras.errors import RunError
 from dr_keras.index.index import NO_CLASS, Index
 from dr_keras.index.sync import Reader, take_files
 from dr_keras.index.sync_report import SyncReport
+from dr_keras.invocation import command
 
 
 def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console) -> SyncReport:
@@ -43,6 +44,7 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
     left = index.verify()
     if left:
         raise RunError(
-            f"{index.folder} cannot be repaired: {left[0].what}; move it away and make it again with index.py add"
+            f"{index.folder} cannot be repaired: {left[0].what}; move it away and make it again with "
+            f"{command('index')} add"
         )
     return report

@@ -48,6 +48,7 @@ from dr_keras.index.vector_file import (
     write_rows,
 )
 from dr_keras.index.writer_lock import LOCK_FILE, take_lock
+from dr_keras.invocation import command
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -222,7 +223,7 @@ class Store:
         if meta.get("format") != FORMAT:
             raise RunError(
                 f"{self.folder} has index format {meta.get('format')}, this version reads {FORMAT}; "
-                "move it away and make it again with index.py add"
+                f"move it away and make it again with {command('index')} add"
             )
         return meta
 
@@ -242,7 +243,8 @@ class Store:
         """Compares the checksums of the segments that were not compared before."""
         if any(True for _ in damaged_segments(db, vectors, self._checked_rows)):
             raise RunError(
-                f"{file} was altered or damaged: a checksum differs; find out what is lost with index.py verify, and "
+                f"{file} was altered or damaged: a checksum differs; find out what is lost with "
+                f"{command('index')} verify, and "
                 "repair it with --repair"
             )
 

@@ -20,6 +20,7 @@ from dr_keras.index.file_stamps import file_stamps, file_status
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.records import Stamp
 from dr_keras.index.sync_report import SyncReport
+from dr_keras.invocation import command
 from dr_keras.progress import bar
 
 # Images that are decoded, embedded and committed together: the most that a killed process loses. Each chunk starts
@@ -130,7 +131,7 @@ def sync_folder(
     if walker.troubles and walker.troubles[0][0] == place:
         raise InputError(f"{folder} cannot be read: {walker.troubles[0][1]}")
     if not found and not walker.troubles and not empty:
-        raise InputError(f"{folder} holds no images; if that is meant, remove them with index.py remove")
+        raise InputError(f"{folder} holds no images; if that is meant, remove them with {command('index')} remove")
     links = walker.again()
     files = _classes((file for file in found if file not in links), place)
     report = take_files(index, files, reader, None, None, console)

@@ -14,6 +14,7 @@ import numpy as np
 from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError, MissingPackage, RunError
 from dr_keras.index.exact_search import distances, nearest
+from dr_keras.invocation import command
 
 if TYPE_CHECKING:
     from dr_keras.index.index import Index
@@ -82,7 +83,7 @@ class Layout:
         except FileNotFoundError:
             return None
         except Exception as error:  # zipfile, zlib and NumPy raise anything on bytes that they did not write
-            raise RunError(f"{file} is damaged: {error}; make it again with index.py map") from None
+            raise RunError(f"{file} is damaged: {error}; make it again with {command('index')} map") from None
         if made.model != index.model or made.vectors.shape[1:] != (index.dim,):
             return None
         return made

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dr_keras.errors import InputError, RunError
+from dr_keras.invocation import command
 
 VALUE_BYTES = 4
 # Files up to this size are compared with their checksums whenever they are opened, which takes a tenth of a second.
@@ -44,7 +45,7 @@ def map_vectors(file: Path, rows: int, dim: int, *, repair: bool) -> np.ndarray:
     if size < wanted and not repair:
         raise RunError(
             f"{file} is damaged: it has {size:,} bytes and should have {wanted:,}; repair it with "
-            "index.py verify --repair"
+            f"{command('index')} verify --repair"
         )
     if not rows:
         return np.empty((0, dim), np.float32)

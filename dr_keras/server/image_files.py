@@ -18,6 +18,7 @@ from dr_keras.data import images
 from dr_keras.data.formats import Format
 from dr_keras.data.thumbnails import jpeg_thumbnail
 from dr_keras.errors import ImageError
+from dr_keras.invocation import command
 from dr_keras.lru import LRUCache
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.open_file import OpenFile
@@ -94,7 +95,9 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
             raise Problem(403, "this image's file may not be read by the server") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise Problem(
-                404, "this image is in the index, but its file is gone; index.py sync --remove-missing removes it"
+                404,
+                f"this image is in the index, but its file is gone; "
+                f"{command('index')} sync --remove-missing removes it",
             ) from None
         raise busy("this image's file cannot be opened now; try again") from None  # out of descriptors, for example
     try:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dr_keras.invocation import command
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.settings import Settings
@@ -95,7 +96,8 @@ class Guard:
         if self._settings.hosts and _host_name(host) not in self._settings.hosts:
             raise Problem(
                 400,
-                "the Host header does not have a name of this server; names are added with serve.py --allow-host NAME",
+                f"the Host header does not have a name of this server; names are added with "
+                f"{command('serve')} --allow-host NAME",
             )
         lengths = {value for name, value in scope["headers"] if name == b"content-length"}
         if not all(value.isdigit() for value in lengths) or len(lengths) > 1:

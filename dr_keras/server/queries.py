@@ -9,6 +9,7 @@ import numpy as np
 from dr_keras.errors import InputError, RunError
 from dr_keras.image_names import find_indexed
 from dr_keras.index.index import Index
+from dr_keras.invocation import command
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
 from dr_keras.server.errors import Problem
@@ -76,7 +77,7 @@ def resolve(model: Model, query: Query) -> Resolved:
             limit = model.calibrated_distance()
     except RunError:
         raise Problem(
-            400, "this run is not calibrated, so max_distance must be a number; see evaluate.py --calibrate"
+            400, f"this run is not calibrated, so max_distance must be a number; see {command('evaluate')} --calibrate"
         ) from None
     if isinstance(limit, str):
         raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")

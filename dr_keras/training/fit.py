@@ -15,6 +15,7 @@ from dr_keras.config import ScheduleConfig
 from dr_keras.data.batches import ImageSource, Source, TripletSource, batches
 from dr_keras.embedders import embed_with_network
 from dr_keras.errors import Interrupted
+from dr_keras.invocation import command
 from dr_keras.runs import Run
 from dr_keras.training import callbacks, reporters
 from dr_keras.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
@@ -130,7 +131,7 @@ class _Fitting:
             if self._checkpoints.stop:
                 raise Interrupted(
                     f"stopped after step {log.step:,} of {fit.models.steps:,}, and saved; "
-                    f"go on with: python train.py --resume --run {fit.run.path.name}"
+                    f"go on with: {command('train')} --resume --run {fit.run.path.name}"
                 )
 
     def _train_epoch(self, phase: Phase, source: Source) -> None:

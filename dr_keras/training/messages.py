@@ -8,6 +8,7 @@ from rich.console import Console
 from dr_keras.atomic_files import read_json
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.pixel_store import Images, StreamedImages
+from dr_keras.invocation import command
 from dr_keras.runs import Run
 
 
@@ -50,7 +51,7 @@ def print_data(console: Console, catalog: Catalog, report: dict[str, Any], run: 
     if leaks := report.get("leaks"):
         console.print(
             f"{len(leaks)} pictures are both training and validation images, {' and '.join(leaks[0][:2])} first, so "
-            f"figures on the validation images are slightly too good; see index.py duplicates {catalog.root}"
+            f"figures on the validation images are slightly too good; see {command('index')} duplicates {catalog.root}"
         )
 
 

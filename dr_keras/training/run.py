@@ -36,6 +36,7 @@ from dr_keras.embedders import embed_with_network
 from dr_keras.errors import InputError, MissingPackage, RunError
 from dr_keras.index.file_stamps import file_stamps
 from dr_keras.index.write_index import write_index
+from dr_keras.invocation import command
 from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
 from dr_keras.options import flags
@@ -259,7 +260,7 @@ def _writing(run: Run) -> Iterator[None]:
     except OSError as error:
         message = f"{run.path} cannot be written: {error.strerror or error}"
         if run.config_file.exists():
-            message += f"; when there is room, go on with: python train.py --resume --run {run.path.name}"
+            message += f"; when there is room, go on with: {command('train')} --resume --run {run.path.name}"
         raise RunError(message) from error
 
 
@@ -347,7 +348,7 @@ def _export(run: Run, console: Console) -> dict[str, float]:
     except MissingPackage:
         console.print(
             "TensorFlow is not installed here: for SavedModel and LiteRT run, where it is, "
-            f"python train.py --export-only --run {run.path.name}"
+            f"{command('train')} --export-only --run {run.path.name}"
         )
         return {}
 
