@@ -121,7 +121,7 @@ def test_a_name_finds_its_image(page):
 
 
 def test_a_method_that_a_path_has_not(page):
-    answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT does nothing here")
+    answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT is not allowed here")
     assert answer.headers["allow"] == "DELETE, GET, HEAD"
     for method, path, allowed in (
         ("GET", "/v1/search", "POST"),
