@@ -115,7 +115,7 @@ async def read_upload(request: Request) -> Upload:
         raise Problem(422, f"the form has {len(images)} images; one is expected")
     label = values.get("label") or None
     if label is not None and (len(label) > MAX_LABEL or not label.isprintable()):
-        raise Problem(422, f"the label must have at most {MAX_LABEL} characters, all printable")
+        raise Problem(422, f"the label must have at most {MAX_LABEL} printable characters")
     return Upload(images[0], label, _parse_attributes(values.get("attributes") or "{}"))
 
 
@@ -167,7 +167,7 @@ def _unexpected_field(name: str, lists: tuple[str, ...], fields: tuple[str, ...]
         return Problem(422, f"the form has the field {name!r} twice; it takes {known}")
     if name == "image":
         return Problem(422, f"the form has the field 'image' as text, not as a file; it takes {known}")
-    return Problem(422, f"the form has an unknown field {name[:80]!r}; it takes {known}")
+    return Problem(422, f"the form has the field {name[:80]!r}, which is unknown; it takes {known}")
 
 
 def _content_type(request: Request) -> str:

@@ -122,8 +122,9 @@ export function showQuery(state) {
   const items = [];
   if (state.upload) {
     const upload = uploads.get(state.upload);
-    const image = element("img", { alt: "Your image" });
-    if (upload) image.src = upload.url;
+    const image = upload
+      ? element("img", { alt: "Your image", src: upload.url })
+      : element("span", { className: "gone" }, "no image");
     const text = upload ? "your image" : "not available";
     items.push(queryItem("more", true, image, text, "your image", () => actions.go({ upload: null })));
   }
