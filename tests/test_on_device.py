@@ -133,7 +133,7 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
     for name, value in refuse("tensorflow").items():  # saves the export
         monkeypatch.setenv(name, value)
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
-    result = script(tmp_path, "train.py", *tiny(folders, "whole"))
+    result = script(tmp_path, "train.py", *tiny(folders, "whole"), process=True)
     assert result.returncode == 0, result.stderr
     child = start_and_signal(tmp_path, [str(flag) for flag in tiny(folders, "broken")], broken, 4, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
@@ -148,7 +148,7 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
     )
     assert result.returncode == 2
     assert "other values of --store" in result.stderr
-    result = script(tmp_path, "train.py", "--resume", "--run", "broken")
+    result = script(tmp_path, "train.py", "--resume", "--run", "broken", process=True)
     assert result.returncode == 0, result.stderr
     assert "resuming after step" in result.stderr
     one, other = (np.array(rows(run)) for run in (whole, broken))
