@@ -112,8 +112,8 @@ def box(*brands):
 def test_pictures_that_need_help_are_known_and_say_what_to_do(data, name, monkeypatch):
     assert sniffed(data) == name
     for package in ("pillow_heif", "rawpy", "pillow_jxl"):
-        for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
-            monkeypatch.setitem(sys.modules, name, None)
+        for module in [package, *(one for one in sys.modules if one.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, module, None)
     if name != "AVIF":
         with pytest.raises(ImageError, match=f"is {name}, which is not supported here; ") as error:
             decode(data, 8)
