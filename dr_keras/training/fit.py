@@ -165,7 +165,8 @@ class _Fitting:
         """Saves a checkpoint of the step that has just ended."""
         self._log.flush()  # first, so that history.csv covers the checkpoint, and no loss that is not finite is saved
         progress = Progress(self._log.step, self._done.data, self._fit.course.index(self._phase))
-        save_checkpoint(self._fit.run.checkpoint_file, self._model, progress, self._averaged_weights())
+        model = self._checkpoints.model  # a callback's: on JAX, Keras first brings its variables up to date
+        save_checkpoint(self._fit.run.checkpoint_file, model, progress, self._averaged_weights())
 
     def _watch(self, epochs_done: int) -> float | None:
         """Ranks the monitor images; returns the figure that should rise, or None if there are no such images."""
