@@ -172,7 +172,9 @@ class _Fitting:
         """Ranks the monitor images; returns the figure that should rise, or None if there are no such images."""
         started = time.monotonic()
         monitor = self._fit.monitor
-        seen = self._kept.network(embedding_branch(self._model), self._averaged_weights(), size=self._phase.size)
+        seen = self._kept.network(
+            embedding_branch(self._checkpoints.model), self._averaged_weights(), size=self._phase.size
+        )
         figures = monitor.look(lambda rows: embed_with_network(seen, monitor.pixels, rows), self._log.step)
         figure, similarity = figures.get(monitor.figure), figures.get("similarity_precision")
         if figure is not None:
