@@ -13,7 +13,6 @@ RUN useradd --create-home --uid 1000 dr_keras \
     && chown dr_keras:dr_keras /data /cache /app/runs
 COPY requirements.txt pyproject.toml README.md LICENSE ./
 COPY dr_keras ./dr_keras
-COPY models ./models
 COPY train.py retrieve.py evaluate.py index.py serve.py ./
 RUN for script in train retrieve evaluate index serve; do \
         chmod 755 "/app/$script.py" && ln -s "/app/$script.py" "/usr/local/bin/$script"; \

@@ -33,9 +33,9 @@ import numpy as np
 from machine import machine, spread
 from PIL import Image
 
+from dr_keras.data.decoding import decode_files
 from dr_keras.data.folders import all_pictures
 from dr_keras.data.images import decode
-from dr_keras.data.pixels import decode_files
 from dr_keras.errors import ImageError, InputError
 from dr_keras.runs import Run, open_run
 
@@ -291,7 +291,7 @@ def alone(embed: EmbedAll, place: Place) -> Callable[[int, int], tuple[float, np
 
 def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndarray]]:
     """Work of the product: all files become vectors that are kept; `images` and `batch` say nothing to it."""
-    from dr_keras.library import load
+    from dr_keras.search_model import load
 
     model = load(run)
     names = sorted(file.name for file in place.files.iterdir())
@@ -302,7 +302,7 @@ def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndar
         started = time.perf_counter()
         index = add(model, place.files)
         seconds = time.perf_counter() - started
-        return seconds, np.asarray(index.vectors)[[index.row(name) for name in names]]
+        return seconds, np.asarray(index.vectors)[[index.records.row(name) for name in names]]
 
     return work
 
@@ -311,8 +311,8 @@ def add(model: Any, folder: Path) -> Any:
     """`index.py add` of a folder of new files to a new index; THE CALL THAT IS MEASURED."""
     from rich.console import Console
 
-    from dr_keras.retrieval.folder import add_files
-    from dr_keras.retrieval.index import Index
+    from dr_keras.index.index import Index
+    from dr_keras.index.sync import add_files
 
     place = Path(tempfile.mkdtemp(dir=folder.parent))
     index = Index.create(place / "index", model.config.embedding_dim, root=folder, model=model.fingerprint)
@@ -325,8 +325,8 @@ def prepare(run: Run, place: Place) -> dict[str, Any]:
     """Writes the network of a run as a SavedModel, a LiteRT and an ONNX file, all in float32, and its own vectors."""
     import tensorflow as tf
 
+    from dr_keras.embedders import embed_with_network
     from dr_keras.model.released import run_network
-    from dr_keras.retrieval.embed import embed_with_network
 
     network = run_network(run)
     np.save(place.expected, embed_with_network(network, np.load(place.pixels)))
@@ -385,7 +385,7 @@ def in_threads(embeds: Sequence[Embed]) -> EmbedAll:
 
 
 def tensorflow_runner(place: Place, *, frozen: bool, side_by_side: bool) -> EmbedAll:
-    """The SavedModel's signature, or the same with its variables frozen, which folds the normalisations."""
+    """The SavedModel's signature, or the same with its variables frozen, which folds the normalizations."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -502,7 +502,7 @@ def readable(data: Path, size: int) -> Iterator[tuple[str, bytes, tuple[int, int
 
 
 def drawn(count: int, size: int) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """JPEGs of the network's own size: soft colours under fine noise, about as large as those of photos."""
+    """JPEGs of the network's own size: soft colors under fine noise, about as large as those of photos."""
     random = np.random.default_rng(0)
     for _ in range(count):
         soft = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8))

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from machine import machine, spread
 
-from dr_keras.data.augment import gather
+from dr_keras.data.augment_pillow import gather
 
 BATCH, SIZE, SHIFT, SEED = 192, 64, 4, (0, 1, 2)
 

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from machine import machine, spread
 
-from dr_keras.config import Config, add_flags, parse
-from dr_keras.framework import import_framework
+from dr_keras.backend import import_framework
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import Config
 
 if TYPE_CHECKING:
-    from dr_keras.training.plan import Phase
+    from dr_keras.training.phases import Phase
 
 CLASSES = 200
 WARM = 3  # steps before the clock starts
@@ -65,7 +66,7 @@ def main() -> None:
 
 def count(config: Config, options: argparse.Namespace) -> None:
     """Prints the arithmetic of the network and of the whole run, and how long the CPU draws for a step."""
-    from dr_keras.data.draws import Augmentation, draw_changes, draw_mixing
+    from dr_keras.data.augmentation_draws import Augmentation, draw_changes, draw_mixing
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
 
@@ -78,7 +79,7 @@ def count(config: Config, options: argparse.Namespace) -> None:
     seen, seconds = images * course[-1].last_step, 60 * options.minutes
     print(f"{config.epochs} epochs: {seen / 1e6:.1f} million images, {total:.2e} operations; ", end="")
     print(f"{options.minutes:g} min ask for {total / seconds / 1e12:.0f} TFLOP/s")
-    how = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
+    how = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
     shape, took = (config.image_size, config.image_size), []
     for number in range(50):
         started = time.perf_counter()
@@ -90,10 +91,10 @@ def count(config: Config, options: argparse.Namespace) -> None:
 
 def phases_of(config: Config, images: int) -> "tuple[Phase, ...]":
     """The phases of a run with so many training images, each of which can be a query."""
-    from dr_keras.training.plan import phases
+    from dr_keras.training.phases import phases
 
     batch = config.batch_size
-    return phases(config, {"softmax": -(-images // (3 * batch)), "triplets": -(-images // batch)})
+    return phases(config, config.sizes, {"softmax": -(-images // (3 * batch)), "triplets": -(-images // batch)})
 
 
 def devices() -> str:
@@ -138,14 +139,14 @@ def rate(step: Callable[[], Any], seconds: float) -> float:
 
 
 def measure(config: Config, product: float, options: argparse.Namespace) -> None:
-    from dr_keras.data.pipeline import Share
+    from dr_keras.data.batches import Share
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
+    from dr_keras.training.compile import compiled_model, precision, training_precision
     from dr_keras.training.devices import set_up_devices
-    from dr_keras.training.fit import compiled_model, precision, training_precision
     from dr_keras.training.run import training_sources
 
-    set_up_devices(config)
+    set_up_devices(config, batch_size=config.batch_size, store=config.store)
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (options.kept, config.image_size, config.image_size, 3), np.uint8)
     sources = training_sources(
@@ -161,7 +162,14 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
     for phase in course:
         with training_precision(config):
             network = embedding_network(config, size=phase.size)
-            model = compiled_model(config, network, course[-1].last_step, CLASSES, phase.stage)
+            model = compiled_model(
+                network,
+                ranking=config,
+                optimizer=config,
+                steps=course[-1].last_step,
+                classes=CLASSES,
+                stage=phase.stage,
+            )
         source = dataclasses.replace(sources[phase.stage], size=phase.size)
         started = time.perf_counter()
         alone, first = fitted(model, Constant(source.batch(0)), options.seconds)
@@ -200,7 +208,7 @@ def fitted(model: Any, source: Any, seconds: float) -> tuple[float, float]:
     """Steps a second of `fit`, and the time at which its first step was done."""
     import keras
 
-    from dr_keras.data.sequence import batches
+    from dr_keras.data.batches import batches
     from dr_keras.training.callbacks import Callbacks
 
     class Clock(keras.callbacks.Callback):
@@ -231,7 +239,7 @@ def embedding(config: Config, seconds: float) -> None:
     """Prints images/s of the network that is kept, in float32 as a SavedModel holds it, and in bfloat16."""
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
-    from dr_keras.training.fit import training_precision
+    from dr_keras.training.compile import training_precision
 
     side = config.image_size
     for policy in ("float32", "mixed_bfloat16"):

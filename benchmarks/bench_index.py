@@ -9,7 +9,7 @@
     python benchmarks/bench_index.py changes --rows 1000000
 
 All threads of the machine for each. Vectors are of unit length and have classes, as a trained network's have: 1,000
-centres, around each a cloud in 24 directions of its own, and a little noise in all. Queries are further vectors of the
+centers, around each a cloud in 24 directions of its own, and a little noise in all. Queries are further vectors of the
 same kind. Contenders take turns in one process; recall is the share of the true 30 nearest that was found.
 """
 
@@ -31,8 +31,8 @@ import numpy as np
 from index_peers import PEERS, THREADS, K, Search, exact_contenders
 from machine import machine, spread
 
-from dr_keras.retrieval.index import Entry, Index
-from dr_keras.retrieval.search import nearest
+from dr_keras.index.exact_search import nearest
+from dr_keras.index.index import Entry, Index
 
 QUERIES = 1000
 CLASSES = 1000
@@ -74,7 +74,7 @@ class Kind:
     def __init__(self, dim: int) -> None:
         random = np.random.default_rng(0)
         self.dim = dim
-        self.centres = unit(random.standard_normal((CLASSES, dim), np.float32))
+        self.centers = unit(random.standard_normal((CLASSES, dim), np.float32))
         self.directions = random.standard_normal((CLASSES, DIRECTIONS, dim), np.float32) / np.sqrt(dim)
 
     def make(self, count: int, seed: int) -> np.ndarray:
@@ -85,7 +85,7 @@ class Kind:
         for number in range(CLASSES):
             rows = slice(*np.searchsorted(label, (number, number + 1)))
             among = random.standard_normal((rows.stop - rows.start, DIRECTIONS), np.float32) * np.float32(0.17)
-            out[rows] = self.centres[number] + among @ self.directions[number]
+            out[rows] = self.centers[number] + among @ self.directions[number]
         out += 0.015 * random.standard_normal(out.shape, np.float32)
         return unit(out[random.permutation(count)])
 
@@ -204,7 +204,7 @@ def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
     index.save(place)
     own = opened.enter_context(Index.open(place, write=True))
     started = time.perf_counter()
-    own.build(engine)
+    own.engine.build(engine)
     size = next(place.glob("engine-*")).stat().st_size
     print(
         f"  dr_keras {engine}: built in {time.perf_counter() - started:.1f} s, {size / 2**20:,.0f} MiB, "
@@ -212,7 +212,7 @@ def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
         flush=True,
     )
     own.search(own.vectors[:1], K)  # loads the engine
-    loaded: Any = own._engine
+    loaded: Any = own._searcher._loaded
 
     def at(breadth: int) -> Search:
         loaded.breadth = breadth
@@ -275,7 +275,7 @@ def ours(options: argparse.Namespace, rows: int, folder: Path) -> None:
     with make_index(kind, rows, folder) as index:
         true, _ = nearest(queries, index.vectors, K)
         started = time.perf_counter()
-        index.build(options.engine)
+        index.engine.build(options.engine)
         seconds = time.perf_counter() - started
         about = index.stats()["engine"]
         size = next(folder.glob("engine-*")).stat().st_size / 2**20
@@ -332,9 +332,9 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
     query = folder.parent / "query.npy"
     np.save(query, kind.make(1, 0))
     code = (
-        "import json, sys, time; import numpy as np; from dr_keras.retrieval.index import Index\n"
+        "import json, sys, time; import numpy as np; from dr_keras.index.index import Index\n"
         "query = np.load(sys.argv[2]); started = time.perf_counter(); index = Index.open(sys.argv[1])\n"
-        "opened = time.perf_counter(); rows, _ = index.search(query, 30); index.entries(rows[0])\n"
+        "opened = time.perf_counter(); rows, _ = index.search(query, 30); index.records.entries(rows[0])\n"
         "print(json.dumps([opened - started, time.perf_counter() - started]))\n"
     )
     found = []

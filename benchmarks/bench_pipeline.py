@@ -22,14 +22,16 @@ import tensorflow as tf
 from machine import machine, spread
 
 from dr_keras.config import Config
-from dr_keras.data import TRAIN
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import TripletSource, dataset
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import TripletSource, dataset
-from dr_keras.data.pixels import load_pixels
-from dr_keras.data.triplets import TripletSampler
-from dr_keras.training.callbacks import Board, History, StepLog
-from dr_keras.training.fit import compiled_model, initial_network
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.samplers import TripletSampler
+from dr_keras.data.splits import TRAIN
+from dr_keras.model.network import initial_network
+from dr_keras.training.callbacks import StepLog
+from dr_keras.training.compile import compiled_model
+from dr_keras.training.reporters import Board, History
 
 START = 3  # steps of each fit before the clock starts: both begin with an empty buffer
 
@@ -70,7 +72,7 @@ class Clock(keras.callbacks.Callback):
 
 def compare(config: Config, source: TripletSource, rounds: int, seconds: float) -> None:
     """Prints the images/s of both fits, taking turns, and the ratio of each turn."""
-    model = compiled_model(config, initial_network(config), steps=10_000)
+    model = compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10_000)
     constant = tf.data.Dataset.from_tensors(source.batch(0)).repeat().prefetch(2)
     images = 3 * config.batch_size
 

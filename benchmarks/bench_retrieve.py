@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a person waits for neighbours, whole process, and how long evaluate.py ranks.
+"""How long a person waits for neighbors, whole process, and how long evaluate.py ranks.
 
     python benchmarks/bench_retrieve.py
 
@@ -20,13 +20,14 @@ import numpy as np
 from machine import machine, spread
 from PIL import Image
 
+from dr_keras.atomic_files import write_array, write_json
 from dr_keras.config import Config
-from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
-from dr_keras.files import write_array, write_json
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.metrics import evaluate
-from dr_keras.retrieval.search import numpy_search
+from dr_keras.data.splits import TRAIN, VALIDATION
+from dr_keras.evaluation.metrics import evaluate
+from dr_keras.index.exact_search import numpy_search
+from dr_keras.index.index import Index
+from dr_keras.index.write_index import write_index
 from dr_keras.runs import Run, start_run
 
 ROOT = Path(__file__).parent.parent
@@ -95,13 +96,13 @@ def make_run(run: Run, place: Path) -> None:
     ids = [f"train/{names[row % CLASSES]}/images/image_{row}.jpg" for row in range(GALLERY + QUERIES)]
     splits = np.where(np.arange(GALLERY + QUERIES) < GALLERY, TRAIN, VALIDATION).astype(np.uint8)
     catalog = Catalog(place, place, tuple(ids), labels, tuple(names), tuple(names), splits)
-    Index.of(run.index, catalog, vectors)
+    write_index(run.index, catalog, vectors)
     samples = random.integers(0, 256, (8, config.image_size, config.image_size, 3), dtype=np.uint8)
     write_array(run.samples_file, samples)
     Image.fromarray(samples[0]).save(place / "new.png")
     code = (
         "import sys, json; from pathlib import Path; from dr_keras.config import Config\n"
-        "from dr_keras.training.fit import initial_network\n"
+        "from dr_keras.model.network import initial_network\n"
         "initial_network(Config()).save(sys.argv[1])\n"
     )
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -120,7 +121,7 @@ def timed(place: Path, arguments: list[str], rounds: int) -> list[float]:
         )
         seconds.append(time.perf_counter() - started)
         if len(json.loads(result.stdout)["results"]) != 30:
-            raise SystemExit("retrieve.py did not return 30 neighbours")
+            raise SystemExit("retrieve.py did not return 30 neighbors")
     return seconds[1:]
 
 

@@ -37,8 +37,8 @@ from machine import machine, spread
 from PIL import Image
 
 from dr_keras.data.images import decode
-from dr_keras.retrieval.embed import LiteRTEmbedder
-from dr_keras.retrieval.index import Index
+from dr_keras.embedders import LiteRTEmbedder
+from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -262,7 +262,7 @@ def mixed(place: Path, run: Run, minutes: float) -> None:
     print(f"  searches: half within {middle:.0f} ms, 99 % within {late:.0f} ms (n = {len(slow):,})")
     failed = {name for name in counts if re.search(r": (5(?!03)\d\d|0)$", name)}
     with Index.open(run.index) as index:
-        lost = [id for id in there if index.row(id) is None]
+        lost = [id for id in there if index.records.row(id) is None]
         after = index.stats()["images"]
         damage = index.verify()
     print(f"  {before:,} images before, {len(there):,} added and kept, {after:,} after; {len(lost)} lost, {damage=}")

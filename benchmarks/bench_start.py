@@ -29,22 +29,22 @@ marks, last = {}, time.perf_counter()
 def mark(name):
     global last
     now = time.perf_counter(); marks[name] = now - last; last = now
-from dr_keras.framework import import_framework
+from dr_keras.backend import import_framework
 import_framework()
 mark("loading Keras and TensorFlow")
 from dr_keras.config import Config
-from dr_keras.data import TRAIN
-from dr_keras.data.draws import Augmentation
+from dr_keras.data.splits import TRAIN
+from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pipeline import TripletSource
-from dr_keras.data.pixels import load_pixels
-from dr_keras.data.sequence import batches
-from dr_keras.data.triplets import TripletSampler
-from dr_keras.training.fit import compiled_model
-from dr_keras.training.run import _build
+from dr_keras.data.batches import TripletSource
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.batches import batches
+from dr_keras.data.samplers import TripletSampler
+from dr_keras.training.compile import compiled_model
+from dr_keras.training.run import build_network
 config = Config(data=sys.argv[1])
 mark("loading the rest")
-network = _build(config)
+network = build_network(config)
 mark("building the network")
 catalog = load_catalog(config.data, monitor=config.monitor, validation=config.validation, seed=0)
 mark("listing the files")
@@ -53,7 +53,7 @@ mark("opening the store (comparing sizes and times)")
 rows = catalog.rows(TRAIN)
 sampler = TripletSampler(catalog.labels[rows], config.batch_size, 0)
 source = TripletSource(pixels, rows, sampler, Augmentation(config.flip, config.shift))
-model = compiled_model(config, network, 100)
+model = compiled_model(network, ranking=config, optimizer=config, steps=100)
 model.fit(batches(source, 0, 1), steps_per_epoch=1, verbose=0, shuffle=False)
 mark("tracing and the first step")
 print(json.dumps(marks))

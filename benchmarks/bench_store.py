@@ -63,7 +63,7 @@ def main() -> None:
 def measure(stage: str, data: Path, size: int) -> dict[str, float]:
     """Seconds and peak memory (MiB) of listing the images and, but for 'catalog', of making or opening their store."""
     from dr_keras.data.catalog import load_catalog
-    from dr_keras.data.pixels import load_pixels
+    from dr_keras.data.pixel_store import load_pixels
 
     started = time.perf_counter()
     catalog = load_catalog(data, monitor=0.01, validation=0.0, seed=0)

@@ -86,8 +86,9 @@ def keras_step(width: int) -> tuple[Callable[[], object], int]:
     import tensorflow as tf
 
     from dr_keras.config import Config
-    from dr_keras.data.pipeline import BRANCHES
-    from dr_keras.training.fit import compiled_model, initial_network
+    from dr_keras.data.batches import BRANCHES
+    from dr_keras.model.network import initial_network
+    from dr_keras.training.compile import compiled_model
 
     config = Config(
         width=width,
@@ -100,7 +101,7 @@ def keras_step(width: int) -> tuple[Callable[[], object], int]:
         weight_decay=1e-4,
     )
     network = initial_network(config)
-    model = compiled_model(config, network, steps=1000)
+    model = compiled_model(network, ranking=config, optimizer=config, steps=1000)
     batch = {name: tf.constant(pixels) for name, pixels in zip(BRANCHES, images(), strict=True)}
     batch["classes"] = tf.zeros((BATCH, 2), tf.int32)
     weights = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)

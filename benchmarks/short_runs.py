@@ -18,8 +18,9 @@ import time
 import numpy as np
 from machine import machine
 
-from dr_keras.config import Config, add_flags, parse
-from dr_keras.framework import import_framework
+from dr_keras.backend import import_framework
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import Config
 
 GALLERY = 20_000
 SIZE = 32
@@ -46,19 +47,18 @@ def short_run(config: Config, steps: int) -> list[str]:
     import_framework()
     import keras
 
-    from dr_keras.console import stderr
-    from dr_keras.data import MONITOR, TRAIN
-    from dr_keras.data.augment import augmented
+    from dr_keras.data.augment_pillow import augmented
+    from dr_keras.data.augmentation_draws import Augmentation
+    from dr_keras.data.batches import Share, batches
     from dr_keras.data.catalog import load_catalog
-    from dr_keras.data.draws import Augmentation
-    from dr_keras.data.pipeline import Share
-    from dr_keras.data.pixels import load_pixels
-    from dr_keras.data.sequence import batches
-    from dr_keras.model.network import embedding_network
-    from dr_keras.retrieval.embed import embed_with_network
-    from dr_keras.retrieval.metrics import evaluate
-    from dr_keras.training.fit import compiled_model, initial_network, training_precision
-    from dr_keras.training.plan import SOFTMAX
+    from dr_keras.data.pixel_store import load_pixels
+    from dr_keras.data.splits import MONITOR, TRAIN
+    from dr_keras.embedders import embed_with_network
+    from dr_keras.evaluation.metrics import evaluate
+    from dr_keras.model.network import embedding_network, initial_network
+    from dr_keras.progress import stderr
+    from dr_keras.training.compile import compiled_model, training_precision
+    from dr_keras.training.phases import SOFTMAX
     from dr_keras.training.run import training_sources
 
     console = stderr()
@@ -71,7 +71,9 @@ def short_run(config: Config, steps: int) -> list[str]:
     with training_precision(config):
         network = embedding_network(config, size=SIZE)
         network.set_weights(initial_network(config).get_weights())
-        model = compiled_model(config, network, steps, len(catalog.classes), SOFTMAX)
+        model = compiled_model(
+            network, ranking=config, optimizer=config, steps=steps, classes=len(catalog.classes), stage=SOFTMAX
+        )
     losses: list[float] = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(float(logs["loss"])))
     started = time.monotonic()

@@ -12,23 +12,25 @@ the layers: `keras.models.load_model("runs/first/embedding.keras")`.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dr_keras.registration import register_layers
+from dr_keras.layer_registration import register_layers
+from dr_keras.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["Config", "Entry", "Index", "Model", "load", "train"]
+__all__ = ["Config", "Entry", "Index", "Model", "__version__", "load", "train"]
 
 if TYPE_CHECKING:
     from dr_keras.config import Config
-    from dr_keras.library import Model, load, train
-    from dr_keras.retrieval.index import Entry, Index
+    from dr_keras.index.index import Index
+    from dr_keras.index.records import Entry
+    from dr_keras.search_model import Model, load
+    from dr_keras.training.train import train
 
 _HOME = {
     "Config": "config",
-    "Entry": "retrieval.index",
-    "Index": "retrieval.index",
-    "Model": "library",
-    "load": "library",
-    "train": "library",
+    "Entry": "index.records",
+    "Index": "index.index",
+    "Model": "search_model",
+    "load": "search_model",
+    "train": "training.train",
 }
 
 

@@ -1,25 +1,56 @@
-"""The errors that a person can mend; the scripts print them as one line, without a traceback."""
+"""The errors that a user can fix, in one hierarchy.
+
+`dr_keras.cli.errors` prints them as one line, without a traceback, and exits with status 2 (130 for `Interrupted`).
+Every other exception is treated as a bug, with exit status 70.
+
+    InputError
+        ImageError
+        Interrupted
+        MissingPackage
+        RunError
+            NotNumbers
+"""
 
 
 class InputError(ValueError):
-    """What was given cannot be used: the message says what was received, what was expected and what to do."""
+    """The input cannot be used: a setting, a file, a data set, or the environment.
+
+    Raised by every part of the package. The message says what was received, what was expected, and what to do. Exit
+    status 2.
+    """
 
 
 class ImageError(InputError):
-    """A file or buffer that is no usable image."""
+    """A file or a buffer is not a usable image.
+
+    Raised by `dr_keras.data.images`. Where many images are read, each failure is caught and reported with the name of
+    its file; an error for a single image, such as a query, ends the command. Exit status 2.
+    """
 
 
 class Interrupted(InputError):
-    """A person stopped the run; it was saved and can go on."""
+    """The user stopped a training run, which was saved and can be resumed.
+
+    Raised by `dr_keras.training`. Exit status 130, as for Ctrl-C.
+    """
 
 
 class MissingPackage(InputError):
-    """What was asked for needs a package that is not installed."""
+    """A package that the requested feature needs is not installed.
+
+    Raised where optional packages are imported. The message gives the command to install it. Exit status 2.
+    """
 
 
 class RunError(InputError):
-    """A run folder that is missing, unfinished, damaged or of another format version."""
+    """A run folder is missing, unfinished, damaged, or of another format version.
+
+    Raised by `dr_keras.runs` and by the rooms that open a run. Exit status 2.
+    """
 
 
 class NotNumbers(RunError):
-    """A network's embeddings are not numbers: its training went astray, or its file is damaged."""
+    """The embeddings of a run are not finite numbers: its training diverged, or its file is damaged.
+
+    Raised by `dr_keras.embedders`; the run is at fault, not the request. Exit status 2.
+    """

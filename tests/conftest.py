@@ -3,24 +3,31 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core; with more threads they would wait for each other
+    for _library in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(_library, "1")
 
 import fcntl
+import importlib
 import io
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
 if TYPE_CHECKING:
@@ -28,10 +35,33 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
+LONG = (  # the files that take longest, in this order
+    *("test_backends", "test_resume", "test_resume_anyway", "test_machine_settings", "test_on_device", "test_pack"),
+    *("test_applications", "test_released", "test_fuzz", "test_main_line", "test_cli_errors", "test_fuzz_pictures"),
+    *("test_held_out", "test_phases", "test_serve_crowd", "test_duplicates", "test_sources", "test_page"),
+)
+
+
+_left_out = False  # whether slow tests are
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _left_out
+    _left_out = "not slow" in config.option.markexpr
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files, as each belongs to one process and the other is not to wait for it at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def examples(count: int) -> int:
+    """So many examples, requests or changes, or a quarter of them where slow tests are left out."""
+    return count // 4 if _left_out else count
 
 
 def draw(name: str, random: np.random.Generator, size: int = 32) -> Image.Image:
-    """A picture of one of `CLASSES` in random colours, with some noise."""
+    """A picture of one of `CLASSES` in random colors, with some noise."""
     back, ink = (tuple(int(v) for v in random.integers(0, 256, 3)) for _ in range(2))
     image = Image.new("RGB", (size, size), back)
     pen = ImageDraw.Draw(image)
@@ -101,6 +131,7 @@ def workplace(shared: Path, folders: Path) -> Path:
                 *("--data", folders, "--run", "small", "--image-size", 32, "--backbone", "resnet10", "--width", 8),
                 *("--embedding-dim", 32, "--epochs", 2, "--steps-per-epoch", 6, "--batch-size", 16, "--shift", 2),
                 *("--monitor", 0.1, "--validation", 0.2),
+                process=True,
             )
             assert result.returncode == 0, result.stderr
     return place
@@ -169,7 +200,7 @@ def serving(
 
 def ids_of(index: Index) -> list[str]:
     """The ids of all images of an index, by row."""
-    return [id for _, id, *_ in index.all_entries()]
+    return [id for _, id, *_ in index.records.listing()]
 
 
 def vectors_of(run: Run) -> np.ndarray:
@@ -179,17 +210,109 @@ def vectors_of(run: Run) -> np.ndarray:
 
 
 def script(
-    place: Path, name: str, *arguments: object, env: dict[str, str] | None = None
+    place: Path, name: str, *arguments: object, env: dict[str, str] | None = None, process: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs one of the scripts in a folder, as a person would."""
+    """Runs one of the scripts in a folder, as a person would.
+
+    Args:
+        place: the working folder.
+        name: the script's.
+        *arguments: those of the command line.
+        env: what the environment has besides; needs a process of its own.
+        process: start a process, as the test is about one. Most are not, and TensorFlow alone takes 5 s to import.
+    """
+    command = [str(ROOT / name), *map(str, arguments)]
+    if env is None and not process:
+        return _script_here(place, command)
     return subprocess.run(
-        [sys.executable, str(ROOT / name), *map(str, arguments)],
+        [sys.executable, *command],
         cwd=place,
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | (env or {}),
     )
+
+
+def _script_here(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a script in this process; what it and its child processes write is caught."""
+    streams = {1: sys.stdout, 2: sys.stderr}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with ExitStack() as stack:
+        files = {number: stack.enter_context(tempfile.TemporaryFile()) for number in streams}
+        for number, file in files.items():
+            stack.callback(os.close, kept := os.dup(number))
+            stack.callback(os.dup2, kept, number)
+            os.dup2(file.fileno(), number)
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            stream = stack.enter_context(open(number, "w", buffering=1, encoding="utf-8", closefd=False))
+            stack.enter_context(mock.patch.object(sys, name, stream))
+        stack.enter_context(mock.patch.dict(os.environ))
+        stack.enter_context(mock.patch.object(sys, "argv", command))
+        stack.enter_context(chdir(place))
+        stack.callback(_forget_the_script)
+        status: object = 0
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        said = []
+        for file in files.values():
+            file.seek(0)
+            said.append(file.read().decode(errors="backslashreplace"))
+    assert isinstance(status, int), status
+    return subprocess.CompletedProcess(command, status, *said)
+
+
+def _forget_the_script() -> None:
+    """Has advice in messages name `dr-keras train` again, as a library's does, and not the script that ran here."""
+    if invocation := sys.modules.get("dr_keras.invocation"):
+        vars(invocation)["_by_script"] = False
+
+
+@pytest.fixture
+def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a training in this process export in it too, for tests that are not about the child process."""
+    from dr_keras.export.write import export
+
+    def export_by_graphs(run: Run) -> dict[str, float]:
+        with running_eagerly(False):
+            return export(run)
+
+    for name in ("dr_keras.export", "dr_keras.cli.train"):
+        with suppress(ModuleNotFoundError):
+            monkeypatch.setattr(importlib.import_module(name), "export_in_child", export_by_graphs, raising=False)
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Has TensorFlow compute without graphs, for tests of a few steps: making the graphs takes longer than they do."""
+    with running_eagerly(True):
+        yield
+
+
+@contextmanager
+def running_eagerly(eager: bool) -> Iterator[None]:
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(eager)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+@pytest.fixture
+def jax_programs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has JAX compile quickly, and once for all processes of the session: it is most of what a small run takes."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "programs"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 @pytest.fixture

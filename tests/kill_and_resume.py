@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,15 +51,16 @@ def main() -> None:
             killed += 1
             begun = (broken / "checkpoint.npz").exists()
             print(f"killed: {len(rows(broken))} rows, {'a checkpoint' if begun else 'no checkpoint yet'}", flush=True)
-    for name, more in ((broken.name, ("--resume",) if begun else ("--overwrite",)), (whole.name, ())):
-        if train(*common, "--run", name, *more).wait():
+    for name, action in ((broken.name, ["--resume"] if begun else ["--overwrite"]), (whole.name, [])):
+        if train(*common, "--run", name, *action).wait():
             sys.exit(f"{name} failed")
 
     one, other = rows(whole), rows(broken)
-    vectors = [np.array(Index.open(run / "index").vectors) for run in (whole, broken)]
+    vectors, others = (np.array(Index.open(run / "index").vectors) for run in (whole, broken))
+    same = np.array_equal(vectors, others)
     print(f"{len(one)} rows unbroken, {len(other)} after {killed} kills; equal: {one == other}")
-    print(f"vectors {vectors[0].shape}; equal: {np.array_equal(*vectors)}")
-    sys.exit(0 if one == other and np.array_equal(*vectors) else 1)
+    print(f"vectors {vectors.shape}; equal: {same}")
+    sys.exit(0 if one == other and same else 1)
 
 
 def train(*arguments: object) -> "subprocess.Popen[bytes]":

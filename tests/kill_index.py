@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dr_keras.console import stderr
-from dr_keras.retrieval import folder as folders
-from dr_keras.retrieval import index as indexes
-from dr_keras.retrieval.embed import Reader
-from dr_keras.retrieval.folder import sync_folder
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index import index as index_module
+from dr_keras.index import sync as sync_module
+from dr_keras.index.index import Entry, Index
+from dr_keras.index.sync import Reader, sync_folder
+from dr_keras.progress import stderr
 
 DIM = 8
 Truth = dict[str, bytes]
@@ -113,7 +112,7 @@ def found_in(place: Path) -> Truth:
     with Index.open(place) as index:
         problems = index.verify()
         assert not problems, problems
-        rows = list(index.all_entries())
+        rows = index.records.listing()
         # What may be found is what is known: no row without an image, and none twice.
         assert sorted(row for row, *_ in rows) == index.searched_rows().tolist()
         return {id: index.vectors[row].tobytes() for row, id, *_ in rows}
@@ -142,8 +141,8 @@ def main() -> None:
     place, rounds, seed = Path(sys.argv[1]) / "index", int(sys.argv[2]), sys.argv[3]
     files = Path(sys.argv[1]) / "files"
     files.mkdir()
-    folders.CHUNK = 4
-    indexes.FEW_GAPS = 20  # removals compact, too
+    sync_module.CHUNK_IMAGES = 4
+    index_module.MIN_GAPS = 20  # removals compact, too
     Index.create(place, DIM, root=files.parent).close()
     truth: Truth = {}
     chance = random.Random(seed)

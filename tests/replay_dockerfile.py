@@ -22,6 +22,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 UID = 1000  # of the user that the Dockerfile makes
@@ -74,7 +75,7 @@ class Image:
         }
         environment |= {name: self.move(value) for name, value in self.environment.items()}
         changes = self.user and os.geteuid() == 0 and "REPLAYED_AS" not in self.environment
-        as_user = {"user": self.user, "group": self.user, "extra_groups": []} if changes else {}
+        as_user: dict[str, Any] = {"user": self.user, "group": self.user, "extra_groups": []} if changes else {}
         return subprocess.run(
             [self.move(part) for part in command],
             cwd=self.inside("."),

@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 from fastapi.testclient import TestClient
 
 from dr_keras import load
-from dr_keras.app import guard
-from dr_keras.app.routes import create_app
-from dr_keras.app.settings import Settings
+from dr_keras.server import limits as guard
+from dr_keras.server.routes import create_app
+from dr_keras.server.settings import Settings
 
 TOKEN = "correct horse battery"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

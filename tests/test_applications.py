@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from dr_keras.atomic_files import write_array
 from dr_keras.config import Config
 from dr_keras.errors import InputError
 from dr_keras.export.write import export
-from dr_keras.files import write_array
 from dr_keras.model.applications import application_names, preprocessing
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
@@ -51,7 +51,7 @@ def test_all_networks_are_known_by_name():
         preprocessing(name)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0"])
+@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("EfficientNetB0", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("multiscale", [False, True])
 def test_an_application_becomes_an_embedding_network(name, multiscale, tmp_path):
     network = embedding_network(Config(backbone=name, image_size=32, embedding_dim=16, multiscale=multiscale))
@@ -62,8 +62,9 @@ def test_an_application_becomes_an_embedding_network(name, multiscale, tmp_path)
     assert np.array_equal(load_network(tmp_path / "network.keras").predict(IMAGES, verbose=0), vectors)
 
 
-def test_an_application_is_exported(tmp_path):
-    config = Config(backbone="ResNet50", image_size=32, embedding_dim=8, multiscale=False)  # turned to BGR
+@pytest.mark.parametrize("name", ["VGG16", pytest.param("ResNet50", marks=pytest.mark.slow)])
+def test_an_application_is_exported(name, tmp_path):
+    config = Config(backbone=name, image_size=32, embedding_dim=8, multiscale=False)  # turned to BGR
     run = Run(tmp_path / "r")
     run.write_config(config)
     embedding_network(config).save(run.network_file)

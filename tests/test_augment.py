@@ -1,16 +1,16 @@
-"""Augmentation that changes more than places: seeds, stores, geometry, colours, mixing."""
+"""Augmentation that changes more than places: seeds, stores, geometry, colors, mixing."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data.augment import augmented, mixed
-from dr_keras.data.draws import GREY, LUMA, Augmentation, enhance, table, warp
+from dr_keras.data.augment_pillow import augmented, mixed
+from dr_keras.data.augmentation_draws import FILL_COLOR, LUMA, Augmentation, enhance, table, warp
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-STRONG = Augmentation(flip=True, crop=0.4, colour=0.4, operations=2, erase=0.5)
+STRONG = Augmentation(flip=True, crop=0.4, color=0.4, operations=2, erase=0.5)
 ROWS = np.array([3, 3, 3, 0, 19, 7, 7, 11, 2, 5, 5, 5])
 
 
@@ -19,14 +19,14 @@ ROWS = np.array([3, 3, 3, 0, 19, 7, 7, 11, 2, 5, 5, 5])
     flip=st.booleans(),
     shift=st.integers(0, 5),
     crop=st.sampled_from([0.2, 0.7, 1.0]),
-    colour=st.sampled_from([0.0, 0.5, 1.0]),
+    color=st.sampled_from([0.0, 0.5, 1.0]),
     operations=st.integers(0, 3),
     erase=st.sampled_from([0.0, 1.0]),
     size=st.sampled_from([None, 16, 24, 32]),
     step=st.integers(0, 10**9),
 )
-def test_any_augmentation_is_a_function_of_its_seed(flip, shift, crop, colour, operations, erase, size, step):
-    how = Augmentation(flip, shift, crop, colour, operations, erase)
+def test_any_augmentation_is_a_function_of_its_seed(flip, shift, crop, color, operations, erase, size, step):
+    how = Augmentation(flip, shift, crop, color, operations, erase)
     before = PIXELS.copy()
     whole = augmented(PIXELS, ROWS, how, size=size, seed=(1, step))
     assert whole.dtype == np.uint8
@@ -56,7 +56,7 @@ def test_without_augmentation_smaller_images_are_the_means_of_their_pixels():
 
 
 def test_a_crop_shows_a_part_of_at_least_its_share():
-    """On a picture whose colours are its coordinates, the corners of the result say what it shows."""
+    """On a picture whose colors are its coordinates, the corners of the result say what it shows."""
     y, x = np.mgrid[0:64, 0:64].astype(np.uint8)
     coordinates = np.stack([4 * y, 4 * x, np.zeros_like(x)], axis=-1)[None]
     made = augmented(coordinates, np.zeros(200, int), Augmentation(flip=True, crop=0.3), seed=(0,)).astype(float) / 4
@@ -70,7 +70,7 @@ def test_a_crop_shows_a_part_of_at_least_its_share():
     assert (down / np.abs(across)).max() < 4 / 3 + 0.1
 
 
-def test_erasing_puts_one_colour_into_a_rectangle():
+def test_erasing_puts_one_color_into_a_rectangle():
     blank = np.full((1, 32, 32, 3), 77, np.uint8)
     made = augmented(blank, np.zeros(100, int), Augmentation(erase=1.0), seed=(4,))
     share = (made != 77).any(axis=-1).mean(axis=(1, 2))
@@ -79,17 +79,17 @@ def test_erasing_puts_one_colour_into_a_rectangle():
     for image in made[share > 0]:
         inside = image[(image != 77).any(axis=-1)]
         assert len(np.unique(inside, axis=0)) == 1
-    never = augmented(blank, np.zeros(100, int), Augmentation(erase=0.0, colour=0.001), seed=(4,))
+    never = augmented(blank, np.zeros(100, int), Augmentation(erase=0.0, color=0.001), seed=(4,))
     assert np.abs(never.astype(int) - 77).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_colour_maps_leave_what_they_should(name):
-    colour = np.array([200.0, 30, 90, 1])
+def test_color_maps_leave_what_they_should(name):
+    color = np.array([200.0, 30, 90, 1])
     unchanged, off = enhance(name, np.array([1.0, 0.0]))
     assert np.allclose(unchanged, np.eye(4))
-    expected = {"brightness": 0, "contrast": LUMA @ GREY, "saturation": LUMA @ colour[:3]}[name]
-    np.testing.assert_allclose((off @ colour)[:3], expected)
+    expected = {"brightness": 0, "contrast": LUMA @ FILL_COLOR, "saturation": LUMA @ color[:3]}[name]
+    np.testing.assert_allclose((off @ color)[:3], expected)
 
 
 def test_tables_and_warps():

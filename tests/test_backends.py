@@ -14,9 +14,9 @@ from conftest import ROOT, ids_of, script, vectors_of
 
 from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pixels import load_pixels
-from dr_keras.library import load
+from dr_keras.data.pixel_store import load_pixels
 from dr_keras.runs import Run
+from dr_keras.search_model import load
 
 
 def backend(name):
@@ -24,6 +24,7 @@ def backend(name):
     return pytest.param(name, marks=marks)
 
 
+pytestmark = pytest.mark.usefixtures("jax_programs")
 BACKENDS = [backend(name) for name in ("tensorflow", "jax", "torch")]
 
 
@@ -55,20 +56,21 @@ def losses_by_hand(folders, backend_name, tmp_path):
     code = (
         "import json, sys, numpy as np\n"
         "from dr_keras.config import Config\n"
-        "from dr_keras.data import TRAIN\n"
-        "from dr_keras.data.draws import Augmentation\n"
+        "from dr_keras.data.splits import TRAIN\n"
+        "from dr_keras.data.augmentation_draws import Augmentation\n"
         "from dr_keras.data.catalog import load_catalog\n"
-        "from dr_keras.data.pipeline import TripletSource\n"
-        "from dr_keras.data.pixels import load_pixels\n"
-        "from dr_keras.data.triplets import TripletSampler\n"
-        "from dr_keras.training.fit import compiled_model, initial_network\n"
+        "from dr_keras.data.batches import TripletSource\n"
+        "from dr_keras.data.pixel_store import load_pixels\n"
+        "from dr_keras.data.samplers import TripletSampler\n"
+        "from dr_keras.training.compile import compiled_model\n"
+        "from dr_keras.model.network import initial_network\n"
         "config = Config(**json.loads(sys.argv[1]))\n"
         "catalog = load_catalog(config.data, monitor=config.monitor, validation=config.validation, seed=0)\n"
         "catalog, pixels, _ = load_pixels(catalog, config.image_size)\n"
         "rows = catalog.rows(TRAIN)\n"
         "sampler = TripletSampler(catalog.labels[rows], config.batch_size, 0)\n"
         "source = TripletSource(pixels, rows, sampler, Augmentation(True, 1))\n"
-        "model = compiled_model(config, initial_network(config), 6)\n"
+        "model = compiled_model(initial_network(config), ranking=config, optimizer=config, steps=6)\n"
         "losses = [float(model.train_on_batch(source.batch(s), return_dict=True)['loss']) for s in range(6)]\n"
         "print(json.dumps(losses))\n"
     )
@@ -99,6 +101,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_whole_line_runs_on(name, tmp_path, folders):
     env = {"KERAS_BACKEND": name}
@@ -123,9 +126,10 @@ def test_the_whole_line_runs_on(name, tmp_path, folders):
 
 
 @pytest.mark.parametrize("name", [backend("jax"), backend("torch")])
+@pytest.mark.usefixtures("export_here")
 def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, folders, refuse):
     env = {"KERAS_BACKEND": name} | refuse("tensorflow", "tensorflow_datasets")
-    result = script(tmp_path, "train.py", *flags(folders, "r"), env=env)
+    result = script(tmp_path, "train.py", *flags(folders, "r", *ONLY_TRIPLETS, "--epochs", 1), env=env)
     assert result.returncode == 0, result.stderr
     assert "where it is, python train.py --export-only --run r" in result.stderr
     run = Run(tmp_path / "runs" / "r")
@@ -161,7 +165,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
         | {
             "KERAS_BACKEND": "jax",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         }
     )
     children = []
@@ -176,6 +180,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
 
 
 @pytest.mark.jax
+@pytest.mark.slow
 def test_several_devices_and_several_hosts_compute_what_one_does(tmp_path, folders, refuse):
     env = refuse("tensorflow")  # saves the export
     one = parallel(tmp_path, folders, "one", env, devices=1)
@@ -200,9 +205,9 @@ def test_hosts_need_jax_and_a_batch_that_can_be_shared(tmp_path, folders):
 
 
 def test_parts_of_hosts_make_up_the_batch(folders):
-    from dr_keras.data.draws import Augmentation
-    from dr_keras.data.pipeline import Share, TripletSource
-    from dr_keras.data.triplets import TripletSampler
+    from dr_keras.data.augmentation_draws import Augmentation
+    from dr_keras.data.batches import Share, TripletSource
+    from dr_keras.data.samplers import TripletSampler
 
     catalog, pixels, _ = load_pixels(load_catalog(folders, monitor=0, validation=0, seed=0), 16)
     rows = np.arange(len(catalog))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dr_keras.errors import InputError
-from dr_keras.retrieval.calibration import at, calibrate
+from dr_keras.evaluation.calibration import at, calibrate
 
 
 def example(seed, ties=False):
@@ -42,12 +42,12 @@ def test_the_limit_is_the_greatest_that_reaches_the_precision(seed, ties, wanted
 
 @pytest.mark.parametrize("wanted", [0, -1, 1.1, float("nan")])
 def test_a_precision_out_of_range(wanted):
-    with pytest.raises(InputError, match="lies above 0 and is at most 1"):
+    with pytest.raises(InputError, match="must be above 0 and at most 1"):
         calibrate(*example(0), wanted)
 
 
-def test_too_few_neighbours_say_nothing():
-    with pytest.raises(InputError, match="fewer than 30 neighbours"):
+def test_too_few_neighbors_say_nothing():
+    with pytest.raises(InputError, match="fewer than 30 neighbors"):
         calibrate(np.zeros((2, 10)), np.ones((2, 10), bool), np.full(2, 10), 0.9)
     with pytest.raises(InputError, match="no distance reaches"):
         calibrate(np.empty((0, 10)), np.empty((0, 10), bool), np.empty(0, int), 0.9)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import CLASSES, write_folders
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError
 
 

@@ -108,7 +108,7 @@ def same_place(workplace, tmp_path_factory):
         ("retrieve.py", ["--query", f"./{LONG}"], "no image is called"),
         ("retrieve.py", ["--query", "mine"], ""),
         ("retrieve.py", ["--query", "./mine"], "is a directory"),
-        ("retrieve.py", ["--query", "/dev/zero"], "no regular file"),
+        ("retrieve.py", ["--query", "/dev/zero"], "not a regular file"),
         ("retrieve.py", ["--query", "a\udcff.png"], "no image is called"),
         ("retrieve.py", ["--run", LONG, "--query", "a"], ""),
         ("retrieve.py", ["--index", LONG, "--query", "a"], ""),
@@ -143,7 +143,7 @@ def test_no_home_directory(place, tmp_path):
         "os.environ.pop('HOME', None); os.environ.pop('DR_KERAS_CACHE', None)\n"
         "pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError('no such user'))\n"
         "from dr_keras.cli.errors import run\n"
-        "from dr_keras.files import cache_folder\n"
+        "from dr_keras.atomic_files import cache_folder\n"
         "sys.exit(run('x.py', lambda: print(cache_folder()) or 0))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -156,6 +156,7 @@ def test_no_home_directory(place, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("export_here", "eagerly")
 def test_class_names_that_are_not_utf8(place, tmp_path):
     odd = tmp_path / os.fsdecode(b"caf\xe9\n")
     (place / "mine" / "disc").rename(odd)
@@ -168,7 +169,7 @@ def test_class_names_that_are_not_utf8(place, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for name, *arguments in (
-        ("evaluate.py", "--run", "odd"),
+        ("evaluate.py", "--run", "odd", "--no-baselines"),
         ("retrieve.py", "--run", "odd", "--query", "bars_0.png", "--save", "x.png"),
         ("index.py", "stats", "--run", "odd"),
     ):

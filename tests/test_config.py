@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import script
 
-from dr_keras.config import RATES, Config, add_flags, parse
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.config import PARTS, RATES, AugmentationConfig, Config, NetworkConfig, OptimizerConfig
 from dr_keras.errors import InputError
 from dr_keras.presets import PRESETS
 
@@ -128,3 +129,32 @@ def test_data_may_be_a_path():
     config = Config(data=Path("my") / "folders")
     assert config.data == str(Path("my") / "folders")
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_each_field_is_of_one_part_but_the_seed():
+    names = [field.name for part in PARTS for field in dataclasses.fields(part)]
+    assert set(names) == {field.name for field in dataclasses.fields(Config)}
+    assert {name for name in names if names.count(name) > 1} == {"seed"}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_part_has_the_values_of_the_whole(kind):
+    config = Config.preset("paper", data="x", seed=3)
+    part = config.part(kind)
+    assert type(part) is kind
+    assert dataclasses.asdict(part).items() <= config.to_dict().items()
+    assert isinstance(config, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (NetworkConfig, {"stem_stride": 4}),
+        (AugmentationConfig, {"color": 1.5}),
+        (OptimizerConfig, {"warmup": 1.0}),
+    ],
+)
+def test_a_part_on_its_own_refuses_values_out_of_range(kind, wrong):
+    with pytest.raises(InputError, match="--" + next(iter(wrong)).replace("_", "-")):
+        kind(**wrong)
+    assert OptimizerConfig(optimizer="sgd").learning_rate == RATES["sgd"]

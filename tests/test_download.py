@@ -3,28 +3,27 @@
 import hashlib
 import http.server
 import threading
-import time
 import zipfile
 
 import pytest
 from conftest import script, write_folders
 from rich.console import Console
 
-from dr_keras.data import download
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.download import Download, fetch, tiny_imagenet
+from dr_keras.data.sources import download
+from dr_keras.data.sources.download import Download, fetch, tiny_imagenet
 from dr_keras.errors import InputError
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends `content`; `behaviour` has what it does with each request, the last one for ever."""
+    """Sends `content`; `behavior` has what it does with each request, the last one for ever."""
 
     daemon_threads = True
 
     def __init__(self, content):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = content
-        self.behaviour = ["send"]
+        self.behavior = ["send"]
         self.requests = 0
         self.stopped = threading.Event()
 
@@ -36,13 +35,13 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
-        behaviour = server.behaviour[min(server.requests, len(server.behaviour) - 1)]
+        behavior = server.behavior[min(server.requests, len(server.behavior) - 1)]
         server.requests += 1
-        if behaviour == "absent":
+        if behavior == "absent":
             self.send_error(404)
             return
         content = server.content
-        if behaviour == "corrupt":
+        if behavior == "corrupt":
             content = content[:100] + bytes([content[100] ^ 1]) + content[101:]
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -50,11 +49,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         half = len(content) // 2
         self.wfile.write(content[:half])
         self.wfile.flush()
-        if behaviour == "break off":
+        if behavior == "break off":
             self.connection.close()
             return
-        if behaviour == "stall":
-            server.stopped.wait(60)
+        if behavior == "stall":
+            server.stopped.wait()
             return
         self.wfile.write(content[half:])
 
@@ -105,7 +104,7 @@ def test_tiny_imagenet_is_downloaded_unpacked_and_found_again(server, tmp_path):
 
 @pytest.mark.parametrize("trouble", ["break off", "corrupt"])
 def test_a_try_that_fails_is_followed_by_another(server, trouble, capsys):
-    server.behaviour = [trouble, "send"]
+    server.behavior = [trouble, "send"]
     assert (tiny_imagenet() / "train" / "disc").is_dir()
     assert server.requests == 2
     assert "trying again" in capsys.readouterr().err
@@ -116,22 +115,21 @@ def test_a_try_that_fails_is_followed_by_another(server, trouble, capsys):
     [("absent", "HTTP code: 404", 1), ("break off", "broke off", 3), ("corrupt", "checksum differs", 3)],
 )
 def test_a_server_that_stays_bad_is_a_clear_error_that_leaves_nothing(server, trouble, message, requests, tmp_path):
-    server.behaviour = [trouble]
+    server.behavior = [trouble]
     with pytest.raises(InputError, match=rf"(?s)cannot be fetched: .*({message}).*--data digits"):
         tiny_imagenet()
     assert server.requests == requests
     assert nothing_left(tmp_path)
-    server.behaviour = ["send"]  # and the next start is a clean one
+    server.behavior = ["send"]  # and the next start is a clean one
     assert tiny_imagenet().is_dir()
 
 
 def test_a_server_that_falls_silent_is_given_up(server, tmp_path):
-    server.behaviour = ["stall"]
+    server.behavior = ["stall"]
     (tmp_path / "to").mkdir()
-    started = time.monotonic()
     with pytest.raises(InputError, match=r"sent nothing for 0\.5 s"):
         fetch(download.TINY_IMAGENET, tmp_path / "to", Console(quiet=True), stall_seconds=0.5, tries=1)
-    assert time.monotonic() - started < 40
+    assert not server.stopped.is_set()  # until then the server says nothing more
 
 
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, tmp_path):
@@ -143,10 +141,12 @@ def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, 
     assert nothing_left(tmp_path)
 
 
-def test_offline_says_so_and_names_the_other_choices(tmp_path):
+def test_offline_says_so_and_names_the_other_choices(tmp_path, monkeypatch):
     nowhere = "http://127.0.0.1:9"  # nothing listens there, as where there is no network
     env = {"DR_KERAS_CACHE": str(tmp_path / "cache"), "HTTPS_PROXY": nowhere, "https_proxy": nowhere}
-    result = script(tmp_path, "train.py", env=env)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    result = script(tmp_path, "train.py")
     assert result.returncode == 2
     message = result.stderr.splitlines()[-1]
     assert "cs231n.stanford.edu/tiny-imagenet-200.zip cannot be reached" in message

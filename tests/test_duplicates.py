@@ -9,6 +9,7 @@ from collections import defaultdict
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from conftest import draw, write_folders
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import Catalog
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
+from dr_keras.duplicates import fingerprints, report
+from dr_keras.duplicates.find import Duplicates, find_duplicates
+from dr_keras.duplicates.fingerprints import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
+from dr_keras.duplicates.grouping import join_groups
+from dr_keras.duplicates.leaks import leaks_between
+from dr_keras.duplicates.report import report_html, save_report
 from dr_keras.errors import InputError
-from dr_keras.retrieval import duplicates, duplicates_page, looks
-from dr_keras.retrieval.duplicates import Duplicates, find_duplicates, leaks_between
-from dr_keras.retrieval.looks import FREQUENCIES, HASHED_SIDE, LUMA, close_hashes, close_vectors, dct_hashes
 from dr_keras.runs import Run
 
 UNPACK = Path(__file__).parent.parent.parent / "shared" / "bin" / "tiny-imagenet"
@@ -43,7 +47,7 @@ def photo(seed: int, size: int = 64) -> Image.Image:
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
-def save(image: Image.Image, file: Path, **options: int) -> None:
+def save(image: Image.Image, file: Path, **options: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file, **options)
 
@@ -91,7 +95,7 @@ def test_copies_that_were_saved_again_resized_or_brightened_are_near(tmp_path):
         save(image.resize((150, 130), Image.Resampling.BICUBIC), tmp_path / f"{name}-large.png")
         save(image.resize((48, 48), Image.Resampling.BICUBIC), tmp_path / f"{name}-small.png")
         save(ImageEnhance.Brightness(image).enhance(1.1), tmp_path / f"{name}-bright.png")
-        save(image.convert("L"), tmp_path / f"{name}-grey.png")
+        save(image.convert("L"), tmp_path / f"{name}-gray.png")
         save(image.crop((1, 1, 95, 95)), tmp_path / f"{name}-crop.png")
         expected.append(sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob(f"{name}[-.]*")))
     save(photo(100), tmp_path / "b" / "other.png")
@@ -111,10 +115,10 @@ def test_different_pictures_of_a_class_are_not_near(tmp_path, folders):
 
 
 def test_flat_pictures_are_not_near(tmp_path):
-    colours = ("white", "black", "red", "blue", (254, 254, 255), (120, 120, 120))
-    for number, colour in enumerate(colours):
-        save(Image.new("RGB", (40, 40), colour), tmp_path / f"{number}.png")
-        save(Image.new("RGB", (40, 40), colour), tmp_path / f"{number}.jpg", quality=70)
+    colors = ("white", "black", "red", "blue", (254, 254, 255), (120, 120, 120))
+    for number, color in enumerate(colors):
+        save(Image.new("RGB", (40, 40), color), tmp_path / f"{number}.png")
+        save(Image.new("RGB", (40, 40), color), tmp_path / f"{number}.jpg", quality=70)
     save(Image.new("RGB", (40, 40), "red"), tmp_path / "again.png")
     found = find(tmp_path, embed=lambda images: np.ones((len(images), 2), np.float32) / math.sqrt(2), size=8)
     assert not found.near
@@ -137,7 +141,7 @@ def test_hashes_are_those_of_the_definition():
     pixels = np.random.default_rng(0).integers(0, 256, (3, HASHED_SIDE, HASHED_SIDE, 3), np.uint8)
     pixels[2] = np.asarray(photo(2, HASHED_SIDE))
     for image, found in zip(pixels, dct_hashes(pixels), strict=True):
-        grey = image.astype(np.float64) @ LUMA.astype(np.float64)
+        gray = image.astype(np.float64) @ LUMA.astype(np.float64)
         values = []
         for u in range(FREQUENCIES):
             for v in range(FREQUENCIES):
@@ -145,7 +149,7 @@ def test_hashes_are_those_of_the_definition():
                 for y in range(HASHED_SIDE):
                     for x in range(HASHED_SIDE):
                         down = math.cos(math.pi * (2 * y + 1) * u / (2 * HASHED_SIDE))
-                        total += grey[y, x] * down * math.cos(math.pi * (2 * x + 1) * v / (2 * HASHED_SIDE))
+                        total += gray[y, x] * down * math.cos(math.pi * (2 * x + 1) * v / (2 * HASHED_SIDE))
                 scale = math.prod(math.sqrt((2 if frequency else 1) / HASHED_SIDE) for frequency in (u, v))
                 values.append(scale * total)
         values = values[1:]
@@ -155,8 +159,8 @@ def test_hashes_are_those_of_the_definition():
 
 @pytest.mark.parametrize("radius", [0, 3, 6])
 def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
-    monkeypatch.setattr(looks, "SEARCHED", 7)
-    monkeypatch.setattr(looks, "INDEXED", 30)
+    monkeypatch.setattr(fingerprints, "SEARCHED_QUERIES", 7)
+    monkeypatch.setattr(fingerprints, "INDEXED_QUERIES", 30)
     random = np.random.default_rng(radius)
     bits = random.integers(0, 2, (100, 64), np.uint8)
     for row in range(40, 100):  # most are another one with up to eight bits turned
@@ -168,8 +172,8 @@ def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
 
 
 def test_close_vectors_are_those_of_the_double_loop(monkeypatch):
-    monkeypatch.setattr(looks, "SEARCHED", 8)
-    monkeypatch.setattr(looks, "INDEXED", 24)
+    monkeypatch.setattr(fingerprints, "SEARCHED_QUERIES", 8)
+    monkeypatch.setattr(fingerprints, "INDEXED_QUERIES", 24)
     vectors = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     expected = [(a, b) for a, b in combinations(range(90), 2) if np.linalg.norm(vectors[a] - vectors[b]) < 0.3]
@@ -187,7 +191,7 @@ def test_groups_are_the_connected_ones(seed):
     edges = random.integers(0, 60, (40, 2))
     group = np.arange(60)
     for part in np.split(edges, 4):
-        duplicates._join(group, part[:, 0], part[:, 1])
+        join_groups(group, part[:, 0], part[:, 1])
     expected = list(range(60))
     for _ in range(60):
         for a, b in edges.tolist():
@@ -196,7 +200,7 @@ def test_groups_are_the_connected_ones(seed):
 
 
 def test_an_embedding_finds_what_the_hash_does_not(tmp_path):
-    """The embedding is the mean colour, so that a mirrored picture is as near as can be."""
+    """The embedding is the mean color, so that a mirrored picture is as near as can be."""
     for seed in range(4):
         save(photo(seed), tmp_path / "train" / "a" / f"{seed}.png")
     save(photo(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT), tmp_path / "val" / "a" / "mirrored.png")
@@ -313,15 +317,15 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     (tmp_path / "disc" / "gone.png").symlink_to("nowhere")
     found = find(tmp_path)
     assert found.skipped == {
-        "bars/broken again.png": "is no image of a known format",
-        "bars/broken.png": "is no image of a known format",
+        "bars/broken again.png": "is not an image in a known format",
+        "bars/broken.png": "is not an image in a known format",
         "bars/empty.png": "is empty (0 bytes)",
         "disc/gone.png": "cannot be read: No such file or directory",
     }
     assert found.images == 4
     assert not found.exact
     assert {"id": "bars/empty.png", "reason": "is empty (0 bytes)"} in found.to_dict()["skipped"]
-    found.save_html(tmp_path / "page.html")
+    save_report(found, tmp_path / "page.html")
     assert "4 could not be read" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -347,7 +351,7 @@ def test_json_comes_back_as_it_was(tmp_path):
     assert list(result)[:4] == ["exact", "near", "cross_class", "leaks"]
     assert result["cross_class"] == sorted(found.exact + found.near)
     assert len(found.near[0]) == 3
-    found.save_html(tmp_path / "page.html")
+    save_report(found, tmp_path / "page.html")
     assert r"\udcff.png" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -372,7 +376,7 @@ def test_the_page_holds_its_pictures_and_loads_nothing(tmp_path):
     save(photo(0, 300), tmp_path / "train" / "a & b" / "1.png")
     save(photo(0, 300), tmp_path / name)
     save(photo(0, 300), tmp_path / "train" / "b" / "'quoted\".jpg", quality=70)
-    find(tmp_path).save_html(tmp_path / "page.html")
+    save_report(find(tmp_path), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Tags(text)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
@@ -396,23 +400,23 @@ def test_the_page_holds_its_pictures_and_loads_nothing(tmp_path):
 
 
 def test_the_page_draws_the_first_groups_and_counts_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr(duplicates_page, "GROUPS_SHOWN", 3)
-    monkeypatch.setattr(duplicates_page, "PICTURES_SHOWN", 4)
+    monkeypatch.setattr(report, "MAX_GROUPS", 3)
+    monkeypatch.setattr(report, "MAX_IMAGES", 4)
     for seed in range(5):
         for number in range(6 if seed == 0 else 2):
             save(photo(seed, 16), tmp_path / ("z" if (seed, number) == (0, 5) else "a") / f"{seed}-{number}.png")
     found = find(tmp_path)
     assert len(found.exact) == 5
-    found.save_html(tmp_path / "page.html")
+    save_report(found, tmp_path / "page.html")
     page = Tags((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "5 groups" in page.text
-    assert "and 2 more groups, not drawn here" in page.text
-    assert "and 2 more pictures, not drawn here" in page.text
+    assert "and 2 more groups, not shown here" in page.text
+    assert "and 2 more images, not shown here" in page.text
     drawn = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert len(drawn) == 4 + (4 + 2 + 2)
     assert "z: z/0-5.png" in drawn  # the one of the other class is among those that are drawn
     gone = dataclasses.replace(found, root=tmp_path / "moved")
-    assert duplicates_page.page(gone).count("cannot be read") == len(drawn)
+    assert report_html(gone).count("cannot be read") == len(drawn)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -436,6 +440,7 @@ def test_leaks_between_are_those_of_comparing_all(tmp_path, seed):
 
 
 @pytest.mark.skipif(not os.access(UNPACK, os.X_OK), reason="needs the shared copy of Tiny ImageNet")
+@pytest.mark.slow
 def test_tiny_imagenet_holds_the_equal_files_that_a_count_finds():
     root = Path(subprocess.run([UNPACK], check=True, capture_output=True, text=True).stdout.strip())
     by_content = defaultdict(list)
@@ -468,7 +473,8 @@ def test_tiny_imagenet_holds_the_equal_files_that_a_count_finds():
 
 def test_training_tells_of_leaks():
     pytest.importorskip("keras")
-    from dr_keras.training.run import _leaks, _say_data
+    from dr_keras.training.messages import print_data
+    from dr_keras.training.run import _leaks
 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     pixels[5] = pixels[1]
@@ -481,5 +487,5 @@ def test_training_tells_of_leaks():
     assert leaks == [["a/1.png", "val/5.png"]]
     console = Console(record=True, width=500, file=io.StringIO())
     report = {"splits": {"train": 5}, "skipped_count": 0, "notes": [], "leaks": leaks}
-    _say_data(console, catalog, report, Run(Path("runs/x")))
-    assert "1 pictures are training and validation images at once, a/1.png and val/5.png first" in console.export_text()
+    print_data(console, catalog, report, Run(Path("runs/x")))
+    assert "1 pictures are both training and validation images, a/1.png and val/5.png first" in console.export_text()

@@ -7,14 +7,14 @@ import pytest
 from searched import RANDOM, slow, unit
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval import engines
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index import approximate_search as engines
+from dr_keras.index.index import Entry, Index
 
 CENTRES = unit(40, 16)
 
 
 def clustered(count):
-    """Vectors (count, 16) around 40 centres, as those of a trained network are."""
+    """Vectors (count, 16) around 40 centers, as those of a trained network are."""
     vectors = CENTRES[RANDOM.integers(0, 40, count)] + 0.15 * RANDOM.standard_normal((count, 16))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
@@ -27,7 +27,7 @@ def built(request, tmp_path_factory):
     with Index.create(folder, 16, root="/data") as index:
         entries = [Entry(f"{row % 10}/{row}.png", str(row % 10), attributes={"row": row}) for row in range(3000)]
         index.add(entries, vectors)
-        index.build(request.param)
+        index.engine.build(request.param)
     return folder, vectors, request.param
 
 
@@ -63,7 +63,7 @@ def test_engines_find_the_nearest(of_engine):
     rows, found = index.search(vectors[5:6], 3)
     assert (rows[0, 0], found[0, 0]) == (5, 0)
     assert index.verify() == []
-    assert index.stats()["engine"]["recall"] >= (1 if engine == "flat" else engines.RECALL)
+    assert index.stats()["engine"]["recall"] >= (1 if engine == "flat" else engines.TARGET_RECALL)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_engines_find_what_is_left_when_all_that_is_near_is_left_out(of_engine):
     index, vectors, _ = of_engine
     near = np.argmax(vectors @ CENTRES.T, axis=1)  # (3000,)
     index.put([Entry(f"{row % 10}/{row}.png", f"c{near[row]}") for row in range(3000)], None)
-    for centre in (0, 7):
-        queries = vectors[near == centre][:8]
-        allowed = np.flatnonzero(near != centre)
+    for center in (0, 7):
+        queries = vectors[near == center][:8]
+        allowed = np.flatnonzero(near != center)
         places, _ = slow(queries, vectors[allowed], 20)
-        assert recall(index.search(queries, 20, where=f"label != c{centre}")[0], allowed[places]) > 0.9
+        assert recall(index.search(queries, 20, where=f"label != c{center}")[0], allowed[places]) > 0.9
     index.remove([f"{row % 10}/{row}.png" for row in np.flatnonzero(near == 0)])
     allowed = np.flatnonzero(near != 0)
     places, _ = slow(vectors[near == 0][:8], vectors[allowed], 20)
@@ -116,7 +116,7 @@ def test_a_condition_that_nothing_meets_finds_nothing(of_engine):
 
 @pytest.mark.parametrize("most", [0.1, 0.8])
 def test_engines_forget_what_is_removed(of_engine, most, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 10**9)  # nothing is written anew
+    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 10**9)  # nothing is written anew
     index, vectors, _ = of_engine
     gone = RANDOM.permutation(3000)[: int(most * 3000)]
     assert index.remove([f"{row % 10}/{row}.png" for row in gone]) == len(gone)
@@ -136,32 +136,32 @@ def test_engines_find_what_came_later(of_engine):
 
 
 def test_engines_survive_compaction(of_engine, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 100)
+    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 100)
     index, vectors, engine = of_engine
     index.remove([f"{row % 10}/{row}.png" for row in range(0, 3000, 2)])
     stats = index.stats()
     assert (stats["rows"], stats["gaps"], stats["engine"]["name"]) == (1500, 0, engine)
     agrees(index, vectors[1::2], np.arange(1500))
     assert index.verify() == []
-    assert [entry.id for entry in index.entries([0, 1499])] == ["1/1.png", "9/2999.png"]
+    assert [entry.id for entry in index.records.entries([0, 1499])] == ["1/1.png", "9/2999.png"]
     assert len(list(index.folder.glob("vectors-*"))) == 1
     assert len(list(index.folder.glob("engine-*"))) == (engine != "flat")
 
 
 def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(of_engine, monkeypatch):
-    monkeypatch.setattr(engines, "SHORT_TAIL", 100)
+    monkeypatch.setattr(engines, "MIN_TAIL_ROWS", 100)
     index, _, engine = of_engine
     index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
-    index.keep_up()
+    index.engine.update()
     assert index.stats()["engine"]["rows"] == 3400
     for flat, expected in ((3400, "flat"), (100, "ivfpq")):
-        monkeypatch.setattr(engines, "FLAT_ROWS", flat)
-        assert index.build() == expected
+        monkeypatch.setattr(engines, "MAX_FLAT_ROWS", flat)
+        assert index.engine.build() == expected
         assert index.stats()["engine"]["chosen"] == "auto"
-    index.build(engine)
-    index.keep_up()  # a choice that was made stays
+    index.engine.build(engine)
+    index.engine.update()  # a choice that was made stays
     version = index.stats()["version"]
-    index.keep_up(engine)  # and what is there already is not built again
+    index.engine.update(engine)  # and what is there already is not built again
     assert (index.stats()["engine"]["name"], index.stats()["version"]) == (engine, version)
 
 
@@ -172,14 +172,14 @@ def test_no_queries_find_nothing(of_engine):
 
 
 def test_where_too_few_are_left_for_an_engine_they_are_searched_exactly(of_engine, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.index.FEW_GAPS", 100)
+    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 100)
     index, vectors, engine = of_engine
     assert index.remove([f"{row % 10}/{row}.png" for row in range(2900)]) == 2900
     assert index.stats()["engine"] == {"name": "flat", "chosen": engine, "exact": True, "rows": 100, "recall": 1.0}
     agrees(index, vectors[2900:], np.arange(100))
-    index.keep_up()
+    index.engine.update()
     index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
-    index.keep_up()
+    index.engine.update()
     assert index.stats()["engine"]["name"] == engine
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_engine_is_told_and_built_again(of_engine):
     index, vectors, engine = of_engine
     if engine == "flat":
         with pytest.raises(InputError, match="engine is 'annoy'; choose one of auto, flat, hnsw, ivfpq"):
-            index.build("annoy")
+            index.engine.build("annoy")
         return
     file = next(index.folder.glob("engine-*"))
     data = file.read_bytes()
@@ -196,6 +196,6 @@ def test_a_damaged_engine_is_told_and_built_again(of_engine):
         assert "was altered" in index.verify()[0].what
         with Index.open(index.folder) as other, pytest.raises(RunError, match="verify --repair"):
             other.search(vectors[:1])
-    index.mend_engine()
+    index.engine.repair()
     assert index.verify() == []
     agrees(index, vectors, np.arange(3000))

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from dr_keras.errors import InputError
-from dr_keras.evaluation import SearchOptions
-from dr_keras.retrieval import expansion
-from dr_keras.retrieval.expansion import average_gallery, expand_queries, refined_query, unit_length
+from dr_keras.evaluation import query_expansion as expansion
+from dr_keras.evaluation.evaluate import SearchOptions
+from dr_keras.evaluation.query_expansion import average_gallery, expand_queries, unit_length
+from dr_keras.search_results import refined_query
 
 
 def unit(seed, *shape):
@@ -12,7 +13,7 @@ def unit(seed, *shape):
 
 
 def slow(vector, gallery, count, itself=None):
-    """The weighted mean of a vector and its neighbours, written out."""
+    """The weighted mean of a vector and its neighbors, written out."""
     cosines = gallery @ vector
     order = [row for row in np.argsort(-cosines, kind="stable") if row != itself][:count]
     total = vector + sum(max(cosines[row], 0) ** 3 * gallery[row] for row in order)
@@ -28,13 +29,13 @@ def test_query_expansion_equals_the_plain_loop(count):
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_gallery_averaging_equals_the_plain_loop(count, monkeypatch):
-    monkeypatch.setattr(expansion, "BLOCK", 16)
+    monkeypatch.setattr(expansion, "BLOCK_VECTORS", 16)
     gallery = unit(1, 50, 6)
     expected = [slow(vector, gallery, count, row) for row, vector in enumerate(gallery)]
     np.testing.assert_allclose(average_gallery(gallery, count), expected, atol=1e-5)
 
 
-def test_more_neighbours_than_there_are():
+def test_more_neighbors_than_there_are():
     gallery = unit(1, 3, 4)
     assert average_gallery(gallery, 30).shape == (3, 4)
     assert np.isfinite(expand_queries(gallery[:1], gallery, 30)).all()

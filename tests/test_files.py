@@ -3,7 +3,7 @@ import stat
 import numpy as np
 import pytest
 
-from dr_keras.files import new_file, new_folder, read_json, write_array, write_json
+from dr_keras.atomic_files import new_file, new_folder, read_json, write_array, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import write_folders
 
-from dr_keras.console import stderr
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval import folder
-from dr_keras.retrieval.embed import Reader
-from dr_keras.retrieval.folder import add_files, repair, sync_folder
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index import sync as folder
+from dr_keras.index.index import Entry, Index
+from dr_keras.index.repair import repair_index
+from dr_keras.index.sync import Reader, add_files, sync_folder
+from dr_keras.progress import stderr
 
 SIZE = 8
 
@@ -56,7 +56,7 @@ def counts(report):
 
 
 def ids(index):
-    return {id for _, id, *_ in index.all_entries()}
+    return {id for _, id, *_ in index.records.listing()}
 
 
 def test_only_what_changes_is_embedded(index, pictures, reader, embed):
@@ -64,9 +64,9 @@ def test_only_what_changes_is_embedded(index, pictures, reader, embed):
     (pictures / "broken.jpg").write_bytes(b"no picture")
     report = sync_folder(index, pictures, reader, console=stderr())
     assert counts(report) == (13, 0, 0, 0, 1)
-    assert report.unread == {"broken.jpg": "is no image of a known format"}
+    assert report.unread == {"broken.jpg": "is not an image in a known format"}
     assert str(report) == "13 added, 0 updated, 0 unchanged, 1 could not be read"
-    assert report.details() == ["could not be read: broken.jpg is no image of a known format"]
+    assert report.details() == ["could not be read: broken.jpg is not an image in a known format"]
     entry, vector = index.get("disc/disc_1.png")
     status = (pictures / "disc" / "disc_1.png").stat()
     content = hashlib.sha256((pictures / "disc" / "disc_1.png").read_bytes()).digest()
@@ -103,13 +103,13 @@ def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(inde
     add_files(index, [elsewhere], reader, attributes={"year": 2021}, console=stderr())
     own = elsewhere / "bars" / "bars_0.png"
     assert index.get(str(own))[0].label == "bars"
-    assert index.find("elsewhere/bars/bars_0.png") == index.row(str(own))
+    assert index.records.find("elsewhere/bars/bars_0.png") == index.records.row(str(own))
     report = add_files(index, [own], reader, label="stripes", attributes={"good": True}, console=stderr())
     assert counts(report) == (0, 0, 1, 0, 0)
     assert index.get(str(own))[0].label == "stripes"
     assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
     found, _ = index.search(index.get(str(own))[1][None], 99, where="year = 2020")
-    assert {entry.name for entry in index.entries(found[0])} == {"disc_0.png", "disc_1.png", "disc_2.png"}
+    assert {entry.name for entry in index.records.entries(found[0])} == {"disc_0.png", "disc_1.png", "disc_2.png"}
     shutil.copy(elsewhere / "disc" / "disc_0.png", own)
     assert counts(add_files(index, [own], reader, console=stderr())) == (0, 1, 0, 0, 0)
     assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
@@ -145,7 +145,7 @@ def test_the_class_is_the_innermost_that_the_run_knows_or_the_first(index, pictu
 
 
 def test_every_chunk_is_kept(index, pictures, reader, embed, monkeypatch):
-    monkeypatch.setattr("dr_keras.retrieval.folder.CHUNK", 5)
+    monkeypatch.setattr("dr_keras.index.sync.CHUNK_IMAGES", 5)
     plain = embed.__call__
 
     def interrupted(pixels):
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_for_a_while_is_not_forgotten(index, pictures, reade
     with monkeypatch.context() as patch:
         patch.setattr("os.open", refused)
         report = sync_folder(index, pictures, reader, console=stderr())
-    assert (report.skipped, report.removed, index.skipped()) == (1, 0, {})
+    assert (report.skipped, report.removed, index.image_files.skipped()) == (1, 0, {})
     assert dict(index.get("bars/bars_0.png")[0].attributes) == {"note": "mine"}
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 12, 0, 0)
 
@@ -220,17 +220,17 @@ def test_a_named_file_may_have_any_ending_and_stays_while_it_is_there(index, pic
     assert len(index) == 13
     (pictures / "broken.png").write_bytes(b"broken")
     sync_folder(index, pictures, reader, console=stderr())
-    assert set(index.skipped()) == {"broken.png"}
+    assert set(index.image_files.skipped()) == {"broken.png"}
     add_files(index, [pictures / "broken.png"], reader, console=stderr())  # is tried again, in vain
     (pictures / "broken.png").unlink()
     (pictures / "picture").unlink()
     assert counts(sync_folder(index, pictures, reader, remove_missing=True, console=stderr())) == (0, 0, 12, 1, 0)
-    assert index.skipped() == {}
+    assert index.image_files.skipped() == {}
 
 
 def test_damage_where_no_image_is_is_mended_too(index, pictures, reader):
     sync_folder(index, pictures, reader, console=stderr())
-    row = index.row("bars/bars_0.png")
+    row = index.records.row("bars/bars_0.png")
     index.remove(["bars/bars_0.png"])
     index.close()
     file = index.folder / "vectors-0.f32"
@@ -239,7 +239,7 @@ def test_damage_where_no_image_is_is_mended_too(index, pictures, reader):
     file.write_bytes(data)
     with Index.open(index.folder, write=True, repair=True) as index:
         assert [one.what for one in index.verify()] == ["vectors of removed images were altered: a checksum differs"]
-        repair(index, pytest.fail, console=stderr())
+        repair_index(index, pytest.fail, console=stderr())
     with Index.open(index.folder) as index:
         assert (len(index), index.verify()) == (11, [])
 
@@ -269,7 +269,7 @@ def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures,
     with Index.open(tmp_path / "index", write=True, repair=True) as index:
         damaged = {one.id for one in index.verify()}
         assert damaged == {"bars/bars_0.png", "own.png"} | ({"rings/rings_2.png"} & damaged)
-        report = repair(index, lambda: reader, console=stderr())
+        report = repair_index(index, lambda: reader, console=stderr())
         assert report.removed == 2
         assert index.verify() == []
     with Index.open(tmp_path / "index") as index:
@@ -283,5 +283,5 @@ def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures,
 def repair_of_nothing(folder):
     """How many problems are left where there are none, without a model."""
     with Index.open(folder, write=True, repair=True) as index:
-        repair(index, pytest.fail, console=stderr())
+        repair_index(index, pytest.fail, console=stderr())
         return len(index.verify())

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from conftest import draw_encoded, write_folders
 
-from dr_keras.console import stderr
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.folders import PASSED_OVER, Walker, all_pictures, has_pictures
+from dr_keras.duplicates.find import find_duplicates
 from dr_keras.errors import InputError
-from dr_keras.retrieval.duplicates import find_duplicates
-from dr_keras.retrieval.embed import Reader
-from dr_keras.retrieval.folder import add_files, sync_folder
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.move import move_index
+from dr_keras.index.index import Index
+from dr_keras.index.relocate import move_index
+from dr_keras.index.sync import Reader, add_files, sync_folder
+from dr_keras.progress import stderr
 
 NOBODY = 65534
 
@@ -103,7 +102,7 @@ def test_what_is_no_regular_file_blocks_nothing_and_is_no_picture(tmp_path):
     assert names(tmp_path) == ["a.png", "pipe.jpg"]  # which says that it is one; reading it says more
     with Index.create(tmp_path.parent / f"{tmp_path.name} index", 16, root=tmp_path) as index:
         report = add_files(index, [tmp_path], READER, console=stderr())
-        assert (report.added, report.unread) == (1, {"pipe.jpg": "cannot be read: it is no regular file"})
+        assert (report.added, report.unread) == (1, {"pipe.jpg": "cannot be read: it is not a regular file"})
 
 
 def links(root):
@@ -206,7 +205,7 @@ def test_a_folder_that_may_not_be_listed_is_named_and_the_rest_goes_on(open_plac
         finally:
             os.seteuid(os.getuid())
         assert report.missing == ["a.png"]
-        assert {name for _, name, *_ in index.all_entries()} == {"closed/b.png", "open/c.png", "open/closed.dat"}
+        assert {name for _, name, *_ in index.records.listing()} == {"closed/b.png", "open/c.png", "open/closed.dat"}
         assert len(report.unlisted) == 2
         assert any(str(root / "closed") in line for line in report.details())
 
@@ -258,7 +257,7 @@ def collection(tmp_path):
 
 
 def test_an_index_is_told_where_its_collection_lies_now(collection, tmp_path):
-    before = {name: (entry := collection.get(name))[1] for _, name, *_ in collection.all_entries()}
+    before = {name: (entry := collection.get(name))[1] for _, name, *_ in collection.records.listing()}
     assert entry
     new = Path(shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile))  # with new times
     shutil.rmtree(tmp_path / "old")

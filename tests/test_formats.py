@@ -38,8 +38,8 @@ WRITTEN = [
 def ramp(side=64):
     """A picture whose channels all rise, and that no coding spoils much."""
     across = np.linspace(0, 255, side)
-    grey = (across[:, None] + across[None]) / 2
-    return Image.fromarray(np.stack([grey, grey[::-1], grey[:, ::-1]], axis=2).astype(np.uint8))
+    gray = (across[:, None] + across[None]) / 2
+    return Image.fromarray(np.stack([gray, gray[::-1], gray[:, ::-1]], axis=2).astype(np.uint8))
 
 
 def encoded(image, kind, **options):
@@ -112,9 +112,10 @@ def box(*brands):
 def test_pictures_that_need_help_are_known_and_say_what_to_do(data, name, monkeypatch):
     assert sniffed(data) == name
     for package in ("pillow_heif", "rawpy", "pillow_jxl"):
-        monkeypatch.setitem(sys.modules, package, None)
+        for module in [package, *(one for one in sys.modules if one.startswith(f"{package}."))]:
+            monkeypatch.setitem(sys.modules, module, None)
     if name != "AVIF":
-        with pytest.raises(ImageError, match=f"is {name}, which is not read here; ") as error:
+        with pytest.raises(ImageError, match=f"is {name}, which is not supported here; ") as error:
             decode(data, 8)
         assert needs_decoder(str(error.value)) == (name in ("HEIF", "RAW", "JXL"))
 
@@ -167,7 +168,9 @@ def test_raw_files_that_are_tiff_inside_are_told_by_their_ending(tmp_path, name,
     monkeypatch.setitem(sys.modules, "rawpy", None)
     assert says_picture(name)
     (tmp_path / name).write_bytes(encoded(ramp(), "TIFF"))
-    with pytest.raises(ImageError, match=r"is RAW, which is not read here; pip install 'dr_keras\[photos\]' reads it"):
+    with pytest.raises(
+        ImageError, match=r"is RAW, which is not supported here; to read it, pip install 'dr_keras\[photos\]'"
+    ):
         decode(tmp_path / name, 8)
 
 
@@ -178,7 +181,7 @@ def test_raw_photos_without_an_ending_are_told_by_their_tags(monkeypatch):
     behind_small_picture[254], behind_small_picture[330] = 1, 8
     behind_small_picture.tagtype[330] = 4
     for data in (dng(1, 2, 3), encoded(ramp(), "TIFF", tiffinfo=behind_small_picture)):
-        with pytest.raises(ImageError, match="is RAW, which is not read here"):
+        with pytest.raises(ImageError, match="is RAW, which is not supported here"):
             decode(data, 8)
 
 

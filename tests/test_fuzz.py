@@ -8,25 +8,26 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import draw_encoded, indexed, serving
+from conftest import draw_encoded, examples, indexed, serving
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from served import TOKEN
 
 from dr_keras import load
-from dr_keras.app.routes import create_app
+from dr_keras.server.routes import create_app
 
-UPLOADS = int(os.environ.get("FUZZ_INPUTS", "400"))
-REQUESTS = "20"  # of Schemathesis, a route and phase
+UPLOADS = int(os.environ.get("FUZZ_INPUTS", examples(400)))
+REQUESTS = str(examples(20))  # of Schemathesis, a route and phase
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "TGA", "PPM")  # the last three are not taken
 SEEDS = [draw_encoded(seed, name, kind, size) for seed, name in enumerate(("disc", "bars")) for kind in KINDS
          for size in (3, 20)]  # fmt: skip
 HEAD = b'Content-Disposition: form-data; name="image"'
-QUIET = {
+QUIET: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "database": None,
@@ -92,7 +93,7 @@ def test_every_upload_is_searched_for_or_refused(page, data):
         assert "/" not in said["detail"].replace("and/or", "")  # no path of the server
 
 
-@settings(max_examples=max(100, UPLOADS // 10), **QUIET)
+@settings(max_examples=max(examples(100), UPLOADS // 10), **QUIET)
 @given(
     body=st.binary(max_size=300)
     | st.lists(

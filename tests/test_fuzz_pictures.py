@@ -1,4 +1,4 @@
-"""Rubbish for the walker of folders and for the decoder: about a minute of it."""
+"""Rubbish for the walker of folders and for the decoder: about a minute of it in make test-all."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
@@ -86,7 +87,7 @@ def changed(data, changes):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds in metadata
 @given(st.sampled_from(range(len(SEEDS))), CHANGES, st.sampled_from(["stretch", "crop", "pad"]))
-@settings(max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(4000), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_damaged_picture_is_decoded_or_refused(seed, changes, resize):
     data = changed(SEEDS[seed], changes)
     try:
@@ -189,7 +190,7 @@ def place_of(file):
 
 
 @given(st.dictionaries(NAMES, TREES, max_size=8))
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_tree_is_walked_through_and_each_picture_found_once(tree):
     with tempfile.TemporaryDirectory() as folder:
         root, later = Path(folder) / "over" / "root", []  # a link may lead two levels up: to nothing of other tests

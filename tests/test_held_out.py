@@ -8,13 +8,14 @@ from conftest import script, write_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION, held_out
+from dr_keras.data import held_out
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pixels import load_pixels
-from dr_keras.evaluation import CALIBRATION_K, SearchOptions, _calibrate, _Images, _ranked, _with_options
-from dr_keras.retrieval.expansion import average_gallery, average_without, expand_queries, unit_length
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
+from dr_keras.evaluation.evaluate import CALIBRATION_K, SearchOptions, _calibrate, _Images, _ranked, _with_options
+from dr_keras.evaluation.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
+from dr_keras.evaluation.query_expansion import average_gallery, average_without, expand_queries, unit_length
+from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
 
@@ -89,14 +90,14 @@ def counts(splits):
 def test_notes_say_what_was_done_and_are_short():
     notes = held_out.notes(*counts(split([1] * 1000 + [2] * 500)))
     assert len(notes) == 2
-    assert "whole classes are: 5 for monitor and 50 for validation" in notes[0]
+    assert "whole classes are set aside: 5 for monitor and 50 for validation" in notes[0]
     assert notes[1].endswith("c00000, c00001, c00002, c00003, c00004 and 995 more")
     notes = held_out.notes(*counts(split([2] * 9)))
     assert [note.partition(":")[0] for note in notes] == [
-        "no image is watched, so --early-stopping has nothing to go by",
-        "no image is held out, so evaluate.py has no query",
+        "there are no monitor images, so --early-stopping has no effect",
+        "no image is held out, so dr-keras evaluate has no queries",
     ]
-    assert "whole classes 10 with two images" in notes[0]
+    assert "there must be 10 with two images" in notes[0]
     assert not held_out.notes(*counts(split([100, 100], 0.05, 0.2)))
 
 
@@ -107,8 +108,8 @@ def people(seed=0, classes=12, length=6):
     """Vectors of unit length (24, D) and labels: pairs, one of three, one whose second image is gone."""
     random = np.random.default_rng(seed)
     labels = np.sort(np.concatenate([np.arange(classes - 1), np.arange(classes), [0]]))
-    centres = random.standard_normal((classes, length))
-    return unit_length(centres[labels] + 0.8 * random.standard_normal((len(labels), length))), labels
+    centers = random.standard_normal((classes, length))
+    return unit_length(centers[labels] + 0.8 * random.standard_normal((len(labels), length))), labels
 
 
 def one_at_a_time(queries, gallery_of, labels):
@@ -234,14 +235,14 @@ def test_a_gallery_averaged_without_one_equals_the_plain_loop():
     for row in range(len(vectors)):
         there = np.delete(moved_gallery(whole_gallery, row, moved), row, axis=0)
         np.testing.assert_allclose(there, average_gallery(np.delete(vectors, row, axis=0), 4), atol=1e-5)
-    assert average_without(vectors[:3], 30)(0)[1].shape == (2, 6)  # more neighbours than there are
+    assert average_without(vectors[:3], 30)(0)[1].shape == (2, 6)  # more neighbors than there are
 
 
 def test_calibration_on_whole_classes_equals_the_plain_loop():
     images = few_shot_images()
     found = _calibrate(images, 0.3)
 
-    def neighbours(chosen):
+    def neighbors(chosen):
         vectors, labels = images.vectors[chosen], images.labels[chosen]
         pairs = []
         for i, vector in enumerate(vectors):
@@ -251,7 +252,7 @@ def test_calibration_on_whole_classes_equals_the_plain_loop():
             pairs += list(zip(far[order], right[order], strict=True))
         return np.array(pairs)
 
-    watched, held = neighbours(images.monitor), neighbours(images.held)
+    watched, held = neighbors(images.monitor), neighbors(images.held)
     within = watched[:, 0] <= found["max_distance"] + 1e-6
     assert found["precision"] == pytest.approx(watched[within, 1].mean())
     assert found["precision"] >= 0.3
@@ -259,7 +260,7 @@ def test_calibration_on_whole_classes_equals_the_plain_loop():
     assert found["held_out"]["precision"] == pytest.approx(held[within, 1].sum() / max(within.sum(), 1))
 
 
-def test_neighbours_without_the_query_itself():
+def test_neighbors_without_the_query_itself():
     gallery = np.array([[0.0], [0.0], [1.0], [5.0]], np.float32)
     rows = nearest_others(gallery, gallery, 2, np.arange(4))
     assert [sorted(row) for row in rows[:3].tolist()] == [[1, 2], [0, 2], [0, 1]]
@@ -267,6 +268,7 @@ def test_neighbours_without_the_query_itself():
     assert rows[3, 1] in (0, 1)
 
 
+@pytest.mark.usefixtures("export_here", "eagerly")
 def test_the_whole_line_of_few_shot_data(tmp_path):
     """Trained, watched, stopped early, evaluated; the figures are those of the index's own vectors."""
     data = write_folders(tmp_path / "data", each=2, classes=("bars", "disc", "plain", "rings"))
@@ -284,7 +286,7 @@ def test_the_whole_line_of_few_shot_data(tmp_path):
         *("--shift", 1, "--monitor", 0.1, "--validation", 0.2, "--early-stopping", 1, "--learning-rate", 1e-9),
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("whole classes are: 2 for monitor and 5 for validation") == 1
+    assert result.stderr.count("whole classes are set aside: 2 for monitor and 5 for validation") == 1
     assert "monitor map@r" in result.stderr
     run = Run(tmp_path / "runs" / "few")
     assert json.loads(run.metrics_file.read_text())["steps"] < 9  # nothing rises at such a learning rate
@@ -292,7 +294,7 @@ def test_the_whole_line_of_few_shot_data(tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     figures = json.loads(evaluated.stdout)
     with Index.open(run.index) as index:
-        entries = [(row, label) for row, _, label, split in index.all_entries() if split == "validation"]
+        entries = [(row, label) for row, _, label, split in index.records.listing() if split == "validation"]
         vectors = np.array(index.vectors)[[row for row, _ in entries]]
     labels = np.unique([label for _, label in entries], return_inverse=True)[1]
     for ranked in (figures, figures["baselines"]["pixels"], figures["search_options"]["query expansion 1"]):

@@ -29,20 +29,20 @@ def test_formats(kind):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
 def test_modes_become_rgb(mode):
-    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    gray = Image.new("RGB", (8, 8), (128, 128, 128))
     wide = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
-    image = {"P": grey.quantize(4), "LA": grey.convert("L").convert("LA"), "I;16": wide, "I": wide.convert("I")}.get(
+    image = {"P": gray.quantize(4), "LA": gray.convert("L").convert("LA"), "I;16": wide, "I": wide.convert("I")}.get(
         mode
     )
-    pixels = decode(image or grey.convert(mode), 8)
+    pixels = decode(image or gray.convert(mode), 8)
     assert pixels.shape == (8, 8, 3)
     if mode != "1":  # black and white dots
         assert np.abs(pixels.astype(int) - 128).max() <= 2
 
 
 def test_sixteen_bit_file_is_scaled_not_clipped():
-    grey = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
-    assert decode(encode(Image.fromarray(grey), "PNG"), 2)[:, :, 0].tolist() == [[0, 100], [200, 255]]
+    gray = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
+    assert decode(encode(Image.fromarray(gray), "PNG"), 2)[:, :, 0].tolist() == [[0, 100], [200, 255]]
 
 
 def test_transparency_is_laid_over_white():
@@ -91,7 +91,7 @@ def test_a_truncated_picture_is_an_image_error():
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty"), (b"not an image at all", "no image"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image|decoded")],
+    [(b"", "empty"), (b"not an image at all", "not an image"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image|decoded")],
 )
 def test_rubbish_is_refused_with_a_reason(data, reason):
     with pytest.raises(ImageError, match=reason):

@@ -159,8 +159,8 @@ RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 
 def is_ramp(pixels):
     """Whether it rises from dark to light in many steps."""
-    grey = pixels[:, :, 0].astype(int)
-    return bool((np.diff(grey.reshape(-1)) >= 0).all() and np.ptp(grey) > 200 and len(np.unique(grey)) > 32)
+    gray = pixels[:, :, 0].astype(int)
+    return bool((np.diff(gray.reshape(-1)) >= 0).all() and np.ptp(gray) > 200 and len(np.unique(gray)) > 32)
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0, 4095.0, 65535.0])
@@ -180,10 +180,10 @@ def test_a_ramp_in_32_bits_stays_a_ramp(top):
 @pytest.mark.parametrize("kind", ["TIFF", "PNG"])
 @pytest.mark.parametrize("top", [255, 1023, 4095, 16383, 65535])
 def test_fewer_bits_in_16_stay_a_ramp(kind, top):
-    grey = decode(encoded(Image.fromarray((RAMP * top).astype(np.uint16)), kind), 64)[:, :, 0]
-    assert (np.diff(grey.reshape(-1).astype(int)) >= 0).all()
-    assert grey.max() >= 63  # 10 bits are taken for 12, and 14 for 16
-    assert len(np.unique(grey)) >= 64
+    gray = decode(encoded(Image.fromarray((RAMP * top).astype(np.uint16)), kind), 64)[:, :, 0]
+    assert (np.diff(gray.reshape(-1).astype(int)) >= 0).all()
+    assert gray.max() >= 63  # 10 bits are taken for 12, and 14 for 16
+    assert len(np.unique(gray)) >= 64
 
 
 def test_a_mask_of_noughts_and_ones_is_black_and_white():
@@ -201,12 +201,12 @@ def test_the_depth_that_a_format_declares_counts():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((RAMP * 3).astype(np.float32), "a depth that is not known"),
-        ((RAMP * 1e6).astype(np.float32), "a depth that is not known"),
-        ((RAMP * 1e-3).astype(np.float32), "a depth that is not known"),
-        ((RAMP * 2 - 1).astype(np.float32), "black and white are not known"),
-        ((RAMP * 2000 - 1000).astype(np.int32), "black and white are not known"),
-        (np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32), "no numbers"),
+        ((RAMP * 3).astype(np.float32), "which fit no known depth"),
+        ((RAMP * 1e6).astype(np.float32), "which fit no known depth"),
+        ((RAMP * 1e-3).astype(np.float32), "which fit no known depth"),
+        ((RAMP * 2 - 1).astype(np.float32), "black and white are unknown"),
+        ((RAMP * 2000 - 1000).astype(np.int32), "black and white are unknown"),
+        (np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32), "not finite numbers"),
     ],
 )
 def test_a_depth_that_cannot_be_told_is_refused(values, message):
@@ -229,7 +229,7 @@ def deep_png(top):
 
 def test_colors_of_16_bits_are_scaled_or_refused_and_never_nearly_black():
     assert is_ramp(decode(deep_png(65535), 64))
-    with pytest.raises(ImageError, match="16 bits a channel, and uses the lower 12"):
+    with pytest.raises(ImageError, match="16 bits per channel, but uses only the lower 12"):
         decode(deep_png(4095), 64)
 
 
@@ -253,7 +253,7 @@ def test_nothing_of_the_process_is_changed():
         "import numpy\n"  # which has filters of its own
         "from PIL import Image\n"
         "before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters), set(sys.modules))\n"
-        "import dr_keras, dr_keras.data.images, dr_keras.library, dr_keras.retrieval.index\n"
+        "import dr_keras, dr_keras.data.images, dr_keras.search_model, dr_keras.index.index\n"
         "assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before[:2]\n"
         "assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
         "Image.MAX_IMAGE_PIXELS = 100\n"
@@ -276,7 +276,7 @@ def test_a_file_of_gigabytes_is_opened_and_hashed_in_little_memory(tmp_path):
     code = (
         "import resource, sys\n"
         "from dr_keras.data.images import decode\n"
-        "from dr_keras.files import sha256_of\n"
+        "from dr_keras.atomic_files import sha256_of\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "decode(sys.argv[1], 32)\n"
         "import os; os.truncate(sys.argv[1], 512 * 2**20)\n"

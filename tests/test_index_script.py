@@ -10,7 +10,7 @@ from conftest import script, write_folders
 
 from dr_keras import load
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def place(workplace, tmp_path):
 
 
 def say(place, *arguments, status=0):
-    result = script(place, *arguments)
+    result = script(place, *arguments, process=True)
     assert result.returncode == status, result.stderr
     return result.stdout if status in (0, 1, 3) else result.stderr
 
@@ -39,7 +39,9 @@ def test_an_index_from_its_making_to_its_repair(place):
     assert said.startswith("0 added, 0 updated, 8 unchanged, 1 removed; 8 images")
     said = say(place, "index.py", "remove", "plain/*", "bars_1.png", "--index", "my-index")
     assert said == "3 removed; 5 images in my-index\n"
-    assert "Near it: disc_1.png" in say(place, "index.py", "remove", "disc_9.png", "--index", "my-index", status=2)
+    assert "Similar names: disc_1.png" in say(
+        place, "index.py", "remove", "disc_9.png", "--index", "my-index", status=2
+    )
 
     found = json.loads(say(place, "index.py", "stats", "--json", "--index", "my-index"))
     assert (found["images"], found["searched"], found["engine"]["name"], found["gaps"]) == (5, 5, "flat", 4)
@@ -65,13 +67,13 @@ def test_an_index_from_its_making_to_its_repair(place):
     assert say(place, "index.py", "verify", "--index", "my-index") == "5 images, nothing wrong\n"
     file = place / "my-index" / "vectors-0.f32"
     with Index.open(place / "my-index") as index:
-        row = index.find("rings_1.png")
+        row = index.records.find("rings_1.png")
     data = bytearray(file.read_bytes())
     data[row * 32 * 4] ^= 255
     file.write_bytes(data)
     said = say(place, "index.py", "verify", "--index", "my-index", status=1)
     assert said == "rings/rings_1.png: its vector or its id was altered: the checksum differs\n1 problems\n"
-    assert "mend it with --repair" in say(
+    assert "repair it with --repair" in say(
         place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", status=2
     )
     said = say(place, "index.py", "verify", "--repair", "--index", "my-index")
@@ -97,7 +99,7 @@ def test_the_index_of_the_run_grows_and_is_evaluated_as_before(place):
     with Index.open(place / "runs" / "small" / "index") as index:
         assert index.stats()["splits"] == {"added": 4, "monitor": 8, "train": 68, "validation": 20}
         assert index.get(str(place / "mine" / "disc" / "disc_0.png"))[0].label == "disc"
-        assert all(entry.hash and entry.size for entry in index.entries(range(100)))
+        assert all(entry.hash and entry.size for entry in index.records.entries(range(100)))
     after = json.loads(say(place, "evaluate.py", "--run", "small", "--no-baselines", "--json"))
     assert (after["queries"], after["gallery"]) == (before["queries"], before["gallery"] + 4)
 
@@ -108,7 +110,7 @@ def test_nearness(place):
     middle = everything.results[20].distance
     near = model.retrieve("disc_0.png", 999, max_distance=middle)
     assert [result.id for result in near.results] == [result.id for result in everything.results[:21]]
-    with pytest.raises(RunError, match=r"is not calibrated; run evaluate\.py --run small --calibrate"):
+    with pytest.raises(RunError, match=r"is not calibrated; run dr-keras evaluate --run small --calibrate"):
         model.retrieve("disc_0.png", max_distance="auto")
     with pytest.raises(InputError, match="give a number or"):
         model.retrieve("disc_0.png", max_distance="near")
@@ -172,7 +174,7 @@ def test_an_index_of_another_model_is_refused(place):
         assert "another model than" in say(place, *command, status=2)
     assert "there is no folder" in say(place, "index.py", "sync", "absent", "--run", "small", status=2)
     assert "--set takes NAME=VALUE" in say(place, "index.py", "add", "mine", "--run", "small", "--set", "x", status=2)
-    assert "is no index" in say(place, "index.py", "stats", "--index", "absent", status=2)
+    assert "is not an index" in say(place, "index.py", "stats", "--index", "absent", status=2)
     said = say(place, "retrieve.py", "--index", "my-index", "--gallery", "mine", "--query", "x", status=2)
     assert "give one of them" in said
 

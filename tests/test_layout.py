@@ -1,12 +1,12 @@
-"""The map of a gallery by UMAP: neighbours stay neighbours, and others come to lie between them."""
+"""The map of a gallery by UMAP: neighbors stay neighbors, and others come to lie between them."""
 
 import numpy as np
 import pytest
 from conftest import script
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.retrieval.index import Entry, Index
-from dr_keras.retrieval.layout import FILE, Layout, fit_umap
+from dr_keras.index.index import Entry, Index
+from dr_keras.index.umap_layout import LAYOUT_FILE, Layout, fit_umap
 
 RANDOM = np.random.default_rng(3)
 CENTRES = np.eye(4, 16, dtype=np.float32)
@@ -31,7 +31,7 @@ def layout():
 def test_what_is_fitted_lies_where_it_was_put_and_others_between():
     made = layout()
     np.testing.assert_allclose(made(made.vectors), made.points, atol=1e-3)
-    near = made.vectors[[0, 4, 8, 12]]  # all of one centre
+    near = made.vectors[[0, 4, 8, 12]]  # all of one center
     between = made(near.mean(axis=0, keepdims=True))[0]
     own = made.points[::4]
     assert (own.min(axis=0) <= between).all()
@@ -48,7 +48,7 @@ def test_it_is_kept_with_the_index_and_only_for_its_model(index):
     assert np.array_equal(kept.vectors, made.vectors)
     Layout(made.vectors, made.points, "another network").save(index.folder)
     assert Layout.load(index) is None
-    (index.folder / FILE).write_bytes(b"no map")
+    (index.folder / LAYOUT_FILE).write_bytes(b"no map")
     with pytest.raises(RunError, match="make it again"):
         Layout.load(index)
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, draw_encoded, script
 
+from dr_keras.backend import import_framework, keras_defaults
 from dr_keras.config import Config
 from dr_keras.errors import InputError
-from dr_keras.framework import import_framework, keras_defaults
-from dr_keras.training.fit import initial_network, training_precision
+from dr_keras.model.network import initial_network
+from dr_keras.training.compile import training_precision
 
 ODD = {"floatx": "float16", "epsilon": 0.5, "backend": "tensorflow", "image_data_format": "channels_first"}
 
@@ -26,8 +27,8 @@ assert not {"keras", "tensorflow", "numpy"} & {name.partition(".")[0] for name i
 import keras
 from dr_keras import Config, train
 from dr_keras.data.images import decode
-from dr_keras.retrieval.embed import NetworkEmbedder
-from dr_keras.training import run
+from dr_keras.embedders import NetworkEmbedder
+from dr_keras.training import run as run
 run._export = lambda *_: {}  # a process of its own, which keras_json of the shared cases looks at
 
 def settings():
@@ -55,7 +56,7 @@ print(json.dumps({
 """
 
 
-def machine(home: Path, settings: dict | None = None, **variables: str) -> dict[str, str]:
+def machine(home: Path, settings: object = None, **variables: str) -> dict[str, str]:
     """The environment of a machine with this keras.json."""
     (home / ".keras").mkdir(parents=True)
     if settings:
@@ -68,6 +69,8 @@ def machine(home: Path, settings: dict | None = None, **variables: str) -> dict[
     }
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("jax_programs")
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.jax)])
 def test_the_machine_changes_neither_network_nor_training(backend, tmp_path, folders):
     network = {"image_size": 16, "backbone": "resnet10", "width": 4, "embedding_dim": 8, "precision": "float32"}
@@ -159,7 +162,7 @@ def test_another_bad_setting_is_one_line(settings, variables, words, tmp_path):
 IMPORTS = """
 import json, os, sys, threading, time
 from dr_keras.errors import InputError
-from dr_keras.framework import import_framework
+from dr_keras.backend import import_framework
 import_failed = False
 os.environ["KERAS_BACKEND"] = "nonsense"
 try:

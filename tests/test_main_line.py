@@ -16,8 +16,8 @@ from PIL import Image
 import dr_keras
 from dr_keras.data.images import decode
 from dr_keras.errors import InputError, RunError
-from dr_keras.library import load
 from dr_keras.runs import Run, open_run, start_run
+from dr_keras.search_model import load
 
 
 @pytest.fixture
@@ -71,11 +71,11 @@ def test_tensorboard_holds_what_was_promised(run):
     wanted = {"training/loss", "training/accuracy", "training/triplet_accuracy", "training/learning_rate"}
     assert wanted | {"training/image_size", "monitor/precision_at_30"} <= set(tags["scalars"])
     assert "training/stage/text_summary" in tags["tensors"]
-    assert set(tags["images"]) == {"data/images", "data/triplets", "monitor/neighbours"}
+    assert set(tags["images"]) == {"data/images", "data/triplets", "monitor/neighbors"}
     assert {"monitor/distance_to_positives", "monitor/distance_to_negatives"} <= set(tags["histograms"])
     assert "configuration/text_summary" in tags["tensors"]
     assert [event.step for event in events.Scalars("monitor/precision_at_30")] == [6, 12]
-    assert len(events.Images("monitor/neighbours")) == 2
+    assert len(events.Images("monitor/neighbors")) == 2
 
 
 def test_an_existing_run_is_refused_and_kept(workplace, run, folders):
@@ -193,7 +193,7 @@ def test_the_latest_run_is_the_one_trained_last(workplace, run):
 
 
 def test_a_name_taken_meanwhile_is_not_overwritten(run):
-    with pytest.raises(RunError, match="meanwhile"):
+    with pytest.raises(RunError, match="in the meantime"):
         start_run(run, run.config())
     assert run.finished
 
@@ -210,11 +210,11 @@ def test_the_table_and_the_picture(workplace):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--query", "disc_0.pn"), "Near it: disc_0.png"),
+        (("--query", "disc_0.pn"), "Similar names: disc_0.png"),
         (("--query", "disc_0.png", "--run", "none"), "there is no run 'none'"),
         (("--query", "disc_0.png", "--top", "0"), "at least 1"),
         (("--query", "disc_0.png", "--save", "x.unknown"), "has the ending .unknown; choose one of"),
-        (("--query", "./rubbish.jpg"), "cannot be decoded|is no image"),
+        (("--query", "./rubbish.jpg"), "cannot be decoded|is not an image"),
     ],
 )
 def test_mistakes_are_one_line_and_a_status(workplace, arguments, message):
@@ -261,10 +261,12 @@ def test_evaluate_prints_tables(workplace):
         assert text in result.stdout
 
 
-def test_export_only_makes_the_exports_again(workplace, run):
+@pytest.mark.usefixtures("export_here")
+def test_export_only_makes_the_exports_again(run, tmp_path):
+    run = Run(shutil.copytree(run.path, tmp_path / "runs" / "small"))
     shutil.rmtree(run.saved_model)
     run.litert_file.unlink()
-    result = script(workplace, "train.py", "--export-only", "--run", "small")
+    result = script(tmp_path, "train.py", "--export-only", "--run", "small")
     assert result.returncode == 0, result.stderr
     assert run.litert_file.is_file()
     assert (run.saved_model / "saved_model.pb").is_file()
@@ -320,7 +322,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
         assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
-    monkeypatch.setattr("dr_keras.library.MANY", 16)
+    monkeypatch.setattr("dr_keras.search_model.OPENVINO_MIN_IMAGES", 16)
     both = load(model.run.path)
     assert np.abs(both.embed(pixels) - expected).max() < 1e-4
     assert list(both._embedders) == (["litert"] if count < 16 else ["openvino"])
@@ -328,7 +330,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
 
 def test_openvino_that_is_not_there_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match="pip install openvino"):
+    with pytest.raises(InputError, match=r"pip install 'dr_keras\[fast\]'"):
         load(model.run.path, runtime="openvino").embed(np.zeros((1, 32, 32, 3), np.uint8))
 
 
@@ -356,5 +358,5 @@ def test_a_run_of_another_format_says_so(run, tmp_path):
     copy = Run(tmp_path / "copy")
     shutil.copytree(run.path, copy.path)
     copy.config_file.write_text(copy.config_file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(RunError, match=r"format 2.*reads 1"):
+    with pytest.raises(RunError, match=r"format 2.*reads format 1"):
         load(copy.path)

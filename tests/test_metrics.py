@@ -4,16 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dr_keras.errors import InputError
-from dr_keras.retrieval import metrics
-from dr_keras.retrieval.metrics import average_precision_at_r, class_table, confused_pairs, evaluate, triplet_distances
+from dr_keras.evaluation import metrics
+from dr_keras.evaluation.metrics import average_precision_at_r, class_table, confused_pairs, evaluate, triplet_distances
 
 
 def clusters(seed=0, queries=40, gallery=200, classes=5, length=6, spread=1.0):
     random = np.random.default_rng(seed)
-    centres = random.standard_normal((classes, length))
+    centers = random.standard_normal((classes, length))
     query_labels, gallery_labels = random.integers(0, classes, queries), random.integers(0, classes, gallery)
     q, g = (
-        (centres[labels] + spread * random.standard_normal((len(labels), length))).astype(np.float32)
+        (centers[labels] + spread * random.standard_normal((len(labels), length))).astype(np.float32)
         for labels in (query_labels, gallery_labels)
     )
     return q, query_labels, g, gallery_labels
@@ -41,7 +41,7 @@ def slow_figures(q, ql, g, gl):
 @pytest.mark.parametrize("gallery", [12, 200])
 @pytest.mark.parametrize("block", [1024, 7])
 def test_equals_the_definitions(seed, gallery, block, monkeypatch):
-    monkeypatch.setattr(metrics, "QUERY_BLOCK", block)
+    monkeypatch.setattr(metrics, "BLOCK_QUERIES", block)
     data = clusters(seed, gallery=gallery)
     figures = evaluate(*data, class_count=5).figures
     for name, expected in slow_figures(*data).items():
@@ -111,6 +111,6 @@ def test_tables():
     ranking = evaluate(np.array([[0.05], [1.05]], np.float32), np.array([0, 1]), gallery, labels, class_count=3)
     assert [row["class"] for row in class_table(ranking, ("a", "b", "c"), ("A", "B", "C"))] == ["a", "b"]
     assert confused_pairs(ranking, ("A", "B", "C")) == [
-        {"query": "A", "neighbour": "B", "share": 0.5},
-        {"query": "B", "neighbour": "A", "share": 0.5},
+        {"query": "A", "neighbor": "B", "share": 0.5},
+        {"query": "B", "neighbor": "A", "share": 0.5},
     ]

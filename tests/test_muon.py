@@ -56,7 +56,7 @@ def test_all_else_is_adamw(shape):
 
 def test_wide_and_high_matrices_are_adamw(monkeypatch):
     """Orthogonal updates of AlexNet's and VGG's 4,096 x 4,096 take 20 times as long as the step itself."""
-    monkeypatch.setattr("dr_keras.training.muon.WIDEST", 6)
+    monkeypatch.setattr("dr_keras.training.muon.MAX_SIDE", 6)
     for shape, orthogonal in (((2, 2, 4, 7), False), ((7, 7), False), ((2, 2, 4, 6), True), ((6, 20), True)):
         value, gradients = numbers(*shape)
         adamw = stepped(keras.optimizers.AdamW(RATE, weight_decay=DECAY), value, gradients)

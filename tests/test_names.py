@@ -9,8 +9,8 @@ from conftest import draw_encoded, script, write_folders
 
 from dr_keras.data.catalog import load_catalog
 from dr_keras.errors import InputError
-from dr_keras.names import existing, forms, told_apart
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.filenames import existing, forms, told_apart
+from dr_keras.index.index import Entry, Index
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 MIXED = "ế".join(("x", "y"))  # letters with two accents may be taken apart in part
@@ -27,28 +27,28 @@ def indexed(folder, *ids):
 @pytest.mark.parametrize(("kept", "asked"), [(NFC, NFD), (NFD, NFC), (HALF, MIXED), (MIXED, HALF)])
 def test_a_name_is_found_in_either_form(tmp_path, kept, asked):
     with indexed(tmp_path / "index", "plain.png", f"{kept}/{kept}.png", f"other/{kept}2.png") as index:
-        assert index.find(f"{asked}.png") == index.row(f"{kept}/{kept}.png")
-        assert index.find(f"{asked}/{asked}.png") == index.row(f"{kept}/{kept}.png")
-        assert index.find(f"{kept}/{asked}.png") == index.row(f"{kept}/{kept}.png")
-        assert index.matching(f"{asked}2.png") == [f"other/{kept}2.png"]
+        assert index.records.find(f"{asked}.png") == index.records.row(f"{kept}/{kept}.png")
+        assert index.records.find(f"{asked}/{asked}.png") == index.records.row(f"{kept}/{kept}.png")
+        assert index.records.find(f"{kept}/{asked}.png") == index.records.row(f"{kept}/{kept}.png")
+        assert index.records.matching(f"{asked}2.png") == [f"other/{kept}2.png"]
 
 
 def test_as_it_is_written_goes_before_as_it_looks(tmp_path):
     with indexed(tmp_path / "index", f"a/{NFC}.png", f"b/{NFD}.png") as index:
-        assert index.find(f"{NFC}.png") == 0
-        assert index.find(f"{NFD}.png") == 1
-        assert index.find(f"b/{NFC}.png") == 1
+        assert index.records.find(f"{NFC}.png") == 0
+        assert index.records.find(f"{NFD}.png") == 1
+        assert index.records.find(f"b/{NFC}.png") == 1
 
 
 def test_names_that_look_the_same_are_spelled_out(tmp_path):
     with indexed(tmp_path / "index", f"a/{NFC}.png", f"a/{NFD}.png", f"b/{NFC}.png") as index:
-        assert index.find(f"a/{NFC}.png") == 0
+        assert index.records.find(f"a/{NFC}.png") == 0
         with pytest.raises(InputError) as error:
-            index.find(f"{NFC}.png")
+            index.records.find(f"{NFC}.png")
         assert str(error.value).count(f"a/{NFC}.png") == 1
         with pytest.raises(InputError) as error:
-            index.find(f"{NFC}x.png")
-        near = str(error.value).partition("Near it: ")[2].split(", ")
+            index.records.find(f"{NFC}x.png")
+        near = str(error.value).partition("Similar names: ")[2].split(", ")
         assert len(set(map(str, near))) == len(near) == 2
         assert len({unicodedata.normalize("NFC", name) for name in near}) == 2
     assert told_apart(["a", NFC, NFD, "a"]) == ["a", ascii(NFC), ascii(NFD)]

@@ -8,9 +8,9 @@ from keras import ops
 from dr_keras.config import Config
 from dr_keras.errors import RunError
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
-from dr_keras.model.network import L2Normalization, embedding_network, load_network, training_network
+from dr_keras.model.network import L2Normalization, embedding_network, initial_network, load_network, training_network
 from dr_keras.model.operations import multiply_adds
-from dr_keras.training.fit import initial_network, training_precision
+from dr_keras.training.compile import training_precision
 
 SMALL = Config(backbone="resnet10", width=8, embedding_dim=16, image_size=32)
 
@@ -113,12 +113,12 @@ def test_the_branches_share_one_network():
     assert shape(model, "embeddings") == (48,)
 
 
-def test_batch_normalisation_moves_as_far_in_a_step_of_three_calls_as_one_call_should():
+def test_batch_normalization_moves_as_far_in_a_step_of_three_calls_as_one_call_should():
     network = initial_network(SMALL)
     layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert layer.momentum**CALLS_PER_STEP == pytest.approx(STEP_MOMENTUM)
     model = training_network(network, SMALL)
-    model.compile("sgd")
+    model.compile("sgd", jit_compile=False)  # as in training on a CPU
     before = ops.convert_to_numpy(layer.moving_variance).copy()
     same = images(4)
     batch = dict.fromkeys(("query", "positive", "negative"), same) | {"classes": np.zeros((4, 2), np.int32)}
@@ -162,7 +162,7 @@ def test_a_damaged_archive_is_a_clear_error(tmp_path):
             load_network(tmp_path / name)
 
 
-def test_normalising_a_zero_vector_gives_zero_and_a_finite_gradient():
+def test_normalizing_a_zero_vector_gives_zero_and_a_finite_gradient():
     import tensorflow as tf
 
     values = tf.Variable(np.array([[0, 0, 0], [3, 0, 4]], np.float32))

@@ -44,7 +44,7 @@ def test_inference_and_a_frozen_layer_are_those_of_keras():
     assert all(np.array_equal(a, b) for a, b in zip(before, fused.get_weights(), strict=True))
 
 
-def test_half_precision_is_normalised_in_float32():
+def test_half_precision_is_normalized_in_float32():
     layer = FusedBatchNormalization(dtype="mixed_bfloat16")
     y = layer(keras.ops.cast(IMAGES, "bfloat16"), training=True)
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"

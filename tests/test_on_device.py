@@ -11,15 +11,15 @@ from conftest import ROOT, script
 from test_resume import rows, start_and_signal
 
 from dr_keras.config import Config
-from dr_keras.data.augment import augmented, mixed
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import Share
+from dr_keras.data.augment_pillow import augmented, mixed
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import Share
 from dr_keras.runs import Run
-from dr_keras.training.average import _blended, _blended_on_device
 from dr_keras.training.run import training_sources
+from dr_keras.training.weight_average import _blended, _blended_on_device
 
 jax = pytest.importorskip("jax")
-from dr_keras.data import on_device  # noqa: E402
+from dr_keras.data import augment_jax  # noqa: E402
 
 pytestmark = pytest.mark.jax
 
@@ -38,7 +38,7 @@ def smooth(count=20, height=32, width=32):
 def test_moves_by_whole_pixels_are_the_same(how):
     pixels = RANDOM.integers(0, 256, (20, 24, 32, 3), dtype=np.uint8)
     expected = augmented(pixels, ROWS, how, seed=(1, 2))
-    found = on_device.augmented(on_device.to_device(pixels), ROWS, how, seed=(1, 2))
+    found = augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, seed=(1, 2))
     assert isinstance(found, jax.Array)
     assert np.array_equal(found, expected)
 
@@ -48,25 +48,25 @@ def test_moves_by_whole_pixels_are_the_same(how):
     ("how", "apart"),
     [
         (Augmentation(flip=True, crop=0.3), 1),
-        (Augmentation(flip=True, shift=4, colour=0.5), 3),  # brightness can double what rounding left
+        (Augmentation(flip=True, shift=4, color=0.5), 3),  # brightness can double what rounding left
         (Augmentation(erase=1.0), 1),
-        (Augmentation(flip=True, crop=0.5, colour=0.2, erase=0.5), 3),
+        (Augmentation(flip=True, crop=0.5, color=0.2, erase=0.5), 3),
     ],
 )
-def test_crops_colours_and_holes_are_the_same_but_for_rounding(how, apart, size):
+def test_crops_colors_and_holes_are_the_same_but_for_rounding(how, apart, size):
     pixels = smooth()
     expected = augmented(pixels, ROWS, how, size=size, seed=(1, 2)).astype(int)
-    found = np.asarray(on_device.augmented(on_device.to_device(pixels), ROWS, how, size=size, seed=(1, 2)))
+    found = np.asarray(augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, size=size, seed=(1, 2)))
     assert found.dtype == np.uint8
     assert np.abs(found - expected).max() <= apart
 
 
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "brightness"])
 def test_each_operation_is_the_same_but_for_rounding(name, monkeypatch):
-    monkeypatch.setattr("dr_keras.data.draws.OPERATIONS", (name,))
+    monkeypatch.setattr("dr_keras.data.augmentation_draws.OPERATIONS", (name,))
     pixels, how = smooth(), Augmentation(operations=1)
     expected = augmented(pixels, ROWS, how, size=24, seed=(3,)).astype(int)
-    found = on_device.augmented(on_device.to_device(pixels), ROWS, how, size=24, seed=(3,))
+    found = augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, size=24, seed=(3,))
     differences = np.abs(np.asarray(found) - expected).max(axis=-1)
     assert np.median(differences) <= 1
     assert (differences > 3).mean() < 0.002  # a pixel on the edge may fall to either side of it
@@ -75,25 +75,25 @@ def test_each_operation_is_the_same_but_for_rounding(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["posterize", "solarize"])
 def test_tables_are_the_same(name, monkeypatch):
-    monkeypatch.setattr("dr_keras.data.draws.OPERATIONS", (name,))
+    monkeypatch.setattr("dr_keras.data.augmentation_draws.OPERATIONS", (name,))
     pixels, how = RANDOM.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), Augmentation(operations=2)
     expected = augmented(pixels, ROWS, how, seed=(4,))
-    assert np.array_equal(on_device.augmented(on_device.to_device(pixels), ROWS, how, seed=(4,)), expected)
+    assert np.array_equal(augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, seed=(4,)), expected)
     assert not np.array_equal(expected, pixels[ROWS])
 
 
 def test_a_part_of_the_batch_is_that_part():
-    pixels, how = on_device.to_device(smooth()), Augmentation(True, 0, 0.4, 0.4, 2, 0.5)
-    whole = np.asarray(on_device.augmented(pixels, ROWS, how, seed=(5,)))
-    assert np.array_equal(on_device.augmented(pixels, ROWS, how, seed=(5,), part=slice(10, 30)), whole[10:30])
+    pixels, how = augment_jax.to_device(smooth()), Augmentation(True, 0, 0.4, 0.4, 2, 0.5)
+    whole = np.asarray(augment_jax.augmented(pixels, ROWS, how, seed=(5,)))
+    assert np.array_equal(augment_jax.augmented(pixels, ROWS, how, seed=(5,), part=slice(10, 30)), whole[10:30])
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (0.4, 0.4)])
 def test_mixing_is_the_same(mixup, cutmix):
     images = RANDOM.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     expected, partner, own = mixed(images, mixup=mixup, cutmix=cutmix, seed=(6,))
-    found, found_partner, found_own = on_device.mixed(
-        on_device.to_device(images), mixup=mixup, cutmix=cutmix, seed=(6,)
+    found, found_partner, found_own = augment_jax.mixed(
+        augment_jax.to_device(images), mixup=mixup, cutmix=cutmix, seed=(6,)
     )
     assert np.abs(np.asarray(found).astype(int) - expected).max() <= (1 if mixup else 0)
     assert np.array_equal(found_partner, partner)
@@ -125,19 +125,21 @@ def tiny(folders, run, *more):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("jax_programs")
 def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_path, folders, refuse, monkeypatch):
     monkeypatch.delenv("KERAS_BACKEND", raising=False)  # the store asks for JAX by itself
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     for name, value in refuse("tensorflow").items():  # saves the export
         monkeypatch.setenv(name, value)
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
-    result = script(tmp_path, "train.py", *tiny(folders, "whole"))
+    result = script(tmp_path, "train.py", *tiny(folders, "whole"), process=True)
     assert result.returncode == 0, result.stderr
     child = start_and_signal(tmp_path, [str(flag) for flag in tiny(folders, "broken")], broken, 4, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     child.stderr.close()
     assert not broken.finished
-    command = [sys.executable, "-m", "dr_keras.training.pack", str(broken.path), str(tmp_path / "packed")]
+    command = [sys.executable, "-m", "dr_keras", "pack", str(broken.path), str(tmp_path / "packed")]
     packed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert packed.returncode == 0, packed.stderr
     assert (tmp_path / "packed" / "broken.tar.000").is_file()
@@ -146,7 +148,7 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
     )
     assert result.returncode == 2
     assert "other values of --store" in result.stderr
-    result = script(tmp_path, "train.py", "--resume", "--run", "broken")
+    result = script(tmp_path, "train.py", "--resume", "--run", "broken", process=True)
     assert result.returncode == 0, result.stderr
     assert "resuming after step" in result.stderr
     one, other = (np.array(rows(run)) for run in (whole, broken))
@@ -185,10 +187,10 @@ def test_what_is_compiled_for_a_gpu_is_kept(tmp_path, said):
     """With a CPU that is taken for a GPU."""
     code = (
         "import jax\n"
-        "from dr_keras.config import Config\n"
+        "from dr_keras.config import RunConfig\n"
         "from dr_keras.training import devices\n"
         "devices.on_gpu = lambda: True\n"
-        "devices.set_up_devices(Config())\n"
+        "devices.set_up_devices(RunConfig(), batch_size=64)\n"
         "jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8))).block_until_ready()\n"
     )
     env = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "DR_KERAS_CACHE": str(tmp_path / "cache")}

@@ -13,8 +13,8 @@ import pytest
 from conftest import draw_encoded
 from served import client
 
-from dr_keras.app import openfile
-from dr_keras.app.openfile import OpenFile
+from dr_keras.server import open_file as openfile
+from dr_keras.server.open_file import OpenFile
 
 
 def descriptors():
@@ -114,8 +114,8 @@ async def no_body():
 
 def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place):
     with client(place) as page:
-        server = page.app.state.server
-        real, inside, on, opened = server.gallery.open_image, threading.Event(), threading.Event(), Future()
+        server = page.app.state.service
+        real, inside, on, opened = server.live_index.open_image, threading.Event(), threading.Event(), Future()
 
         def slow(id):
             inside.set()
@@ -123,7 +123,7 @@ def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place
             opened.set_result(real(id))
             return opened.result()
 
-        monkeypatch.setattr(server.gallery, "open_image", slow)
+        monkeypatch.setattr(server.live_index, "open_image", slow)
 
         async def scene():
             task = asyncio.create_task(page.app(request_of("/v1/images/disc/disc_0.png"), no_body, nothing))
@@ -146,9 +146,9 @@ def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place
 def test_a_client_that_goes_while_it_is_answered(monkeypatch, place, method, fails):
     (place / "mine" / "disc" / "disc_0.png").write_bytes(draw_encoded(size=300))
     with client(place) as page:
-        server, opened = page.app.state.server, []
-        real = server.gallery.open_image
-        monkeypatch.setattr(server.gallery, "open_image", lambda id: opened.append(real(id)) or opened[0])
+        server, opened = page.app.state.service, []
+        real = server.live_index.open_image
+        monkeypatch.setattr(server.live_index, "open_image", lambda id: opened.append(real(id)) or opened[0])
 
         async def send(message):
             if message["type"] == fails:

@@ -8,11 +8,11 @@ import pytest
 from conftest import script
 from test_resume import flags, rows, start_and_signal
 
+from dr_keras.cli.pack import pack
 from dr_keras.errors import RunError
 from dr_keras.export.release import release
 from dr_keras.runs import Run
 from dr_keras.training.checkpoint import read_progress
-from dr_keras.training.pack import pack
 
 
 def unpack(parts, runs):
@@ -21,6 +21,7 @@ def unpack(parts, runs):
     subprocess.run(["tar", "x", "-C", str(runs)], input=b"".join(part.read_bytes() for part in parts), check=True)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -49,6 +50,7 @@ def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     assert apart[0] < 0.02  # half precision, at the first step after
 
 
+@pytest.mark.usefixtures("export_here")
 def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tmp_path):
     run = Run(workplace / "runs" / "small")
     parts = pack(run, tmp_path / "packed")
@@ -66,7 +68,7 @@ def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tm
 
 
 def test_what_cannot_be_packed_is_a_clear_error(workplace, tmp_path):
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         pack(Run(tmp_path / "none"), tmp_path / "packed")
     half = Run(tmp_path / "half")
     shutil.copytree(workplace / "runs" / "small", half.path)

@@ -25,12 +25,12 @@ SMALL = """[...document.querySelectorAll("button, input:not([type=range]):not(.h
     return [one.outerHTML.slice(0, 60), box.width, box.height];
 }).filter(([, width, height]) => width && (height < 32 || width < 24))"""
 
-# The colours of words, and of what is behind them.
-COLOURS = """[...document.querySelectorAll(".class, .distance, .about, label, .hint, #status")].map(one => {
-    const colour = one => getComputedStyle(one).backgroundColor;
+# The colors of words, and of what is behind them.
+COLORS = """[...document.querySelectorAll(".class, .distance, .about, label, .hint, #status")].map(one => {
+    const color = one => getComputedStyle(one).backgroundColor;
     let behind = one;
-    while (behind.parentElement && /, 0\\)$|^transparent$/.test(colour(behind))) behind = behind.parentElement;
-    return [getComputedStyle(one).color, colour(behind)];
+    while (behind.parentElement && /, 0\\)$|^transparent$/.test(color(behind))) behind = behind.parentElement;
+    return [getComputedStyle(one).color, color(behind)];
 })"""
 
 pytestmark = [
@@ -207,13 +207,13 @@ def test_an_image_is_uploaded_pasted_and_dropped(opened):
         page.wait_for_selector("#query:not([hidden])")
         assert ids(page) == found
     page.set_input_files("#file", {"name": "words.txt", "mimeType": "text/plain", "buffer": b"no picture"})
-    expect(page.locator("#problem")).to_have_text("words.txt is no image.")
+    expect(page.locator("#problem")).to_have_text("words.txt is not an image.")
 
 
 def test_a_file_that_only_says_that_it_is_an_image(opened):
     page = opened()
     page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture at all"})
-    expect(page.locator("#problem")).to_contain_text("no image of a known format")
+    expect(page.locator("#problem")).to_contain_text("not an image in a known format")
     opened.expects = "status of 415"  # the browser itself logs that an answer was refused
 
 
@@ -295,7 +295,7 @@ def test_the_keyboard_alone(opened, address):
 
 def test_a_name_that_nothing_has(opened):
     page = opened("/?q=disc_o.png", wait=False)
-    expect(page.locator("#problem")).to_contain_text("Near it: disc_")
+    expect(page.locator("#problem")).to_contain_text("Similar names: disc_")
     expect(page.locator("#query-images li")).to_have_count(1)  # to be left out
     opened.expects = "status of 404"
 
@@ -309,20 +309,20 @@ def test_a_phone(opened, scheme):
     small = page.evaluate(SMALL)
     assert not small
     # Words stand out from what is behind them: 4.5 to 1, as WCAG asks for.
-    colours = page.evaluate(COLOURS)
-    assert colours
-    assert min(contrast(*pair) for pair in colours) >= 4.5
+    colors = page.evaluate(COLORS)
+    assert colors
+    assert min(contrast(*pair) for pair in colors) >= 4.5
 
 
-def contrast(*colours):
-    """WCAG 2's ratio of two colours, as the browser gives them."""
+def contrast(*colors):
+    """WCAG 2's ratio of two colors, as the browser gives them."""
 
-    def light(colour):
-        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    def light(color):
+        parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    low, high = sorted(map(light, colours))
+    low, high = sorted(map(light, colors))
     return (high + 0.05) / (low + 0.05)
 
 

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from dr_keras.config import OPTIMIZERS, Config
-from dr_keras.data.pipeline import BRANCHES, TripletSource
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.batches import BRANCHES, TripletSource
+from dr_keras.data.samplers import TripletSampler
 from dr_keras.model.backbones import CALLS_PER_STEP, STEP_MOMENTUM
 from dr_keras.model.classifier import ClassProxies
+from dr_keras.model.network import initial_network
 from dr_keras.model.normalization import FusedBatchNormalization
-from dr_keras.training.fit import Fit, initial_network, learning_rate_at, learning_rates
-from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase
+from dr_keras.training.compile import learning_rate_at, learning_rates
+from dr_keras.training.phase_models import PhaseModels
+from dr_keras.training.phases import SOFTMAX, TRIPLETS, Phase
 
 CLASSES, BATCH = 5, 6
 SMALL = {"image_size": 32, "backbone": "resnet10", "width": 4, "embedding_dim": 8, "precision": "float32"}
@@ -40,19 +42,21 @@ def values(variables):
     return {variable.path: keras.ops.convert_to_numpy(variable) for variable in variables}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=[pytest.mark.slow] if name != "muon" else []) for name in OPTIMIZERS]
+)
 @pytest.mark.parametrize(("before", "after"), [((SOFTMAX, 16), (SOFTMAX, 32)), ((SOFTMAX, 32), (TRIPLETS, 32))])
 def test_weights_proxies_and_moments_pass_on(optimizer, before, after):
     config = Config(optimizer=optimizer, progressive="16:0.3", shift=2, **SMALL)
-    fit = Fit(config, None, None, {}, CLASSES, None, None, None)
+    models = PhaseModels(config, config, config, CLASSES, 10)
     network = initial_network(config)
-    model = fit._model(Phase(*before, 0, 1, 0, 2), network, 10)
+    model = models.first(Phase(*before, 0, 1, 0, 2), network)
     for _ in range(2):
         model.train_on_batch(batch_of(*before))
     embedding = model.get_layer("embedding_network").get_weights()
     proxies = model.get_layer("proxies").get_weights()
     moments = values(model.optimizer.variables)
-    following = fit._next(Phase(*after, 1, 2, 2, 2), model, network, 10, 2)
+    following = models.following(Phase(*after, 1, 2, 2, 2), model, network, 2)
     assert following is not model
     for old, new in zip(embedding, following.get_layer("embedding_network").get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -69,7 +73,7 @@ def test_weights_proxies_and_moments_pass_on(optimizer, before, after):
 def test_a_step_moves_the_statistics_as_far_in_either_stage(stage, calls):
     config = Config(progressive="none", shift=2, **SMALL)
     network = initial_network(config)
-    model = Fit(config, None, None, {}, CLASSES, None, None, None)._model(Phase(stage, 32, 0, 1, 0, 2), network, 10)
+    model = PhaseModels(config, config, config, CLASSES, 10).first(Phase(stage, 32, 0, 1, 0, 2), network)
     layers = [layer for layer in network.layers if isinstance(layer, FusedBatchNormalization)]
     assert layers
     for layer in layers:

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image, ImageFont
 
-from dr_keras.pictures import (
+from dr_keras.image_grid import (
     FAINT,
     FRAME,
     GAP,
@@ -9,9 +9,9 @@ from dr_keras.pictures import (
     PAPER,
     QUERY,
     SAME,
-    Neighbour,
+    Neighbor,
     grid,
-    neighbour_tiles,
+    neighbor_tiles,
     open_or_missing,
     shorten,
 )
@@ -19,21 +19,21 @@ from dr_keras.pictures import (
 SIDE = 50
 
 
-def frame_colours(picture: Image.Image, count: int) -> list[tuple[int, ...]]:
+def frame_colors(picture: Image.Image, count: int) -> list[float | tuple[int, ...] | None]:
     step = SIDE + 2 * FRAME + GAP
     return [picture.getpixel((GAP + number * step + 1, GAP + 1)) for number in range(count)]
 
 
 def test_frames_tell_query_same_class_other_class_and_unknown():
     image = Image.new("RGB", (8, 8), "black")
-    near = [Neighbour(image, name, 0.5, same) for name, same in (("cat", True), ("cat", False), ("dog", None))]
-    picture = grid([neighbour_tiles(image, "cat", near)], side=SIDE)
-    assert frame_colours(picture, 4) == [QUERY, SAME, OTHER, FAINT]
+    near = [Neighbor(image, name, 0.5, same) for name, same in (("cat", True), ("cat", False), ("dog", None))]
+    picture = grid([neighbor_tiles(image, "cat", near)], side=SIDE)
+    assert frame_colors(picture, 4) == [QUERY, SAME, OTHER, FAINT]
 
 
 def test_images_keep_their_proportions_and_captions_are_drawn():
     wide = Image.new("RGB", (80, 20), "black")
-    picture = np.asarray(grid([neighbour_tiles(wide, "a name that is far too long for its tile", [])], side=SIDE))
+    picture = np.asarray(grid([neighbor_tiles(wide, "a name that is far too long for its tile", [])], side=SIDE))
     inside = picture[GAP + FRAME : GAP + FRAME + SIDE, GAP + FRAME : GAP + FRAME + SIDE]
     black = (inside == 0).all(axis=2)
     assert black.any(axis=1).sum() in (12, 13)  # a quarter as high as wide

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from dr_keras.data.augment import gather
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import BRANCHES, TripletSource, dataset
-from dr_keras.data.sequence import BatchSequence
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.augment_pillow import gather
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import BRANCHES, BatchSequence, TripletSource, dataset
+from dr_keras.data.samplers import TripletSampler
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
 

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_folders
+from conftest import script, write_folders
 from rich.console import Console
 
-from dr_keras.data import TRAIN, pixels
+from dr_keras.data import decoding
+from dr_keras.data import pixel_store as pixels
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import TripletSource
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.draws import Augmentation
+from dr_keras.data.decoding import decode_files
 from dr_keras.data.images import decode
-from dr_keras.data.pipeline import TripletSource
-from dr_keras.data.pixels import decode_files, load_pixels
-from dr_keras.data.triplets import TripletSampler
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.samplers import TripletSampler
+from dr_keras.data.splits import TRAIN
 from dr_keras.errors import InputError
 
 QUIET = Console(quiet=True)
@@ -44,7 +47,7 @@ def spoil(root):
 @pytest.mark.parametrize("processes", [0, 1, 3])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
 def test_processes_decode_what_one_call_decodes(tmp_path, monkeypatch, processes, resize):
-    monkeypatch.setattr(pixels, "BLOCK", 7)
+    monkeypatch.setattr(decoding, "BLOCK_IMAGES", 7)
     write_folders(tmp_path, each=10)
     spoil(tmp_path)
     catalog = load_catalog(tmp_path, monitor=0, validation=0, seed=0)
@@ -66,8 +69,8 @@ def test_names_that_are_no_text_reach_the_child_processes(tmp_path):
 
 
 def test_a_child_process_that_dies_is_a_clear_error(folders, monkeypatch):
-    monkeypatch.setattr(pixels.child, "command", lambda _: [sys.executable, "-c", "import os; os._exit(9)"])
-    with pytest.raises(InputError, match=r"died \(exit status 9\)"):
+    monkeypatch.setattr(decoding.subprocesses, "command", lambda _: [sys.executable, "-c", "import os; os._exit(9)"])
+    with pytest.raises(InputError, match=r"died with exit status 9"):
         decode_files([str(folders / "bars" / "bars_0.png")], 8, processes=1)
 
 
@@ -86,7 +89,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, store):
         assert report["skipped_count"] == 2
         assert report["classes"]["bars"] == {"train": 3, "monitor": 0, "validation": 0}
         assert report["splits"]["train"] == len(catalog.rows(TRAIN))
-        assert any("negatives only: single" in note for note in report["notes"])
+        assert any("only as negatives: single" in note for note in report["notes"])
         assert np.array_equal(images[3], decode(catalog.paths()[3], 16))
         assert report["store"] == store
 
@@ -101,7 +104,7 @@ def test_nothing_readable_is_an_error(tmp_path, store):
 
 
 def test_all_stores_give_the_same_tensors_for_the_same_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "BLOCK", 4)  # so that the rows behind a bad file move in several blocks
+    monkeypatch.setattr(pixels, "MOVE_CHUNK_IMAGES", 4)  # so that the rows behind a bad file move in several blocks
     write_folders(tmp_path, each=10)
     spoil(tmp_path)
     batches = []
@@ -124,7 +127,7 @@ def test_streamed_images_are_taken_like_an_arrays(folders):
     assert len(kept) == len(streamed)
 
 
-def test_a_streamed_image_that_goes_away_is_grey_and_named(tmp_path):
+def test_a_streamed_image_that_goes_away_is_gray_and_named(tmp_path):
     write_folders(tmp_path, each=3)
     catalog, images, _ = load(tmp_path, "stream")
     Path(catalog.paths()[4]).unlink()
@@ -248,18 +251,18 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_a_clear_error_that_leaves_nothing(small_disk, folders, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(small_disk))
-    with pytest.raises(InputError, match="No space left on device; take --store memory or stream"):
+    with pytest.raises(InputError, match="No space left on device; use --store memory or stream"):
         load(folders, "disk", size=64)
     assert not [path for path in (small_disk / "pixels").iterdir() if path.is_dir()]
 
 
-def test_a_run_on_a_full_disk_is_one_line_and_no_run_that_looks_finished(small_disk, folders, tmp_path):
+@pytest.mark.usefixtures("eagerly")
+def test_a_run_on_a_full_disk_is_one_line_and_no_run_that_looks_finished(small_disk, folders):
     command = [
-        *(sys.executable, ROOT / "train.py", "--data", folders, "--run", "r", "--image-size", 16, "--backbone"),
+        *("train.py", "--data", folders, "--run", "r", "--image-size", 16, "--backbone"),
         *("resnet10", "--width", 8, "--epochs", 1, "--steps-per-epoch", 3, "--batch-size", 4, "--shift", 1),
     ]
-    env = os.environ | {"DR_KERAS_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run([*map(str, command)], cwd=small_disk, capture_output=True, text=True, check=False, env=env)
+    result = script(small_disk, *command)
     assert result.returncode == 2, result.stderr
     assert "No space left on device" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

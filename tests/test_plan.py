@@ -6,14 +6,18 @@ import pytest
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError
-from dr_keras.training.average import EVERY, WeightAverage
-from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
+from dr_keras.training.phases import SOFTMAX, TRIPLETS, Phase, phases
+from dr_keras.training.weight_average import UPDATE_STEPS, WeightAverage
 
 STEPS = {SOFTMAX: 10, TRIPLETS: 30}
 
 
+def course_of(config):
+    return phases(config, config.sizes, STEPS)
+
+
 def test_stages_follow_each_other():
-    course = phases(Config(epochs=5, pretrain_epochs=3, progressive="none"), STEPS)
+    course = course_of(Config(epochs=5, pretrain_epochs=3, progressive="none"))
     assert course == (Phase(SOFTMAX, 64, 0, 3, 0, 10), Phase(TRIPLETS, 64, 3, 5, 30, 30))
     assert course[0].last_step == course[1].first_step
     assert course[-1].last_step == 90
@@ -27,7 +31,7 @@ def test_four_of_five_epochs_are_softmax_by_default(epochs, expected):
 
 def test_sizes_rise_with_the_share_of_steps():
     config = Config(epochs=10, pretrain_epochs=7, progressive="32:0.25,48:0.25")
-    course = phases(config, STEPS)  # 70 + 90 steps: 48 px from 40, 64 px from 80 on
+    course = course_of(config)  # 70 + 90 steps: 48 px from 40, 64 px from 80 on
     assert [(phase.stage, phase.size, phase.first_step, phase.last_step) for phase in course] == [
         (SOFTMAX, 32, 0, 40),
         (SOFTMAX, 48, 40, 70),
@@ -39,11 +43,11 @@ def test_sizes_rise_with_the_share_of_steps():
 
 @pytest.mark.parametrize("epochs", [*range(1, 8), 30])
 def test_every_run_ends_at_the_full_size(epochs):
-    assert phases(Config(epochs=epochs), STEPS)[-1].size == 64
+    assert course_of(Config(epochs=epochs))[-1].size == 64
 
 
 def test_steps_per_epoch_can_be_set():
-    assert phases(Config(epochs=2, pretrain_epochs=1, steps_per_epoch=4), STEPS)[-1].last_step == 8
+    assert course_of(Config(epochs=2, pretrain_epochs=1, steps_per_epoch=4))[-1].last_step == 8
 
 
 @pytest.mark.parametrize("progressive", ["32", "32:x", "64:0.5", "48:0.3,32:0.3", "32:1.0", "32:0", "8:0.5"])
@@ -93,8 +97,8 @@ def test_average_equals_the_plain_recursion_and_goes_on_where_it_stopped(monkeyp
     monkeypatch.setattr(keras.callbacks.Callback, "model", property(lambda self: self._model))
     whole = averaged(WeightAverage(0.9), range(200))
     expected = 0.0
-    for step in range(EVERY, 201, EVERY):
-        decay = min(0.9, step / (step + 10 * EVERY)) ** EVERY
+    for step in range(UPDATE_STEPS, 201, UPDATE_STEPS):
+        decay = min(0.9, step / (step + 10 * UPDATE_STEPS)) ** UPDATE_STEPS
         expected = decay * expected + (1 - decay) * (step - 1)
     assert whole[0][0] == pytest.approx(expected, rel=1e-5)
     assert whole[1] == 191  # integers are not averaged

@@ -4,8 +4,9 @@ import pytest
 from keras import ops
 
 from dr_keras.errors import InputError
+from dr_keras.model.distances import mean_distance_to_others, safe_sqrt
 from dr_keras.model.network import StatisticsModel
-from dr_keras.model.ranking import TripletRanking, mean_distance_to_others, safe_sqrt
+from dr_keras.model.ranking import TripletRanking
 
 RANDOM = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ import dr_keras
 from dr_keras import load
 from dr_keras.errors import InputError, RunError
 from dr_keras.export.release import release
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
 from dr_keras.runs import Run, open_run
 
 
@@ -124,7 +124,7 @@ def test_a_folder_becomes_the_gallery_and_only_changes_are_embedded_again(releas
 @pytest.mark.usefixtures("cache")
 def test_ctrl_c_keeps_what_is_embedded(released, tmp_path, monkeypatch):
     folder = write_folders(tmp_path / "mine", each=3)
-    monkeypatch.setattr("dr_keras.retrieval.folder.CHUNK", 5)
+    monkeypatch.setattr("dr_keras.index.sync.CHUNK_IMAGES", 5)
     model = load(released)
     embedded: list[int] = []
     plain = model._vectors
@@ -172,6 +172,7 @@ def test_evaluate_a_released_model_on_a_data_set(released, tmp_path, folders):
     assert json.loads(result.stdout)["queries"] > 0
 
 
+@pytest.mark.usefixtures("export_here", "eagerly")
 def test_training_starts_from_a_released_model(released, samples, tmp_path, folders):
     flags = ("--data", folders, "--epochs", 1, "--steps-per-epoch", 1, "--batch-size", 4, "--learning-rate", 1e-9)
     result = script(tmp_path, "train.py", *flags, "--run", "tuned", "--initial-weights", released)
@@ -179,14 +180,14 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
     run = Run(tmp_path / "runs" / "tuned")
     assert run.config().width == 8  # the model's network, without a flag
     before, after = load(released, runtime="keras").embed(samples), load(run.path, runtime="keras").embed(samples)
-    assert np.abs(before - after).max() < 0.1  # the normalisation statistics have moved a little
+    assert np.abs(before - after).max() < 0.1  # the normalization statistics have moved a little
     refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)
     assert refused.returncode == 2
     assert "do not fit --width" in refused.stderr
 
 
 def test_a_run_that_is_not_finished_is_not_released(tmp_path):
-    with pytest.raises(RunError, match="no finished run"):
+    with pytest.raises(RunError, match="is not a finished run"):
         release(Run(tmp_path / "none"), Run(tmp_path / "model"))
 
 

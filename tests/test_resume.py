@@ -16,10 +16,12 @@ from conftest import ROOT, script, vectors_of
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
+from dr_keras.model.network import initial_network
 from dr_keras.runs import Run
-from dr_keras.training.callbacks import METRICS, Checkpoints, CollapseAlarm, EachEpoch, History, StepLog
+from dr_keras.training.callbacks import Checkpoints, EachEpoch, StepLog
 from dr_keras.training.checkpoint import Progress, read_progress, restore_checkpoint, save_checkpoint
-from dr_keras.training.fit import compiled_model, initial_network
+from dr_keras.training.compile import compiled_model
+from dr_keras.training.reporters import METRICS, CollapseAlarm, History
 
 SMALL = Config(backbone="alexnet", embedding_dim=8, image_size=16, multiscale=False, batch_size=4)
 
@@ -52,6 +54,7 @@ def start_and_signal(place: Path, arguments: list[str], run: Run, steps: int, nu
     return child
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken_to_the_last_digit(tmp_path, folders):
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
     result = script(tmp_path, "train.py", *flags(folders, "whole"))
@@ -95,7 +98,7 @@ from dr_keras.config import Config
 from dr_keras.training import callbacks
 from dr_keras.training.run import run_training
 import json, os
-callbacks.Checkpoints.WORTH = 0
+callbacks.Checkpoints.MIN_INTERVAL_IN_SAVES = 0
 at_end = callbacks.Checkpoints.on_epoch_end
 def die(self, epoch, logs=None):
     at_end(self, epoch, logs)
@@ -106,6 +109,7 @@ run_training(Config(**json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_path, folders):
     """Stages change after 80 of 120 steps, sizes at the first epoch from 60 steps on."""
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
@@ -142,7 +146,7 @@ def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_p
 
 def model(seed: int = 0) -> keras.Model:
     config = Config(**{**SMALL.to_dict(), "seed": seed})
-    return compiled_model(config, initial_network(config), steps=10)
+    return compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10)
 
 
 def batch(seed: int) -> dict[str, np.ndarray]:
@@ -182,7 +186,7 @@ def test_a_bad_checkpoint_is_a_clear_error(tmp_path):
     file.write_bytes(data)
     config = Config(**{**SMALL.to_dict(), "embedding_dim": 9})
     with pytest.raises(RunError, match="another network"):
-        restore_checkpoint(file, compiled_model(config, initial_network(config), steps=10))
+        restore_checkpoint(file, compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10))
 
 
 def test_history_drops_the_rows_that_a_checkpoint_does_not_cover(tmp_path):
@@ -288,4 +292,4 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, folders):
     (tmp_path / "runs").mkdir(mode=0o555)
     result = script(tmp_path, "train.py", *flags(folders, "r"))
     assert result.returncode == 2
-    assert "cannot be made" in result.stderr.splitlines()[-1]
+    assert "cannot be created" in result.stderr.splitlines()[-1]

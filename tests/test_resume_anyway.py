@@ -11,9 +11,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
-from dr_keras.library import train
 from dr_keras.runs import Run
-from dr_keras.training import callbacks, run
+from dr_keras.training import callbacks
+from dr_keras.training import run as run
+from dr_keras.training.checkpoint import read_progress
+from dr_keras.training.train import train
+
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 class Killed(BaseException):
@@ -61,7 +65,7 @@ def events(run):
     return [event.step for event in board.Scalars("monitor/precision_at_1")]
 
 
-@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("initial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path, config, monkeypatch):
     if initial:
         train(replace(config, run="before", epochs=1, seed=3), runs=tmp_path)
@@ -78,6 +82,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path
     assert np.array_equal(*map(vectors_of, (whole, broken)))
     assert (broken.path / "notes.txt").exists()
     assert not list(broken.path.glob(".*"))
+    if initial:
+        return
+    config = replace(config, run="later")  # and one killed after a checkpoint, to the last digit
+    killed_at(monkeypatch, config, tmp_path, 4, saves=True)
+    later = Run(tmp_path / "later")
+    assert read_progress(later.checkpoint_file).step == 4
+    train(config, runs=tmp_path, resume=True)
+    assert rows(later) == rows(whole)
+    assert np.array_equal(*map(vectors_of, (whole, later)))
 
 
 @pytest.mark.parametrize("folder", ["none", "empty", "half written"])
@@ -94,7 +107,7 @@ def test_a_run_that_was_never_started_is_started(folder, tmp_path, config):
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, config):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").touch()
-    with pytest.raises(RunError, match="exists and is no run folder"):
+    with pytest.raises(RunError, match="exists and is not a run folder"):
         train(config, runs=tmp_path, resume=True)
 
 
@@ -106,9 +119,9 @@ def test_the_images_may_lie_elsewhere_but_must_be_the_same(tmp_path, folders, co
     (fewer / "disc" / "disc_0.png").unlink()
     renamed = shutil.copytree(folders, tmp_path / "renamed")
     (renamed / "disc" / "disc_0.png").rename(renamed / "disc" / "other.png")
-    with pytest.raises(RunError, match=r"the 95 images in .*fewer are not those 96 images"):
+    with pytest.raises(RunError, match=r"started with 96 other images, not with the 95 images in .*fewer"):
         train(replace(config, data=str(fewer)), runs=tmp_path, resume=True)
-    with pytest.raises(RunError, match="not those images, though as many"):
+    with pytest.raises(RunError, match="started with the same number of other images"):
         train(replace(config, data=str(renamed)), runs=tmp_path, resume=True)
     assert broken.config().data == config.data
     with pytest.raises(RunError, match="other values of --seed"):
@@ -171,8 +184,8 @@ def test_a_network_that_went_astray_is_one_line(tmp_path, folders):
 def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, config, monkeypatch):
     import keras
 
-    from dr_keras.evaluation import evaluate_run
-    from dr_keras.retrieval.embed import numbers
+    from dr_keras.embedders import check_finite
+    from dr_keras.evaluation.evaluate import evaluate_run
 
     model = train(replace(config, epochs=1), runs=tmp_path)
     network = keras.models.load_model(model.run.network_file)
@@ -196,19 +209,19 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
         assert "Traceback" not in result.stderr
         assert "embeddings are not numbers" in result.stderr.splitlines()[-1]
     model.index.vectors  # noqa: B018 - the run's own index, whose vectors a damaged run may hold
-    monkeypatch.setattr("dr_keras.evaluation._Images.of_index", _with_nan(model))
+    monkeypatch.setattr("dr_keras.evaluation.evaluate._Images.of_index", _with_nan(model))
     with pytest.raises(InputError, match="1 of 96 embeddings are not numbers"):
         evaluate_run(model, baselines=False)
     for bad in (np.nan, np.inf, -np.inf):
         vectors = np.zeros((3, 4), np.float32)
         vectors[1, 2] = bad
         with pytest.raises(InputError, match="1 of 3 embeddings"):
-            numbers(vectors)
-    assert numbers(np.empty((0, 4), np.float32)).shape == (0, 4)
+            check_finite(vectors)
+    assert check_finite(np.empty((0, 4), np.float32)).shape == (0, 4)
 
 
 def _with_nan(model):
-    from dr_keras.evaluation import _Images
+    from dr_keras.evaluation.evaluate import _Images
 
     images = _Images.of_index(model.index)
     vectors = np.array(images.vectors)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from searched import RANDOM, slow, unit
 
-from dr_keras.retrieval import search
-from dr_keras.retrieval.search import distances, nearest, stretches
+from dr_keras.index import exact_search as search
+from dr_keras.index.exact_search import distances, nearest, stretches
 
 
 @pytest.mark.parametrize("queries", [1, 8, 9, 60])
@@ -13,8 +13,8 @@ from dr_keras.retrieval.search import distances, nearest, stretches
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
     monkeypatch.setattr(search, "FEW_QUERIES", 8)  # more go through FAISS
-    monkeypatch.setattr(search, "PRODUCTS", 1000)  # and fewer in parts of 3
-    monkeypatch.setattr(search, "GALLERY_VALUES", 700)  # a uint8 gallery goes in parts of 100
+    monkeypatch.setattr(search, "PRODUCT_VALUES", 1000)  # and fewer in parts of 3
+    monkeypatch.setattr(search, "BLOCK_VALUES", 700)  # a uint8 gallery goes in parts of 100
     gallery = (RANDOM.random((300, 7)) * 255).astype(dtype)
     asked = (RANDOM.random((queries, 7)) * 255).astype(dtype)
     rows, squared = nearest(asked, gallery, k)
@@ -54,8 +54,8 @@ def test_what_is_proposed_is_ranked_by_the_differences(queries, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97, 1.0])
 def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, unit_length, monkeypatch):
     monkeypatch.setattr(search, "FEW_QUERIES", 8)
-    monkeypatch.setattr(search, "LONG", 8)
-    monkeypatch.setattr(search, "GALLERY_VALUES", 350)  # gathered rows go in parts of 50
+    monkeypatch.setattr(search, "MIN_RUN_ROWS", 8)
+    monkeypatch.setattr(search, "BLOCK_VALUES", 350)  # gathered rows go in parts of 50
     gallery, asked = unit(400, 7), 1.5 * unit(queries, 7)
     rows = np.flatnonzero(RANDOM.random(400) < share)
     found, squared = nearest(asked, gallery, 10, rows=rows, unit=unit_length)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,11 +10,11 @@ import pytest
 from conftest import draw_encoded, script
 from served import BEARER, TOKEN, client, raw, refused, search
 
-from dr_keras.app import schemas
-from dr_keras.app.batching import Batcher
-from dr_keras.app.gallery import Query
-from dr_keras.app.problems import Problem
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
+from dr_keras.server import schemas
+from dr_keras.server.batching import Batcher
+from dr_keras.server.errors import Problem
+from dr_keras.server.queries import Query
 
 
 def printed(said, *, paths=False):
@@ -87,13 +87,13 @@ def test_queries_that_cannot_be_answered(page, body, status, words):
 
 def test_bodies_that_are_no_request(page):
     json_type = {"Content-Type": "application/json"}
-    refused(page.post("/v1/search", content=b"{", headers=json_type), 400, "no JSON")
+    refused(page.post("/v1/search", content=b"{", headers=json_type), 400, "not JSON")
     refused(page.post("/v1/search", content=b"[" * 100_000, headers=json_type), 400, "nests too deeply")
-    refused(page.post("/v1/search", content=b"\xff\xfe", headers=json_type), 400, "no JSON")
+    refused(page.post("/v1/search", content=b"\xff\xfe", headers=json_type), 400, "not JSON")
     nan = b'{"positives": ["disc_0.png"], "max_distance": NaN}'
     refused(page.post("/v1/search", content=nan, headers=json_type), 422, "max_distance")
     huge = b'{"positives": ["disc_0.png"], "max_distance": ' + b"9" * 5000 + b"}"
-    refused(page.post("/v1/search", content=huge, headers=json_type), 400, "no JSON")
+    refused(page.post("/v1/search", content=huge, headers=json_type), 400, "not JSON")
     lone = b'{"positives": ["\\udcff"]}'
     refused(page.post("/v1/search", content=lone, headers=json_type), 404, "no image is called")
     half = b'{"positives": ["\\ud800"]}'
@@ -103,8 +103,12 @@ def test_bodies_that_are_no_request(page):
     refused(page.post("/v1/search"), 415, "of no type")
     no_boundary = {"Content-Type": "multipart/form-data"}
     assert page.post("/v1/search", content=b"x", headers=no_boundary).status_code == 400
-    refused(page.post("/v1/search", files={"file": b"x"}), 422, "images come as the field 'image'")
-    refused(page.post("/v1/search", files={"image": draw_encoded()}, data={"run": "x"}), 422, "the field 'run'")
+    refused(page.post("/v1/search", files={"file": b"x"}), 422, "images are sent in the field 'image'")
+    refused(
+        page.post("/v1/search", files={"image": draw_encoded()}, data={"run": "x"}),
+        422,
+        "the field 'run', which is unknown",
+    )
     many = [("image", draw_encoded(seed)) for seed in range(9)]
     assert page.post("/v1/search", files=many).status_code == 400
     for k in ("0", "1001", "many"):
@@ -116,12 +120,12 @@ def test_a_name_finds_its_image(page):
     assert found == {
         "id": "disc/disc_0.png", "name": "disc_0.png", "label": "disc", "class_name": "disc", "attributes": {}
     }  # fmt: skip
-    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Near it: disc_")
+    refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Similar names: disc_")
     refused(page.get("/v1/find", params={"name": ""}), 422, "name")
 
 
 def test_a_method_that_a_path_has_not(page):
-    answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT does nothing here")
+    answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT is not allowed here")
     assert answer.headers["allow"] == "DELETE, GET, HEAD"
     for method, path, allowed in (
         ("GET", "/v1/search", "POST"),
@@ -184,7 +188,7 @@ def test_changes_that_are_refused(place, writable, page):
         return writable.post("/v1/images", headers=BEARER, **parts)
 
     refused(add(json={}), 415, "multipart/form-data")
-    refused(add(files={"picture": b"x"}), 422, "images come as the field 'image'")
+    refused(add(files={"picture": b"x"}), 422, "images are sent in the field 'image'")
     refused(add(files={"image": b"GIF89a, not"}), 415, "")
     refused(add(files=files, data={"attributes": "[1]"}), 422, "a JSON object")
     refused(add(files=files, data={"attributes": '{"a": NaN}'}), 422, "a JSON object")
@@ -211,9 +215,11 @@ def test_a_search_goes_on_while_others_write(place, writable):
 
 def test_what_comes_together_is_worked_on_together():
     sizes = []
+    begun, go_on = threading.Event(), threading.Event()
 
     def work(numbers):
-        time.sleep(0.05)
+        begun.set()
+        assert go_on.wait(60)
         if 98 in numbers:
             raise OSError("all is lost")
         return [ValueError("a bad one") if number == 99 else 10 * number for number in numbers]
@@ -225,8 +231,9 @@ def test_what_comes_together_is_worked_on_together():
         batcher.start()
         tasks = [asyncio.create_task(batcher.do(number)) for number in range(20)]
         gone = asyncio.create_task(batcher.do(50))
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(begun.wait, 60)
         gone.cancel()
+        go_on.set()
         assert await asyncio.gather(*tasks) == [10 * number for number in range(20)]
         bad, good = await asyncio.gather(batcher.do(99), batcher.do(1), return_exceptions=True)
         assert (str(bad), good) == ("a bad one", 10)
@@ -244,7 +251,7 @@ def test_what_comes_together_is_worked_on_together():
 
 def test_searches_that_come_together_are_answered_as_if_alone(place):
     with client(place) as page:
-        gallery = page.app.state.server.gallery
+        gallery = page.app.state.service.live_index
         nothing = np.empty((0, 0), np.float32)
         asked = [
             (Query(nothing, ["disc_0.png"]), 5),
@@ -269,9 +276,9 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
 
 
 def test_a_condition_that_takes_too_long(monkeypatch, place):
-    monkeypatch.setattr("dr_keras.retrieval.index.PATIENCE", 10)
+    monkeypatch.setattr("dr_keras.index.searcher.CLOCK_STEPS", 10)
     with client(place) as page:
-        page.app.state.server.gallery.index.condition_seconds = 0
+        page.app.state.service.live_index.index.condition_seconds = 0
         body = {"positives": ["disc_0.png"], "where": " OR ".join(f"name LIKE '%{n}%a%'" for n in range(40))}
         refused(page.post("/v1/search", json=body), 400, "the condition takes more than 0 seconds")
         search(page, positives=["disc_0.png"])

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from conftest import draw_encoded, indexed, script, serving
+from conftest import draw_encoded, examples, indexed, script, serving
 from PIL import Image
 from served import BEARER, TOKEN
 
 CLIENTS = 32
-REQUESTS = 10_000  # of all clients together
-CHANGES = 30  # images added and removed in the writable crowd
+REQUESTS = examples(10_000)  # of all clients together
+CHANGES = examples(30)  # images added and removed in the writable crowd
 A_CONNECTION = 8  # requests that a client sends over one, at most: closed ones free the numbers of descriptors
 
 

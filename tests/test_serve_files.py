@@ -14,7 +14,7 @@ from conftest import draw_encoded, script, write_folders
 from PIL import Image
 from served import client, raw, refused, search
 
-from dr_keras.app.files import Thumbnails, remove_upload, store_upload
+from dr_keras.server.image_files import Thumbnails, remove_upload, store_upload
 
 
 def bomb(side):
@@ -35,8 +35,8 @@ def test_images_that_are_none(page):
         return page.post("/v1/search", files={"image": data})
 
     refused(send(b""), 400, "is empty")
-    refused(send(b"<script>alert(1)</script>"), 415, "no image of a known format")
-    refused(send(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "is EPS, which is not read here")
+    refused(send(b"<script>alert(1)</script>"), 415, "not an image in a known format")
+    refused(send(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "is EPS, which is not supported here")
     refused(send(draw_encoded()[:200]), 415, "cannot be decoded")
     for side in (8_000, 13_000, 60_000):
         refused(send(bomb(side)), 413, "pixels")
@@ -119,7 +119,7 @@ def test_files_that_leave_the_gallery(place, page):
     os.mkfifo(disc / "disc_1.png")
     refused(page.get("/v1/images/disc/disc_1.png?thumbnail=32"), 403, "no plain file")
     (disc / "disc_2.png").write_text("<html><script>alert(1)</script></html>")
-    refused(page.get("/v1/images/disc/disc_2.png"), 415, "no image of a known format")
+    refused(page.get("/v1/images/disc/disc_2.png"), 415, "not an image in a known format")
     (disc / "disc_3.png").unlink()
     (disc / "disc_3.png").symlink_to(disc.parent / "bars" / "bars_0.png")
     assert page.get("/v1/images/disc/disc_3.png").content == (place / "mine" / "bars" / "bars_0.png").read_bytes()
@@ -154,13 +154,13 @@ def test_names_that_are_not_utf8(place):
 
 
 def test_thumbnails_are_kept_up_to_a_size(page):
-    gallery = page.app.state.server.gallery
+    gallery = page.app.state.service.live_index
     small = Thumbnails(limit=2000)
     for number in (0, 1, 2, 3):
         opened = gallery.open_image(f"rings/rings_{number}.png")
         assert small.get(opened, 32)[:2] == b"\xff\xd8"
         opened.close()
-    assert small._bytes == sum(map(len, small._kept.values())) <= 2000
+    assert small.cache.size == sum(map(len, small.cache._values.values())) <= 2000
 
 
 def test_uploads_never_leave_their_folder(tmp_path):

@@ -9,14 +9,24 @@ import pytest
 from conftest import draw_encoded, indexed, script, serving
 from served import BEARER, TOKEN, client, proxy, raw, refused, search
 
-from dr_keras.app.projection import decode_map
-from dr_keras.app.routes import STATIC
 from dr_keras.errors import InputError
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
+from dr_keras.server.map import decode_map
+from dr_keras.server.routes import STATIC
 
 IMAGE = "/v1/images/disc/disc_0.png"
 SMALL = f"{IMAGE}?thumbnail=32"
-TAGGED = (IMAGE, SMALL, "/", "/static/app.js", "/static/map.js", "/static/style.css", "/favicon.ico", "/v1/map")
+TAGGED = (
+    IMAGE,
+    SMALL,
+    "/",
+    "/static/app.js",
+    "/static/client.js",
+    "/static/map.js",
+    "/static/style.css",
+    "/favicon.ico",
+    "/v1/map",
+)
 OTHERS = ("/v1/stats", "/v1/classes", "/v1/find?name=disc_0.png", "/healthz", "/readyz", "/openapi.json")
 REFUSED = ("/v1/images/none", "/nothing", "/v1/find?name=none", "/static/none", "/v1/sample?k=0", "/v1/map/v0/0")
 
@@ -182,7 +192,10 @@ def test_the_page_refers_to_what_is_below_it(place, given):
                 found = urljoin(base, reference)
                 assert found.startswith(base)
                 assert page.get(found).status_code == 200, found
-    scripts = "".join((STATIC / name).read_text() for name in ("app.js", "map.js"))
+    scripts = "".join(
+        (STATIC / name).read_text()
+        for name in ("app.js", "client.js", "map.js", "map_points.js", "state.js", "view.js")
+    )
     assert len(re.findall(r"""["'`]v1/""", scripts)) >= 8
     assert not re.search(r"""["'`]/(v1|static|\?)""", scripts)
 
@@ -245,7 +258,7 @@ def test_a_server_behind_a_proxy(place, strips):
             status, _, _ = ask("POST", "/photos/v1/images", part, **form)
             assert status == 201
             with Index.open(place / "my-index") as index:
-                (id,) = index.matching("sent/*")
+                (id,) = index.records.matching("sent/*")
             assert ask("GET", f"/photos/v1/images/{id}")[2] == data
             assert ask("DELETE", f"/photos/v1/images/{id}", **BEARER)[0] == 200
             at.close()
@@ -338,7 +351,7 @@ def test_a_refused_image_is_not_called_by_its_path(monkeypatch, hidden):
         def fail(*_):
             raise InputError(f"the attributes of '{hidden}/uploads/a.png' are wrong")
 
-        monkeypatch.setattr(page.app.state.server.gallery, "add", fail)
+        monkeypatch.setattr(page.app.state.service.live_index, "add", fail)
         answer = page.post("/v1/images", files={"image": draw_encoded(1)}, headers=BEARER)
         assert SENTINEL not in refused(answer, 422, "log says why").text
 

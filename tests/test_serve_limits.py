@@ -18,11 +18,12 @@ from PIL import Image
 from served import BEARER, TOKEN, client, refused, search
 
 from dr_keras import load
-from dr_keras.app import protocol, schemas
-from dr_keras.app.routes import create_app
-from dr_keras.app.settings import Settings, read_token
 from dr_keras.errors import InputError
-from dr_keras.retrieval.index import Index
+from dr_keras.index.index import Index
+from dr_keras.server import http_protocol as protocol
+from dr_keras.server import schemas
+from dr_keras.server.routes import create_app
+from dr_keras.server.settings import Settings, read_token
 
 
 def test_settings_that_make_no_server(monkeypatch, tmp_path):
@@ -46,7 +47,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
     assert page.get("/").headers["content-type"] == "text/html; charset=utf-8"
     parts = re.findall(r'(?:src|href)="(static/[^"]+)"', html)
     assert {"static/app.js", "static/style.css", "static/icon.svg"} <= set(parts)
-    for part in (*parts, "static/map.js"):
+    for part in (*parts, *(f"static/{name}.js" for name in ("client", "map", "map_points", "state", "view"))):
         answer = page.get(part)
         assert answer.status_code == 200
         assert not re.search(r"(?<!xmlns=\")https?://", answer.text)
@@ -108,20 +109,20 @@ def test_an_index_that_breaks_says_so_without_its_path(place, page):
 
 def test_beyond_the_limit_clients_are_told_to_come_again(place):
     with client(place, concurrency=1) as page:
-        server = page.app.state.server
+        server = page.app.state.service
         enter, leave = threading.Event(), threading.Event()
-        stats = server.gallery.stats
+        stats = server.live_index.stats
 
         def slow():
             enter.set()
             leave.wait(10)
             return stats()
 
-        server.gallery.stats = slow
+        server.live_index.stats = slow
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(page.get, "/v1/stats")
             assert enter.wait(10)
-            answer = refused(page.get("/v1/sample"), 503, "which is all that are at once")
+            answer = refused(page.get("/v1/sample"), 503, "which is the limit")
             assert answer.headers["retry-after"] == "1"
             assert page.get("/healthz").status_code == 200
             assert "dr_keras_requests_in_flight 1.0" in page.get("/metrics").text
@@ -178,9 +179,9 @@ def test_serve_as_a_process(place, refuse):
                 b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body)
             )
-            time.sleep(0.5)
+            until(lambda: "dr_keras_requests_in_flight 1.0" in page.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
+            until(lambda: "Shutting down" in (place / "serve.log").read_text())
             slow.sendall(body)
             answer = b"".join(iter(lambda: slow.recv(65536), b""))
             assert answer.startswith(b"HTTP/1.1 200 "), answer[:200]
@@ -190,6 +191,14 @@ def test_serve_as_a_process(place, refuse):
     assert "Application shutdown complete" in log
     assert TOKEN not in log
     assert "Traceback" not in log
+
+
+def until(reached, seconds=60):
+    """Waits for something that is to come about."""
+    ends = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
 
 
 def said(host, port, data):
@@ -223,6 +232,12 @@ def listening(place, **settings):
         thread.join()
 
 
+def answered_images(host, port):
+    """How many requests for an image have come to their end."""
+    counts = said(host, port, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
+    return sum(float(one) for one in re.findall(r"^dr_keras_requests_total\{.*images/.*\} (\S+)$", counts, re.M))
+
+
 def test_a_client_that_does_not_take_its_answer(place):
     Image.effect_noise((2000, 2000), 50).convert("RGB").save(place / "mine" / "disc" / "big.bmp")
     added = script(place, "index.py", "add", "mine", "--index", "my-index")
@@ -234,7 +249,7 @@ def test_a_client_that_does_not_take_its_answer(place):
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.connect((host, port))
             slow.sendall(ask)
-            time.sleep(1)
+            until(lambda: answered_images(host, port) == 2)
             assert b" 200 " in said(host, port, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             slow.settimeout(20)
             got = 0
@@ -255,13 +270,14 @@ def test_a_head_that_does_not_come(monkeypatch, place):
             connection.sendall(whole)
             answer = b""
             while b'"ok"}' not in answer:
-                answer += connection.recv(65536)
+                piece = connection.recv(65536)
+                assert piece, answer
+                answer += piece
             connection.sendall(b"GET /hea")
             assert b" 408 " in connection.recv(65536)
         monkeypatch.setattr(protocol.PatientProtocol, "head_seconds", 30)
         with socket.create_connection((host, port)), socket.create_connection((host, port)):
-            time.sleep(0.1)
-            answer = said(host, port, whole)
+            answer = said(host, port, whole)  # the two were accepted before
             assert b" 503 " in answer
             assert b"retry-after: 5" in answer
 
@@ -270,7 +286,7 @@ def test_a_head_that_does_not_come(monkeypatch, place):
     ("arguments", "words"),
     [
         (("--index", "my-index", "--gallery", "mine"), "give one of them"),
-        (("--index", "absent"), "is no index"),
+        (("--index", "absent"), "is not an index"),
         (("--index", "my-index", "--writable"), "needs a token"),
         (("--index", "my-index", "--concurrency", "0"), "at least 1"),
         (("--index", "my-index", "--port", "99999"), "--port is 99999; a number from 0 to 65535"),
@@ -283,8 +299,9 @@ def test_a_head_that_does_not_come(monkeypatch, place):
         (("--index", "my-index", "--root-path", "/v1/x"), "the server's own paths begin so"),
     ],
 )
-def test_flags_that_make_no_server(place, arguments, words):
-    refused_to_start(script(place, "serve.py", "--port", "0", *arguments, env={"DR_KERAS_TOKEN": ""}), words)
+def test_flags_that_make_no_server(place, arguments, words, monkeypatch):
+    monkeypatch.setenv("DR_KERAS_TOKEN", "")
+    refused_to_start(script(place, "serve.py", "--port", "0", *arguments), words)
 
 
 def refused_to_start(result, words):

@@ -5,10 +5,10 @@ import pytest
 from conftest import draw_encoded
 from served import BEARER, client, refused, search
 
-from dr_keras.app import schemas
-from dr_keras.app.projection import decode_map, encode_map, fit_pca, project_rows
-from dr_keras.retrieval.index import Index
-from dr_keras.retrieval.layout import Layout
+from dr_keras.index.index import Index
+from dr_keras.index.umap_layout import Layout
+from dr_keras.server import schemas
+from dr_keras.server.map import decode_map, encode_map, fit_pca, project_rows
 
 
 def test_the_map(place, page):
@@ -30,7 +30,7 @@ def test_the_map(place, page):
     assert where["queries"] == [number]
     assert points[number].tolist() == pytest.approx([where["x"], where["y"]], abs=1e-5)
     found = search(page, 3, positives=[one["id"]])["results"]
-    ids = [page.get(f"/v1/map/{about['key']}/{n}").json()["id"] for n in where["neighbours"]]
+    ids = [page.get(f"/v1/map/{about['key']}/{n}").json()["id"] for n in where["neighbors"]]
     assert ids == [result["id"] for result in found]
     refused(page.get(f"/v1/map/{about['key']}/16"), 404, "16 points")
     refused(page.get("/v1/map/v0/1"), 409, "load it again")
@@ -62,7 +62,7 @@ def test_a_map_has_another_key_when_it_is_laid_out_anew_and_follows_the_index(pl
 
 def test_a_map_of_nothing(place, page):
     with Index.open(place / "my-index", write=True) as index:
-        index.remove(index.matching("*"))
+        index.remove(index.records.matching("*"))
     assert decode_map(page.get("/v1/map").content)[2]["classes"] == []
     assert page.get("/v1/sample").json() == []
     refused(page.post("/v1/search", json={"positives": ["disc_0.png"]}), 404, "no image is called")

@@ -11,12 +11,12 @@ import pytest
 from conftest import CLASSES, script, write_folders
 from PIL import Image
 
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.images import decode
-from dr_keras.data.pixels import load_pixels
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError
-from dr_keras.library import load as load_run
+from dr_keras.search_model import load as load_run
 
 
 @pytest.fixture(autouse=True)
@@ -243,6 +243,7 @@ def test_an_unknown_tfds_set_is_a_clear_error(tfds_home, monkeypatch, cache):
     assert not (cache / "tfds").exists()
 
 
+@pytest.mark.usefixtures("export_here", "eagerly")
 def test_an_archive_cropped_and_streamed_goes_down_the_whole_line(tmp_path, folders, cache):
     """What is set for training holds in search: a file embeds to its indexed vector, however it is resized."""
     tall = tmp_path / "tall"
@@ -262,7 +263,7 @@ def test_an_archive_cropped_and_streamed_goes_down_the_whole_line(tmp_path, fold
     assert cache in model.index.root.parents
     for file in sorted(tall.rglob("*_1.png")):
         nearest = model.search([file], k=1)[0][0]
-        known = model.index.row(f"{file.parent.name}/{file.name}")
+        known = model.index.records.row(f"{file.parent.name}/{file.name}")
         if known < len(model.index):
             assert (nearest.name, nearest.distance < 1e-3) == (file.name, True)
     squashed = Image.open(tall / "disc" / "disc_1.png").resize((16, 16))

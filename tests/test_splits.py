@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from conftest import draw_encoded
 
-from dr_keras.data import TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.manifest import read_manifest
-from dr_keras.data.splits import find_splits, held_out, meaning
+from dr_keras.data.sources.manifest import read_manifest
+from dr_keras.data.splits import TRAIN, VALIDATION, find_splits, held_out_splits, meaning
+from dr_keras.duplicates.find import find_duplicates
 from dr_keras.errors import InputError
-from dr_keras.retrieval.duplicates import find_duplicates
 
 PICTURE = draw_encoded()
 
@@ -146,7 +145,7 @@ def test_classes_may_be_called_so(tmp_path, classes):
 
 
 def test_the_split_that_evaluates():
-    assert held_out(["test", "train", "VALIDATION", "val", "unlabeled"]) == ["val", "VALIDATION", "test"]
+    assert held_out_splits(["test", "train", "VALIDATION", "val", "unlabeled"]) == ["val", "VALIDATION", "test"]
     assert find_splits({"a": list, "b": list}, "x") is None
 
 
@@ -231,9 +230,9 @@ def test_a_backslash_climbs_out_of_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.png", "2.png"], "its images lie in no class folder. It holds: 1.png, 2.png"),
-        (["notes.txt", "docs/a.pdf"], "It holds: docs/, notes.txt. Give the folder whose folders are the classes"),
-        ([], "It holds: nothing"),
+        (["1.png", "2.png"], "its images are not in class folders. It contains: 1.png, 2.png"),
+        (["notes.txt", "docs/a.pdf"], "It contains: docs/, notes.txt. Give the folder whose folders are the classes"),
+        ([], "It contains: nothing"),
     ],
 )
 def test_where_there_are_no_classes_what_was_found_is_named(tmp_path, names, message):

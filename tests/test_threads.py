@@ -13,9 +13,9 @@ from conftest import ROOT, write_folders
 from PIL import Image
 
 from dr_keras import load
+from dr_keras.atomic_files import new_file, new_folder
 from dr_keras.errors import RunError
-from dr_keras.files import new_file, new_folder
-from dr_keras.retrieval.index import Entry, Index
+from dr_keras.index.index import Entry, Index
 
 THREADS = 8
 
@@ -66,7 +66,7 @@ def test_searches_of_threads_are_their_own(workplace):
     model = load(workplace / "runs" / "small")
     given = pictures(24)
     want = [[result.id for result in found] for found in model.search(given, 5)]
-    names = [entry.id for entry in model.index.entries(range(24))]
+    names = [entry.id for entry in model.index.records.entries(range(24))]
     kept = {name: [result.id for result in model.retrieve(name, 5).results] for name in names}
 
     def search(number):
@@ -116,7 +116,7 @@ def test_an_index_is_searched_while_another_writes_and_all_refresh(tmp_path):
                     [Entry(f"{number}.png", f"c{number % 3}") for number in numbers], vectors[start : start + 20]
                 )
                 some = random.choice(np.arange(start - 100, start), 5, replace=False)
-                writer.remove([id for id in (f"{number}.png" for number in some) if writer.row(id) is not None])
+                writer.remove([id for id in (f"{number}.png" for number in some) if writer.records.row(id) is not None])
                 if start % 100 == 0:
                     writer.compact()
             stop.set()
@@ -129,8 +129,8 @@ def test_an_index_is_searched_while_another_writes_and_all_refresh(tmp_path):
                 with reader.held():
                     wanted = int(random.integers(0, 200))
                     rows, distances = reader.search(vectors[wanted][None], 3, where=f"label = c{wanted % 3}")
-                    entries = reader.entries(rows[0])
-                    own = reader.row(f"{wanted}.png")
+                    entries = reader.records.entries(rows[0])
+                    own = reader.records.row(f"{wanted}.png")
                 for entry, distance in zip(entries, distances[0], strict=True):
                     other = int(entry.id.removesuffix(".png"))
                     right = np.linalg.norm(vectors[wanted] - vectors[other])
@@ -138,7 +138,7 @@ def test_an_index_is_searched_while_another_writes_and_all_refresh(tmp_path):
                         wrong.append((wanted, entry, distance))
                 if own is not None and entries[0].id != f"{wanted}.png":
                     wrong.append((wanted, entries))
-                len(reader), reader.searched_rows(), reader.stats(), reader.class_counts()
+                len(reader), reader.searched_rows(), reader.stats(), reader.records.class_counts()
 
         with ThreadPoolExecutor(THREADS + 1) as pool:
             waiting = [pool.submit(write), *(pool.submit(read, number) for number in range(THREADS))]

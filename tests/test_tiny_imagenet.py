@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dr_keras import load
-from dr_keras.data import MONITOR, TRAIN, VALIDATION
 from dr_keras.data.catalog import load_catalog
-from dr_keras.data.pixels import decode_files
-from dr_keras.retrieval.metrics import evaluate
+from dr_keras.data.decoding import decode_files
+from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
+from dr_keras.evaluation.metrics import evaluate
 
 UNPACK = Path(__file__).parent.parent.parent / "shared" / "bin" / "tiny-imagenet"
 
@@ -33,14 +33,15 @@ def test_counts(catalog):
     assert catalog.class_names[catalog.classes.index("n01443537")] == "goldfish"
 
 
-def test_every_image_decodes_grey_ones_too(catalog):
+def test_every_image_decodes_gray_ones_too(catalog):
     rows = np.random.default_rng(0).permutation(len(catalog))[:3000]
     pixels, failures = decode_files([catalog.root / catalog.ids[row] for row in rows], 64)
     assert not failures
-    grey = (pixels == pixels[..., :1]).all(axis=(1, 2, 3)).mean()
-    assert 0.005 < grey < 0.05
+    gray = (pixels == pixels[..., :1]).all(axis=(1, 2, 3)).mean()
+    assert 0.005 < gray < 0.05
 
 
+@pytest.mark.slow
 def test_the_released_model_ranks_held_out_images_far_better_than_raw_pixels(catalog):
     chosen = {}
     for split, each in ((TRAIN, 20), (VALIDATION, 5)):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_keras.data.triplets import ImageSampler, TripletSampler
+from dr_keras.data.samplers import ImageSampler, TripletSampler
 from dr_keras.errors import InputError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dr_keras.errors import InputError
-from dr_keras.retrieval.where import MAX_DEPTH, MAX_LENGTH, parse_where
+from dr_keras.index.filters import MAX_CHARACTERS, MAX_DEPTH, parse_where
 
 IMAGES = [
     ("cats/a.jpg", "a.jpg", "cats", "train", 10, 1_000_000_000, {"year": 2020, "camera": {"model": "Pixel 7"}}),
@@ -94,7 +94,7 @@ def test_conditions_find_what_they_say(database, text, expected):
         ("label IN ()", "a value was expected"),
         ("label IS cats", "NULL was expected"),
         ("label = 'cats", "at character 9 is not closed"),
-        ("label ! cats", "at character 7 is no comparison"),
+        ("label ! cats", "at character 7 is not a comparison"),
         ("label = cats; DROP TABLE images", "AND, OR or the end was expected"),
         ("label = \udcff", "not valid UTF-8"),
         ("\udcff = 1", "not valid UTF-8"),
@@ -103,7 +103,7 @@ def test_conditions_find_what_they_say(database, text, expected):
         ("time < yesterday", "a number, or a date such as 2026-01-31, was expected"),
         (" OR ".join(["a = 1"] * 501), "more than 500 comparisons"),
         ("NOT " * (MAX_DEPTH + 1) + "label = cats", "nests more than"),
-        ("label = " + "x" * MAX_LENGTH, "at most 10,000"),
+        ("label = " + "x" * MAX_CHARACTERS, "at most 10,000"),
     ],
 )
 def test_what_is_no_condition_is_named(text, message):

@@ -1,7 +1,7 @@
 """The one place where a command's errors are printed.
 
 What a person typed, mounted or forgot to install is one line on standard error and exit status 2. Anything else is a
-bug: one line says so, and where the traceback was written; exit status 70.
+bug: one line says so and where the traceback was written, and the exit status is 70.
 """
 
 import errno
@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from dr_keras.errors import InputError, Interrupted
+from dr_keras.extras import EXTRAS, how_to_install
 
 REFUSED, BUG, STOPPED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h, 130 that of Ctrl-C
 BROKEN_PIPE = 141  # whoever read the output has gone, as `head` does
 
-# What the system says of a person's files and disks.
+# System errors that come from a person's files and disks, not from a bug.
 _MENDABLE = frozenset(
     getattr(errno, name)
     for name in (
@@ -48,14 +49,14 @@ def run(name: str, command: Callable[[], int], *, stopped: str = "stopped") -> i
     """Runs a command and prints what goes wrong.
 
     Args:
-        name: the command's, before each message.
+        name: what precedes each message, such as `dr-keras train`.
         command: returns the exit status.
-        stopped: what Ctrl-C leaves behind.
+        stopped: what to print after Ctrl-C.
 
     Returns:
         The exit status: the command's own, or `REFUSED`, `BUG`, `STOPPED` or `BROKEN_PIPE`.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8, nor need the terminal be
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8, and neither need the terminal
         with suppress(AttributeError, ValueError):  # one that is replaced or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -70,13 +71,18 @@ def run(name: str, command: Callable[[], int], *, stopped: str = "stopped") -> i
         return _say(name, stopped, STOPPED)
     except BrokenPipeError:
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be written goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what is still to be written
         return BROKEN_PIPE
     except MemoryError:
         return _say(name, "there is not enough memory", REFUSED)
     except OSError as error:
         if error.errno in _MENDABLE:
             return _say(name, _system(error), REFUSED)
+        return _bug(name, error)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in EXTRAS:
+            return _say(name, f"this needs {module}, which is not installed; {how_to_install(module)}", REFUSED)
         return _bug(name, error)
     except Exception as error:
         return _bug(name, error)
@@ -98,8 +104,9 @@ def _bug(name: str, error: Exception) -> int:
     text = "".join(traceback.format_exception(error))
     message = " ".join(str(error).split())
     what = f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
+    stem = Path(name).stem.replace(" ", "-")
     try:
-        handle, place = tempfile.mkstemp(prefix=f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
+        handle, place = tempfile.mkstemp(prefix=f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError:

@@ -1,7 +1,8 @@
-"""Which images there are, which class each one has, and which split it belongs to. Opens no image.
+"""Lists the images of a data set, with the class and the split of each. Opens no image.
 
-Splits are made here, before anything is sampled: training images make triplets; monitor images, a seeded share of each
-class's training images, only watch; validation images are kept for `evaluate.py`. The gallery is train + monitor.
+Images are split here, before anything is sampled: training images form triplets; monitor images, a seeded share of each
+class's training images, only monitor the run; validation images are held out for `evaluate.py`. The gallery is the
+training and monitor images.
 """
 
 import dataclasses
@@ -14,33 +15,34 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dr_keras.data import MONITOR, VALIDATION, digits, held_out
-from dr_keras.data.archives import archive_folder, is_archive
-from dr_keras.data.download import tiny_imagenet
-from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures, pictures_in
-from dr_keras.data.manifest import read_manifest
-from dr_keras.data.splits import Splits, find_splits
-from dr_keras.data.tfds_sets import PREFIX as TFDS_PREFIX
-from dr_keras.data.tfds_sets import tfds_folder
+from dr_keras.data import held_out
+from dr_keras.data.folders import Walker, contents, folders_with_pictures, has_pictures, pictures_in
+from dr_keras.data.sources import digits
+from dr_keras.data.sources.archives import archive_folder, is_archive
+from dr_keras.data.sources.download import tiny_imagenet
+from dr_keras.data.sources.manifest import read_manifest
+from dr_keras.data.sources.tfds import PREFIX as TFDS_PREFIX
+from dr_keras.data.sources.tfds import tfds_folder
+from dr_keras.data.splits import MONITOR, VALIDATION, Splits, find_splits
 from dr_keras.errors import InputError
 
-LEVELS = 3  # folders around the class folders that are looked through, as archives and downloads have them
+MAX_LEVELS = 3  # of folders around the class folders, as in archives and downloads
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """The images of a data set, N of them over C classes.
+    """The N images of a data set with C classes.
 
     Attributes:
         root: the folder that ids are relative to.
-        source: the folder or manifest that was read.
-        ids: N paths relative to `root`, with forward slashes; absolute for a manifest's images elsewhere.
+        source: the folder or the manifest that was read.
+        ids: N paths relative to `root`, with forward slashes; absolute for images of a manifest that are elsewhere.
         labels: (N,) int32, indices into `classes`.
         classes: C folder names, sorted.
-        class_names: C names for people; the same as `classes` where the data set has no others.
-        splits: (N,) uint8 of `TRAIN`, `MONITOR` and `VALIDATION`.
-        missing: held-out images that cannot be used: listed and not there, or of a class without training images.
-        notes: what a person should know of how the data set was read.
+        class_names: C names for display; the same as `classes` if the data set has no others.
+        splits: (N,) uint8, `TRAIN`, `MONITOR` or `VALIDATION`.
+        missing: held-out images that cannot be used, because they do not exist or their class has no training images.
+        notes: what the user should know about how the data set was read.
     """
 
     root: Path
@@ -57,29 +59,29 @@ class Catalog:
         return len(self.ids)
 
     def rows(self, *splits: int) -> np.ndarray:
-        """The row numbers of the images in any of `splits`, ascending: (n,) int64."""
+        """Returns the rows of the images in any of `splits`, (n,) int64, ascending."""
         return np.flatnonzero(np.isin(self.splits, splits))
 
     def take(self, rows: np.ndarray) -> "Catalog":
-        """The catalog of only these rows, in this order; the classes stay."""
+        """Returns the catalog of only these rows, in this order, with the same classes."""
         ids = tuple(self.ids[row] for row in rows)
         return dataclasses.replace(self, ids=ids, labels=self.labels[rows], splits=self.splits[rows])
 
     def paths(self) -> list[str]:
-        """The N files."""
+        """Returns the N files."""
         return [os.path.join(self.root, name) for name in self.ids]
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a data set says of its images, before the splits that it leaves to us are made; ids as in `Catalog`.
+    """The images that a data set lists, before the splits that it does not define are made; ids as in `Catalog`.
 
     Attributes:
-        train: the training images of each class; never without one.
-        held: the validation images with their class; empty where the data set has no such split.
-        monitor: those of `train` that the data set itself gives to the monitor split.
+        train: the training images of each class, at least one.
+        held: the validation images with their classes; empty if the data set has no such split.
+        monitor: the images of `train` that the data set assigns to the monitor split.
         missing, notes: as in `Catalog`.
-        names: the folder that may hold words.txt.
+        names: the folder that may contain words.txt.
     """
 
     train: dict[str, list[str]]
@@ -101,27 +103,36 @@ def load_catalog(
     """Lists the images of a data set and splits them.
 
     Args:
-        data: a folder of class folders with the images anywhere below them; a folder with train/ (and val/) of class
-            folders; the official Tiny ImageNet folder; a zip or tar file of one of these; a manifest FILE.csv, see
-            `dr_keras.data.manifest`; 'tfds:NAME[/CONFIG]'; 'digits'; 'tiny-imagenet', which is downloaded where the
-            cache does not hold it. None stands for 'tiny-imagenet'.
-        monitor: share of each class's training images that become the monitor split.
-        validation: share of each class that is held out where the data set has no validation split of its own.
-        seed: seeds both choices, which `dr_keras.data.held_out.split` makes; of classes that are too small, it takes
-            whole ones.
+        data: one of
+
+            - a folder of class folders with the images at any depth below them
+            - a folder with train/ (and val/), each with class folders
+            - the folder of Tiny ImageNet as published
+            - a zip or tar file of one of these
+            - a manifest FILE.csv, see `dr_keras.data.sources.manifest`
+            - 'tfds:NAME[/CONFIG]' or 'digits'
+            - 'tiny-imagenet' or None, which is downloaded if the cache does not have it
+
+        monitor: the share of each class's training images for the monitor split.
+        validation: the share of each class that is held out if the data set has no validation split.
+        seed: seeds both choices, see `dr_keras.data.held_out.split`.
         console: shows the progress of downloads; standard error by default.
 
     Raises:
-        InputError: the data set is absent, cannot be fetched, or holds no class folders with images.
+        InputError: the data set does not exist, cannot be fetched, or has no class folders with images.
     """
     source = _locate(data, console)
     if source.suffix.lower() == ".csv":
         root, listing = source.parent, _list_manifest(source)
     else:
         root, listing = source, _list_folders(source)
+    return _split(root, source, listing, monitor, validation, seed)
+
+
+def _split(root: Path, source: Path, listing: _Listing, monitor: float, validation: float, seed: int) -> Catalog:
+    """The catalog of a listing: the images class by class, then the data set's own held-out images."""
     classes = tuple(sorted(listing.train))
     number = {name: label for label, name in enumerate(classes)}
-
     images = {name: sorted(listing.train[name]) for name in classes}
     shares = {MONITOR: monitor} if listing.held else {MONITOR: monitor, VALIDATION: validation}
     by_class = held_out.split(images, listing.monitor, shares, seed)
@@ -148,7 +159,7 @@ def load_catalog(
 
 
 def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Path:
-    """The folder or the manifest that `data` stands for, fetched, written or unpacked where it has to be."""
+    """The folder or the manifest that `data` stands for; fetches, writes or unpacks it if necessary."""
     if data is None or data == "tiny-imagenet":
         path = tiny_imagenet(console)
     elif data == "digits":
@@ -160,12 +171,12 @@ def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Pat
     if path.is_file() and path.suffix.lower() != ".csv":
         if not is_archive(path):
             raise InputError(
-                f"--data {path} is a file; give a folder that holds one folder of images for each class, a zip or tar "
-                "file of one, or a manifest FILE.csv"
+                f"--data {path} is a file; give a folder with one folder of images for each class, a zip or tar file "
+                "of one, or a manifest FILE.csv"
             )
         path = archive_folder(path)
     if not path.exists():
-        raise InputError(f"--data {path} does not exist; give a folder that holds one folder of images for each class")
+        raise InputError(f"--data {path} does not exist; give a folder with one folder of images for each class")
     return path.resolve()
 
 
@@ -192,12 +203,11 @@ def _list_folders(root: Path) -> _Listing:
     train_root = _without_wrappers(train_root) if splits else train_root
     walker = Walker()
     found = {name: walker.pictures(train_root / name) for name in walker.folders(train_root)}
-    # A class that cannot be read is no class that is not there.
     if walker.troubles:
         name, reason = walker.troubles[0]
         raise InputError(
-            f"{name} cannot be read: {reason}; a class that may not be read would be missing from the training. "
-            "Let it be read, or move it away"
+            f"{name} cannot be read: {reason}; a class that cannot be read would be missing from training. "
+            "Change its permissions, or move it away"
         )
     held: list[tuple[str, str]] = []
     missing: list[str] = []
@@ -208,7 +218,7 @@ def _list_folders(root: Path) -> _Listing:
     if walker.troubles:
         name, reason = walker.troubles[0]
         notes.append(
-            f"{len(walker.troubles):,} folders or files of held-out images cannot be read, {name} ({reason}) first"
+            f"{len(walker.troubles):,} folders or files of held-out images cannot be read, first {name} ({reason})"
         )
     unused = [*splits.held_out[1:], *splits.unlabeled] if splits else []
     if unused:
@@ -217,7 +227,7 @@ def _list_folders(root: Path) -> _Listing:
     if again:
         one = min(again)
         notes.append(
-            f"{len(again):,} paths lead to the file of another image and are left out, {one} to {again[one]} first"
+            f"{len(again):,} paths lead to the file of another image and are left out, first {one} to {again[one]}"
         )
     train = {name: [file for file in files if file not in again] for name, files in found.items()}
     train = {name: files for name, files in train.items() if files}
@@ -238,13 +248,19 @@ def _list_folders(root: Path) -> _Listing:
 
 
 def data_folder(root: Path) -> tuple[Path, Splits | None]:
-    """The folder that holds a data set's class folders or its splits, at most `LEVELS` below `root`; and the splits.
+    """Finds the class folders or the splits of a data set.
+
+    Args:
+        root: a folder that contains them, with at most `MAX_LEVELS` folders around them.
+
+    Returns:
+        The folder that directly contains them, and the splits; None if all its folders are classes.
 
     Raises:
-        InputError: its folders can be read in two ways, see `dr_keras.data.splits.find_splits`.
+        InputError: the folders are ambiguous, see `dr_keras.data.splits.find_splits`.
     """
     place = root
-    for _ in range(LEVELS):
+    for _ in range(MAX_LEVELS):
         names = folders_with_pictures(place)
         splits = find_splits({name: partial(folders_with_pictures, place / name) for name in names}, str(place))
         if splits or len(names) != 1 or pictures_in(place):
@@ -257,13 +273,13 @@ def data_folder(root: Path) -> tuple[Path, Splits | None]:
 
 
 def _without_wrappers(folder: Path, but: Collection[str] = ()) -> Path:
-    """The folder of a split's classes, which some archives put into one more folder: seg_train/seg_train/cats.
+    """The folder with a split's classes, which some archives nest one folder deeper: seg_train/seg_train/cats.
 
     Args:
-        folder: of the split.
-        but: names that are classes, and so no folders around them.
+        folder: the folder of the split.
+        but: names of classes, which are not such nested folders.
     """
-    for _ in range(LEVELS):
+    for _ in range(MAX_LEVELS):
         names = folders_with_pictures(folder)
         if len(names) != 1 or names[0] in but or pictures_in(folder):
             break
@@ -274,18 +290,17 @@ def _without_wrappers(folder: Path, but: Collection[str] = ()) -> Path:
 
 
 def _nothing_found(folder: Path) -> str:
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    names = sorted(name + "/" * is_folder for name, is_folder in contents(folder).items())
     there = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    direct = "; its images lie in no class folder" if pictures_in(folder) else ""
+    direct = "; its images are not in class folders" if pictures_in(folder) else ""
     return (
-        f"{folder} holds no class folders with images{direct}. It holds: {there or 'nothing'}. Give the folder whose "
+        f"{folder} has no class folders with images{direct}. It contains: {there or 'nothing'}. Give the folder whose "
         "folders are the classes"
     )
 
 
 def _held_out(folder: Path, classes: Collection[str], walker: Walker) -> tuple[list[tuple[str, str]], list[str]]:
-    """Held-out images with their classes, and those that cannot be used, by annotations or by class folders."""
+    """Held-out images with their classes, from annotations or class folders; and those that cannot be used."""
     annotations, images = folder / "val_annotations.txt", folder / "images"
     if annotations.is_file() and images.is_dir() and has_pictures(images):
         return _annotated(annotations, images, classes)
@@ -301,9 +316,8 @@ def _held_out(folder: Path, classes: Collection[str], walker: Walker) -> tuple[l
 
 
 def _annotated(annotations: Path, images: Path, classes: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Tiny ImageNet's validation images with their classes, and those that are listed and cannot be used."""
-    with os.scandir(images) as entries:
-        present = {entry.name for entry in entries}
+    """Tiny ImageNet's validation images with their classes, and those that are listed but cannot be used."""
+    present = contents(images)
     held, missing = [], []
     for line in annotations.read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition("\t")
@@ -316,7 +330,7 @@ def _annotated(annotations: Path, images: Path, classes: Collection[str]) -> tup
 
 
 def _class_names(root: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The first of each class's names in words.txt (`n01443537<tab>goldfish, Carassius auratus`) where there is one."""
+    """The first name of each class in words.txt, if there is one: `n01443537<tab>goldfish, Carassius auratus`."""
     words = root / "words.txt"
     if not words.is_file():
         return classes

@@ -1,9 +1,9 @@
-"""The only walker of folders: which pictures lie below a folder, each of them once.
+"""The only walker of folders: finds the images below a folder, each of them once.
 
-Passed over without a word: names that begin with a dot, and `PASSED_OVER`, what network disks and systems keep beside
-people's pictures. A file is a picture if its ending says so or, whatever its ending, if its first bytes do; any other
-file is passed over too. What a picture's ending promises and its content does not hold is found by the decoder, which
-says so. Only regular files are opened, so that no pipe or device blocks.
+Names that begin with a dot, and the names in `PASSED_OVER`, which operating systems and network disks keep beside
+people's images, are skipped silently. A file counts as an image if its suffix or its first bytes say so; any other file
+is skipped too. A file whose suffix promises an image that it does not hold is reported by the decoder. Only regular
+files are opened, so no pipe or device can block.
 """
 
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dr_keras.atomic_files import open_regular
 from dr_keras.data.formats import HEAD_BYTES, says_picture, sniff
-from dr_keras.files import open_regular
 
-PASSED_OVER = frozenset(  # in any case
+PASSED_OVER = frozenset(  # in upper or lower case
     (
         *("@eaDir", "@SynoEAStream", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot"),  # Synology, QNAP
         *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "Thumbs.db"),  # Windows
@@ -24,32 +24,33 @@ PASSED_OVER = frozenset(  # in any case
 )
 _PASSED_OVER = frozenset(name.casefold() for name in PASSED_OVER)
 
-Trouble = tuple[str, str]  # a folder or file that could not be looked at, and why
+Trouble = tuple[str, str]
+"""A folder or a file that could not be read, and the reason."""
 
 
 def passed_over(name: str) -> bool:
-    """Whether what has this name is passed over."""
+    """Returns whether files and folders of this name are skipped."""
     return name.startswith(".") or name.casefold() in _PASSED_OVER
 
 
 class Walker:
-    """Walks through folders, and remembers what it has seen.
+    """Walks through folders and remembers what it has seen.
 
     Attributes:
-        troubles: folders that could not be entered and files that could not be looked at.
+        troubles: the folders and files that could not be read.
     """
 
     def __init__(self) -> None:
         self.troubles: list[Trouble] = []
         self._folders: set[tuple[int, int]] = set()
         self._files: list[str] = []
-        self._places: list[int] = []  # what tells files apart, of each of them
+        self._places: list[int] = []  # identifies each file on its disk; see `_place`
         self._linked: list[bool] = []
 
     def pictures(self, folder: str | os.PathLike[str]) -> list[str]:
-        """The pictures at any depth, sorted; into a folder that was walked through before it does not go again.
+        """Returns the images at any depth below a folder, sorted, without folders that were walked before.
 
-        Links are followed, those to folders last, so that what has a path of its own keeps it.
+        Symbolic links are followed, those to folders last, so that images are known by their real paths.
         """
         found = sorted(self._walk(os.fspath(folder)))
         self._files += [path for path, _, _ in found]
@@ -58,12 +59,12 @@ class Walker:
         return [path for path, _, _ in found]
 
     def again(self) -> dict[str, str]:
-        """Paths that lead to the same file as an earlier one, by symbolic or hard links, and that earlier path."""
+        """Returns the paths that lead by links, symbolic or hard, to the file of an earlier path, with that path."""
         places = np.array(self._places, np.uint64)
-        # A file's own path before links to it, then the order in which they were found.
+        # A file's own path comes before links to it; otherwise the order in which they were found counts.
         order = np.lexsort((np.arange(len(places)), np.array(self._linked, bool), places))
         same = np.flatnonzero(places[order][1:] == places[order][:-1]) + 1
-        kept: dict[int, list[str]] = {}  # of one place: several where a path cannot be followed to compare it
+        kept: dict[int, list[str]] = {}  # by place; several if a path cannot be followed to compare it
         found = {}
         for place in same.tolist():
             row, before = int(order[place]), int(order[place - 1])
@@ -78,22 +79,22 @@ class Walker:
         return found
 
     def add(self, file: str) -> None:
-        """Remembers a file that was named and not found."""
+        """Remembers a file that was named directly and not found by walking."""
         try:
             status = os.stat(file)
         except OSError:
-            return  # reading it will say so
+            return  # reading it will report this
         self._files.append(file)
         self._places.append(_place(status.st_dev, status.st_ino))
         self._linked.append(Path(file).is_symlink())
 
     def folders(self, folder: str | os.PathLike[str]) -> list[str]:
-        """The names of the folders in a folder, sorted, links last, without those that are passed over."""
+        """Returns the names of the folders directly in a folder, sorted, links last, without those that are skipped."""
         found = [(linked, name) for name, _, kind, linked in self._entries(os.fspath(folder)) if kind == "folder"]
         return [name for _, name in sorted(found)]
 
     def _walk(self, top: str) -> Iterator[tuple[str, int, bool]]:
-        """Path, place and whether it is a link, of each picture."""
+        """Yields the path and the place of each image, and whether it is a link."""
         waiting, links = [top], list[str]()
         while waiting or links:
             here = waiting.pop() if waiting else links.pop(0)
@@ -113,7 +114,7 @@ class Walker:
                     yield path, self._place_of(path, status.st_dev, inode, linked), linked
 
     def _entries(self, folder: str) -> Iterator[tuple[str, int, str, bool]]:
-        """Name, inode, kind ('file', 'folder' or 'other') and whether it is a link, of what is not passed over."""
+        """Yields name, inode, kind ('file', 'folder' or 'other'), and whether it is a link, of what is not skipped."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -123,7 +124,7 @@ class Walker:
             self.troubles.append((folder, error.strerror or str(error)))
 
     def _looks_like_one(self, path: str) -> bool:
-        """Whether a file is a picture by its first bytes."""
+        """Whether the first bytes of a file are those of an image."""
         try:
             with open_regular(path) as file:
                 return sniff(file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size, path) is not None
@@ -136,7 +137,7 @@ class Walker:
             try:
                 status = os.stat(path)
             except OSError:
-                return _place(device, inode)  # broken; the decoder will say so
+                return _place(device, inode)  # a broken link; the decoder will report it
             return _place(status.st_dev, status.st_ino)
         return _place(device, inode)
 
@@ -144,12 +145,12 @@ class Walker:
 def _kind(entry: "os.DirEntry[str]") -> str:
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
-    except OSError:  # a link into what may not be entered, or to itself
+    except OSError:  # a link to itself, or into a folder without access
         return "other"
 
 
 def _place(device: int, inode: int) -> int:
-    """One number of 64 bits; different files may share it, so equal ones are compared."""
+    """A 64-bit number for a file on its disk. Different files may share one, so files of equal numbers are compared."""
     return (inode ^ (device * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
 
 
@@ -157,7 +158,7 @@ def _same_file(one: str, other: str) -> bool:
     try:
         return Path(one).samefile(other)
     except OSError:
-        pass  # a link that leads nowhere can have several paths of its own, too
+        pass  # a broken link can have several paths, too
     try:
         return os.path.samestat(os.lstat(one), os.lstat(other))
     except OSError:
@@ -165,18 +166,18 @@ def _same_file(one: str, other: str) -> bool:
 
 
 def has_pictures(folder: str | os.PathLike[str]) -> bool:
-    """Whether a picture lies anywhere below a folder, or may lie there: it cannot be read."""
+    """Returns whether there is an image anywhere below a folder, or may be, because part of it cannot be read."""
     walker = Walker()
     return next(walker._walk(os.fspath(folder)), None) is not None or bool(walker.troubles)
 
 
 def folders_with_pictures(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the folders in a folder that have pictures anywhere below them, sorted, links last."""
+    """Returns the names of the folders directly in a folder that have images below them, sorted, links last."""
     return [name for name in Walker().folders(folder) if has_pictures(os.path.join(folder, name))]
 
 
 def pictures_in(folder: str | os.PathLike[str]) -> bool:
-    """Whether a picture lies directly in a folder."""
+    """Returns whether there is an image directly in a folder."""
     walker = Walker()
     return any(
         says_picture(name) or walker._looks_like_one(os.path.join(folder, name))
@@ -186,8 +187,14 @@ def pictures_in(folder: str | os.PathLike[str]) -> bool:
 
 
 def all_pictures(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[str], Sequence[Trouble]]:
-    """The pictures below folders, each once and sorted, and what could not be looked at."""
+    """Returns the images below some folders, each once and sorted, and what could not be read."""
     walker = Walker()
     files = [file for folder in folders for file in walker.pictures(folder)]
     again = walker.again()
     return sorted(file for file in files if file not in again), walker.troubles
+
+
+def contents(folder: str | os.PathLike[str]) -> dict[str, bool]:
+    """Returns the names of everything directly in a folder, sorted, and whether each is a folder; none is skipped."""
+    with os.scandir(folder) as entries:
+        return {entry.name: _kind(entry) == "folder" for entry in sorted(entries, key=lambda entry: entry.name)}

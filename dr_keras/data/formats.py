@@ -1,27 +1,27 @@
-"""What is a picture, said by its first bytes: one rule for training, indexes, duplicates, galleries and uploads.
+"""Recognizes images by their first bytes: one rule for training, indexes, duplicates, galleries, and uploads.
 
-`sniff` knows three kinds of content: formats that are decoded here, pictures that need a decoder which is not installed
-or which nobody decodes here (a raw file, a drawing), and all else, which is no picture.
+`sniff` distinguishes three kinds of content: formats that are decoded, images that need an optional decoder or are not
+supported (raw photos, drawings), and everything else, which is not an image.
 """
 
 import os
 import re
 from dataclasses import dataclass
 
-HEAD_BYTES = 1024  # looked at: the root element of an SVG file may stand behind a licence
-PHOTOS = "pip install 'dr_keras[photos]'"  # the decoders of what cameras and phones write
+HEAD_BYTES = 1024  # examined; the root element of an SVG file may come after a license
+PHOTOS = "pip install 'dr_keras[photos]'"  # the decoders for the formats of cameras and phones
 UPDATE = "pip install --upgrade pillow"
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of pictures.
+    """An image format.
 
     Attributes:
-        name: as Pillow calls it, or in capitals.
-        ending: of its files.
-        media_type: as HTTP calls it.
-        remedy: what to do where it cannot be read; nothing for what Pillow reads by itself.
+        name: the name in Pillow, or one in capitals.
+        ending: the suffix of its files.
+        media_type: the media type in HTTP.
+        remedy: what to do if it cannot be read; empty for a format that Pillow reads.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Format:
     remedy: str = ""
 
 
-_INSTALL = f"{PHOTOS} reads it"
+_INSTALL = f"to read it, {PHOTOS}"
 _CONVERT = "save it as PNG or JPEG"
 
 FORMATS = {
@@ -77,10 +77,10 @@ _OTHER = (
     ".ppm .pgm .pbm .pnm .pfm .tga .qoi .jxl .svg .exr .hdr .xcf .dds .jxr .bpg .flif"
 )
 _RAW_ENDINGS = frozenset(_RAW.split())
-# A file of one of these endings says that it is a picture: it is not opened to find out, and is named where it is none.
+# A file with one of these suffixes claims to be an image: it is not opened to check, and is reported if it is none.
 ENDINGS = _RAW_ENDINGS | frozenset(_OTHER.split())
 
-_MAGIC = (  # where it stands, what it is, and the format
+_MAGIC = (  # offset, bytes, format
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"GIF87a", "GIF"),
@@ -119,28 +119,35 @@ _MAGIC = (  # where it stands, what it is, and the format
     (40, b" EMF", "EMF"),
     (128, b"DICM", "DICOM"),
 )
-# Brands of the ISO base media file format, ISO/IEC 14496-12; videos have others.
+# Brands of the ISO base media file format, ISO/IEC 14496-12; those of videos are not among them.
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif"), "HEIF"),
     b"crx ": "RAW",
 }
-_GENERIC_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")  # an image of which only the other brands say how it is coded
+_GENERIC_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")  # an image whose coding only its other brands tell
 _SPACE = rb"(?:\s+|#[^\n]*\n)+"
 _PNM = re.compile(rb"P[1-6]" + _SPACE + rb"\d+" + _SPACE + rb"\d+|P[fF]\s+\d+\s+\d+\s+-?[\d.]+")
 _SVG = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<(?:\?xml|!--|!DOCTYPE\s+svg)(?:(?!<html).)*?)?<svg[\s>]", re.DOTALL | re.IGNORECASE
 )
-_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes of the header behind the file's own, by version
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # length of the header after the file header, by version
 
 
 def sniff(head: bytes, size: int, path: str | os.PathLike[str] | None = None) -> Format | None:
-    """The format of a picture, or None where the content is no picture's.
+    """Recognizes the format of an image.
 
     Args:
-        head: its first `HEAD_BYTES` bytes, or all of them where it is shorter.
-        size: bytes of the whole.
-        path: where it lies in a file. Many raw formats are TIFF inside; only their endings tell.
+        head: the first `HEAD_BYTES` bytes, or all of them if there are fewer.
+        size: the total length in bytes.
+        path: the file, if it is one. Many raw formats are TIFF inside, and only their suffixes tell.
+
+    Returns:
+        The format, or None if the content is not an image.
+
+    Example:
+        >>> sniff(b"GIF89a", 1000).media_type
+        'image/gif'
     """
     name = _name_of(head, size)
     if name == "TIFF" and (head[8:10] == b"CR" or (path is not None and _ending(path) in _RAW_ENDINGS)):
@@ -149,12 +156,12 @@ def sniff(head: bytes, size: int, path: str | os.PathLike[str] | None = None) ->
 
 
 def needs_decoder(reason: str) -> bool:
-    """Whether an image could not be read for want of a decoder, by the reason that `images.decode` gave."""
+    """Returns whether the reason that `images.decode` gave is a missing decoder."""
     return PHOTOS in reason or UPDATE in reason
 
 
 def says_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether the ending of a file's name is one of pictures."""
+    """Returns whether the suffix of a file name is that of an image."""
     return _ending(path) in ENDINGS
 
 
@@ -187,19 +194,19 @@ def _name_of(head: bytes, size: int) -> str | None:
 
 def _by_brands(head: bytes) -> str | None:
     box = head[8 : max(16, min(int.from_bytes(head[:4], "big"), len(head)))]
-    brands = [box[:4], *(box[start : start + 4] for start in range(8, len(box), 4))]  # the version is between
+    brands = [box[:4], *(box[start : start + 4] for start in range(8, len(box), 4))]  # the version is in between
     known = next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
     return known or ("HEIF" if any(brand in _GENERIC_BRANDS for brand in brands) else None)
 
 
 def _is_tga(head: bytes, size: int) -> bool:
-    """Whether a header is one of Truevision's, which have no mark at their beginning: whether its fields fit."""
+    """Whether a header is that of a TGA file, which starts with no signature: whether its fields are consistent."""
     if len(head) < 18:
         return False
     id_bytes, has_map, kind = head[0], head[1], head[2]
     map_count, map_bits = int.from_bytes(head[5:7], "little"), head[7]
     width, height, bits = int.from_bytes(head[12:14], "little"), int.from_bytes(head[14:16], "little"), head[16]
-    depths = {1: (8,), 2: (15, 16, 24, 32), 3: (8, 16)}.get(kind & ~8, ())  # 8: run-length encoded
+    depths = {1: (8,), 2: (15, 16, 24, 32), 3: (8, 16)}.get(kind & ~8, ())  # bit 3: run-length encoded
     if kind & ~11 or bits not in depths or not width or not height or head[17] & 0xC0:
         return False
     if has_map > 1 or (has_map and map_bits not in (15, 16, 24, 32)) or (not has_map and any(head[3:8])):

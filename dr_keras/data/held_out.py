@@ -1,7 +1,7 @@
-"""Which images watch a run or are held out: a share of each class or, where classes are too small, whole classes.
+"""Chooses the monitor and the held-out images: a share of each class or, if classes are too small, whole classes.
 
-Splits are a function of the seed, the name of a class and its files, so that a class keeps its own when others come.
-What a split of whole classes holds is ranked among itself, as training leaves nothing of its classes.
+The choice is a function of the seed, the name of a class, and its files, so a class keeps its splits when others are
+added. A split of whole classes is ranked within itself, because no image of its classes is left to train on.
 """
 
 import os
@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dr_keras.data import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
+from dr_keras.invocation import command
 
-FEWEST = 10  # classes with a pair; of fewer none can be spared
-LEAST = 2  # classes of a split that is made of whole ones: among the images of a single class every answer is right
-NAMED = 5  # classes that a note names
+MIN_CLASSES = 10  # with a pair of images; of fewer, none can be spared
+MIN_SPLIT_CLASSES = 2  # of a split of whole classes: within a single class, every result would be right
+MAX_LISTED = 5  # that a note lists
 
-_CLASSES = 3  # the random stream that chooses whole classes; images of a class are chosen by their split's own
+_CLASSES = 3  # the random stream that chooses whole classes; images are chosen by that of their split's number
 
 
 def split(
@@ -24,18 +25,18 @@ def split(
 ) -> dict[str, np.ndarray]:
     """Splits the training images of a data set.
 
-    Of each class a share goes to each split, and two images are always left for a pair. If a split gets no image at all
-    in this way, shares of the classes with a pair are taken instead, as a whole; half of them are always left. Of fewer
-    than `FEWEST` such classes none is taken.
+    A share of each class goes to each split, and at least two images of each class remain for a pair. If a split would
+    get no image at all in this way, it gets a share of the classes with a pair instead, as whole classes, and at least
+    half of those remain for training. With fewer than `MIN_CLASSES` such classes, none is taken.
 
     Args:
         train: the sorted images of each class.
-        monitored: those that the data set itself gives to the monitor split.
-        shares: of MONITOR and VALIDATION; without those that the data set makes itself.
+        monitored: the images that the data set itself assigns to the monitor split.
+        shares: the shares of MONITOR and VALIDATION, without splits that the data set has.
         seed: seeds the choices.
 
     Returns:
-        For each class (n,) uint8 of TRAIN, MONITOR and VALIDATION.
+        For each class of n images, (n,) uint8 of TRAIN, MONITOR and VALIDATION.
     """
     shares = {number: shares[number] for number in (VALIDATION, MONITOR) if shares.get(number)}
     if monitored:
@@ -51,7 +52,7 @@ def split(
 
 
 def _parts_of(name: str, images: Sequence[str], shares: Mapping[int, float], seed: int) -> np.ndarray:
-    """(n,): the split of each image of a class, a seeded share in each, at least one, always leaving two for a pair."""
+    """The split of each image of a class, (n,): at least one image in each split, but two remain for a pair."""
     own = np.full(len(images), TRAIN, np.uint8)
     for number, share in shares.items():
         rows = np.flatnonzero(own == TRAIN)
@@ -61,14 +62,14 @@ def _parts_of(name: str, images: Sequence[str], shares: Mapping[int, float], see
 
 
 def _whole_classes(names: Sequence[str], shares: Mapping[int, float], seed: int) -> dict[str, int]:
-    """The classes that are taken as a whole, each with its split; none of too few."""
-    if len(names) < FEWEST:
+    """The classes that are taken as a whole, with their splits; none if there are too few classes."""
+    if len(names) < MIN_CLASSES:
         return {}
-    counts = {number: max(LEAST, round(share * len(names))) for number, share in shares.items()}
+    counts = {number: max(MIN_SPLIT_CLASSES, round(share * len(names))) for number, share in shares.items()}
     while sum(counts.values()) > len(names) // 2:
         counts[max(counts, key=lambda number: counts[number])] -= 1
     order = sorted(names, key=lambda name: np.random.default_rng((seed, _CLASSES, _checksum(name))).random())
-    ends = {VALIDATION: order, MONITOR: order[::-1]}  # from both ends, so that the one's share moves none of the other
+    ends = {VALIDATION: order, MONITOR: order[::-1]}  # from both ends, so that neither share affects the other split
     return {name: number for number, count in counts.items() for name in ends[number][:count]}
 
 
@@ -77,21 +78,21 @@ def _checksum(name: str) -> int:
 
 
 def among_themselves(labels: np.ndarray, queries: np.ndarray, gallery: np.ndarray) -> bool:
-    """Whether queries are ranked among each other, as the gallery has no image of any of their classes.
+    """Returns whether queries must be ranked among each other, because the gallery has none of their classes.
 
     Args:
         labels: (M,) the class of each image.
-        queries, gallery: which images they are: (M,) bool, or row numbers.
+        queries, gallery: masks (M,) or row numbers of these images.
     """
     return not np.isin(labels[queries], labels[gallery]).any()
 
 
 def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
-    """What a person should know of a data set's splits.
+    """Returns what the user should know about the splits of a data set.
 
     Args:
         classes: C names.
-        counts: (C, 3), the images of each class in each split.
+        counts: (C, 3), the number of images of each class in each split.
     """
     train = counts[:, TRAIN] > 0
     whole = {
@@ -101,28 +102,29 @@ def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
     if whole:
         parts = [f"{of.sum():,} for {SPLIT_NAMES[number]}" for number, of in whole.items()]
         said.append(
-            f"the classes are too small to hold out single images, so whole classes are: {' and '.join(parts)}; none "
-            "of their images is trained on, and those of a split are ranked among themselves"
+            f"the classes are too small to set aside single images, so whole classes are set aside: "
+            f"{' and '.join(parts)}; none of their images is trained on, and those of each split are ranked among "
+            "themselves"
         )
     if not counts[:, MONITOR].any():
-        said.append("no image is watched, so --early-stopping has nothing to go by" + _why(counts))
+        said.append("there are no monitor images, so --early-stopping has no effect" + _why(counts))
     if not counts[:, VALIDATION].any():
-        said.append("no image is held out, so evaluate.py has no query" + _why(counts))
+        said.append(f"no image is held out, so {command('evaluate')} has no queries" + _why(counts))
     single = np.flatnonzero(counts[:, TRAIN] == 1)
     empty = np.flatnonzero(~np.any([train, *whole.values()], axis=0))
     if len(single):
-        said.append(f"classes with one training image serve as negatives only: {_named(classes, single)}")
+        said.append(f"classes with a single training image serve only as negatives: {_named(classes, single)}")
     if len(empty):
-        said.append(f"classes without a training image take no part in training: {_named(classes, empty)}")
+        said.append(f"classes without training images are not used in training: {_named(classes, empty)}")
     return said
 
 
 def _why(counts: np.ndarray) -> str:
     pairs = int((counts.sum(axis=1) > 1).sum())
-    small = counts.sum(axis=1).max(initial=0) < 4 and pairs < FEWEST
-    return f": single images need larger classes, and whole classes {FEWEST} with two images" if small else ""
+    small = counts.sum(axis=1).max(initial=0) < 4 and pairs < MIN_CLASSES
+    return f": the classes must be larger, or there must be {MIN_CLASSES} with two images" if small else ""
 
 
 def _named(classes: Sequence[str], labels: np.ndarray) -> str:
-    more = len(labels) - NAMED
-    return ", ".join(classes[label] for label in labels[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(labels) - MAX_LISTED
+    return ", ".join(classes[label] for label in labels[:MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""The only decoder: a file or its bytes become an RGB uint8 array, in training and in search alike."""
+"""The only image decoder: training, search, and the server all turn a file or its bytes into RGB uint8 here."""
 
 import io
 import os
@@ -9,31 +9,31 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
+from dr_keras.atomic_files import open_regular
 from dr_keras.data import metadata
 from dr_keras.data.formats import FORMATS, HEAD_BYTES, UPDATE, Format, sniff
 from dr_keras.errors import ImageError
-from dr_keras.files import open_regular
 
-# More than any photo that a person searches with, little enough (0.4 GB as RGB) to decode without hurting the machine.
+# More than any photo that people search with, and few enough (0.4 GB as RGB) to decode safely.
 MAX_PIXELS = 128_000_000
-WHOLE_BYTES = 64 * 2**20  # a larger file is not read into memory: its decoder takes of it what it needs
-BUFFER_BYTES = 2**18  # read of such a file at a time
+IN_MEMORY_BYTES = 64 * 2**20  # a larger file is not read into memory as a whole: its decoder reads what it needs
+BUFFER_BYTES = 2**18  # read from such a file at a time
 
 T = TypeVar("T")
-Source = str | os.PathLike[str] | bytes | Image.Image
+ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
-BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens as it shrinks
+BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens when it shrinks an image, so it does not alias
 
-# What a sample of whole numbers can be deep, where the file does not say: a mask, 4, 8, 12, 16, 24 and 31 bits.
-DEPTHS = (1, 4, 8, 12, 16, 24, 31)
-# And the largest value of a picture in floating point; of one whose largest lies between 1 and 15 it is not known.
-FLOAT_SCALES = (255, 4095, 65535)
-LEAST_OF_ONE = 1 / 32  # a picture from 0 to 1 that is nowhere brighter than this would be black
+# The possible depths of integer samples if the file does not declare one; 1 is a mask.
+DEPTHS_BITS = (1, 4, 8, 12, 16, 24, 31)
+# The possible values of white in floating point, besides 1; a maximum between 1 and 15 fits none of them.
+FLOAT_WHITES = (255, 4095, 65535)
+MIN_FLOAT_MAXIMUM = 1 / 32  # an image from 0 to 1 that is nowhere brighter than this would come out black
 
-_SAVE = "; save it with 8 bits a channel"
+_SAVE = "; save it with 8 bits per channel"
 
-_UPRIGHT = {  # what turns an image of each EXIF orientation
+_UPRIGHT = {  # the operation that turns an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,29 +42,35 @@ _UPRIGHT = {  # what turns an image of each EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ORIENTATION = 0x112  # its tag
+ORIENTATION = 0x112  # the EXIF tag
 _DNG_VERSION, _SUBFILE, _SUB_IMAGES, _PHOTOMETRIC = 50706, 254, 330, 262
-_SENSOR = (32803, 34892)  # photometric interpretations of what a sensor saw, not of a picture
+_SENSOR = (32803, 34892)  # photometric interpretations of raw sensor data
 
 
-def decode(source: Source, size: int, resize: str = "stretch") -> np.ndarray:
-    """Decodes one image and makes it a square.
+def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray:
+    """Decodes one image into a square.
+
+    EXIF orientation is applied if it can be read, transparency is composited over white, and the first frame of an
+    animation is used. Grayscale deeper than 8 bits is scaled to 8: by the depth that the format declares (PGM,
+    JPEG 2000), or else by the smallest of `DEPTHS_BITS` that holds the largest value.
 
     Args:
-        source: a path, the bytes of an encoded image, or a PIL image. A large JPEG is shrunk while it is decoded where
-            it comes as a path or as bytes; the same JPEG as a PIL image can differ by 2 or 3 levels.
-        size: pixels a side.
-        resize: 'stretch' changes the proportions, 'crop' keeps the middle square, 'pad' keeps all of the image and
-            fills up with grey.
+        source: a path, the bytes of an encoded image, or a PIL image. A large JPEG given as a path or as bytes is
+            shrunk while it is decoded; given as a PIL image, its pixels can differ by 2 or 3 levels.
+        size: the side of the square, in pixels.
+        resize: 'stretch' changes the proportions, 'crop' keeps the middle square, and 'pad' keeps the whole image and
+            fills the rest with gray.
 
     Returns:
-        (size, size, 3) uint8, RGB. EXIF orientation is applied where it can be read, transparency is laid over white,
-        and of an animation the first frame is taken. Greys deeper than 8 bits are scaled to 8: by the depth that the
-        format declares (PGM, JPEG 2000), else by the least of `DEPTHS` that holds the largest value.
+        (size, size, 3) uint8, RGB.
 
     Raises:
-        ImageError: the source is empty, no image, truncated, larger than `MAX_PIXELS`, of a depth that cannot be told,
-            or of a format whose decoder is not installed (the message says what to install).
+        ImageError: the source is empty, not an image, truncated, larger than `MAX_PIXELS`, of an unknown depth, or in
+            a format whose decoder is not installed (the message says what to install).
+
+    Example:
+        >>> decode(Image.new("RGB", (30, 20), "white"), 8).shape
+        (8, 8, 3)
     """
     image = read(source, draft=2 * size)
     width, height = image.size
@@ -78,7 +84,7 @@ def decode(source: Source, size: int, resize: str = "stretch") -> np.ndarray:
 
 
 def _padded(image: Image.Image, size: int) -> Image.Image:
-    """All of an image in the middle of a grey square; of the thinnest one line is left."""
+    """Centers an image on a gray square; even the thinnest image keeps one line of pixels."""
     longer = max(image.size)
     width, height = (max(1, round(side / longer * size)) for side in image.size)
     square = Image.new("RGB", (size, size), PADDING)
@@ -86,35 +92,36 @@ def _padded(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def read(source: Source, draft: int | None = None) -> Image.Image:
-    """Opens one image upright and in RGB, at its own size.
+def read(source: ImageInput, draft: int | None = None) -> Image.Image:
+    """Decodes one image upright and in RGB, at its own size.
 
     Args:
-        source: as in `decode`.
-        draft: a JPEG whose sides are at least twice this may be decoded at a half, a quarter or an eighth of its
-            size, never below `draft`; that makes a large photo many times faster.
+        source: as for `decode`.
+        draft: a size in pixels. A JPEG whose sides are at least twice as long may be decoded at 1/2, 1/4 or 1/8 of its
+            size, but not below `draft`, which is many times faster for a large photo.
 
     Raises:
-        ImageError: as in `decode`.
+        ImageError: as for `decode`.
     """
     if isinstance(source, Image.Image):
-        with _saying():
-            source.load()  # one opened from a file may not be decoded yet
+        with _as_image_error():
+            source.load()  # if it was opened from a file, it may not be decoded yet
             return _to_rgb(source, deep=False)
     with _opened(source) as (file, format):
         return _tried(file, format, lambda content: _decoded(content, format, draft))
 
 
 def look(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
-    """The format of an image, and its width and height as they are stored; decodes nothing but raw photos and JPEG XL.
+    """Returns the format of an image, and its width and height as stored, before it is turned upright.
+
+    The pixels are not decoded, except those of raw photos and JPEG XL.
 
     Args:
-        source: a path, the bytes of an encoded image, or a file that is open and stays so.
+        source: a path, the bytes of an encoded image, or an open file, which stays open.
 
     Raises:
-        ImageError: as in `decode`.
+        ImageError: as for `decode`.
     """
-
     with _opened(source) as (file, format):
 
         def size(content: IO[bytes]) -> tuple[int, int]:
@@ -125,27 +132,24 @@ def look(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Format, tu
 
 
 def _tried(file: IO[bytes], format: Format, use: Callable[[IO[bytes]], T]) -> T:
-    """What `use` makes of an image; of the pixels alone where metadata are damaged, which never cost a picture."""
+    """Applies `use` to an image; if that fails, to the image without its metadata, which may be damaged."""
     try:
         return use(file)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, struct.error and more on bad files
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more on damaged files
         if (plain := metadata.without(file, format.name)) is not None:
-            with _saying(error):
+            with _as_image_error(error):
                 return use(io.BytesIO(plain))
         raise ImageError(f"cannot be decoded: {_reason(error)}") from error
 
 
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], Format]]:
-    """An image's content, and its format by its first bytes.
-
-    Args:
-        source: a path, the bytes of an encoded image, or a file that is open and stays so.
+    """Yields an image's content, and its format according to its first bytes.
 
     Raises:
-        ImageError: the source is empty, no regular file, cannot be read, or is no picture.
+        ImageError: the source is empty, not a regular file, not an image, or cannot be read.
     """
     with _bytes_of(source) as (file, size):
         if not size:
@@ -154,13 +158,13 @@ def _opened(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tupl
         file.seek(0)
         format = sniff(head, size, source if isinstance(source, str | os.PathLike) else None)
         if format is None:
-            raise ImageError("is no image of a known format")
+            raise ImageError("is not an image in a known format")
         yield file, format
 
 
 @contextmanager
 def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
-    """The content and how many bytes it has; of a small file in memory, so that it is read at once."""
+    """Yields the content and its length in bytes; a small file is read into memory at once."""
     if isinstance(source, bytes):
         yield io.BytesIO(source), len(source)
         return
@@ -172,7 +176,7 @@ def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tu
     try:
         with open_regular(source) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > WHOLE_BYTES:
+            if size > IN_MEMORY_BYTES:
                 yield io.BufferedReader(file, BUFFER_BYTES), size
                 return
             content = file.read()
@@ -182,8 +186,8 @@ def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tu
 
 
 @contextmanager
-def _saying(first: Exception | None = None) -> Iterator[None]:
-    """Makes an ImageError of whatever goes wrong, or of what went wrong `first`."""
+def _as_image_error(first: Exception | None = None) -> Iterator[None]:
+    """Turns any exception into an ImageError, with the message of the `first` one if given."""
     try:
         yield
     except ImageError:
@@ -215,18 +219,18 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _open_image(file: IO[bytes], format: Format) -> Image.Image:
-    """Opens an image, as `PIL.Image.open` does, without decoding it (but for raw files).
+    """Opens an image without decoding it (except raw photos), as `PIL.Image.open` does.
 
-    Pillow's own function would try each format that it knows, also those for which it starts other programs, and it
-    compares sizes with a limit of the whole process, which is not ours to change.
+    Pillow's function would try every format that it knows, including those for which it starts external programs, and
+    it compares sizes with a limit that applies to the whole process.
 
     Args:
-        file: the content, at its beginning.
-        format: what it is.
+        file: the content, positioned at its beginning.
+        format: its format.
 
     Raises:
-        ImageError: it needs a decoder that is not installed.
-        Exception: whatever Pillow's plug-in raises for damaged content.
+        ImageError: the format needs a decoder that is not installed.
+        Exception: whatever Pillow's plugin raises for damaged content.
     """
     if format.remedy:
         return _open_with_extra(file, format)
@@ -235,12 +239,12 @@ def _open_image(file: IO[bytes], format: Format) -> Image.Image:
     if format.name not in Image.OPEN:
         Image.init()
     if format.name not in Image.OPEN:
-        raise ImageError(f"is {format.name}, which this installation of Pillow does not read; {UPDATE}")
+        raise ImageError(f"is {format.name}, which this installation of Pillow does not support; {UPDATE}")
     return Image.OPEN[format.name][0](file, "")
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's, but for metadata: only the orientation is looked at when the pixels are complete, and applied."""
+    """Pillow's TIFF reader, except that after the pixels it reads only the orientation, which it applies."""
 
     def load_end(self) -> None:
         method = _UPRIGHT.get(self.tag_v2.get(ORIENTATION, 1))
@@ -250,12 +254,12 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 
 
 def _is_raw(file: IO[bytes]) -> bool:
-    """Whether a TIFF is what a camera's sensor saw; many have a small picture in front that would be taken for it."""
+    """Whether a TIFF is a raw photo; many raw photos start with a thumbnail that would be taken for the image."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)
-    except Exception:  # whatever a damaged directory makes Pillow raise; it is opened, and refused, as a picture
+    except Exception:  # whatever Pillow raises for a damaged directory; opening the image will report it
         return False
     finally:
         file.seek(0)
@@ -264,7 +268,7 @@ def _is_raw(file: IO[bytes]) -> bool:
 
 
 def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
-    """Opens what the extra `photos` brings the decoders for."""
+    """Opens an image with a decoder of the extra `photos`."""
     file.seek(0)
     try:
         if format.name == "HEIF":
@@ -279,23 +283,23 @@ def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
             import rawpy
 
             with rawpy.imread(file) as raw:  # type: ignore[arg-type]  # it takes any file object
-                # Half the size: four cells of the sensor make a pixel, and nothing has to be guessed.
+                # At half size, four cells of the sensor make a pixel, without interpolation.
                 _check_size(raw.sizes.width // 2, raw.sizes.height // 2)
                 return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=True))
     except ImportError:
-        pass  # said below
-    raise ImageError(f"is {format.name}, which is not read here; {format.remedy}")
+        pass  # reported below
+    raise ImageError(f"is {format.name}, which is not supported here; {format.remedy}")
 
 
 def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
-    """A loaded image upright, in RGB.
+    """Turns a loaded image upright and converts it to RGB.
 
     Args:
         image: the image.
-        deep: whether its file has 16 bits a channel, of which Pillow took the upper 8.
+        deep: whether its file has 16 bits per channel, of which Pillow kept the upper 8.
     """
     if image.mode == "RGB" and image.format == "JPEG" and "exif" not in image.info:
-        return image  # nearly every image: nothing to do
+        return image  # nearly every image
     method = _UPRIGHT.get(_orientation(image))
     if method is not None:
         format, info = image.format, image.info
@@ -315,52 +319,52 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Its EXIF orientation; that of an upright image where it has none that can be read."""
+    """The EXIF orientation; 1, upright, if it has none that can be read."""
     if isinstance(image, _Tiff):
-        return 1  # is turned already
+        return 1  # already turned
     try:
         found = image.getexif().get(ORIENTATION)
-    except Exception:  # whatever damaged metadata makes Pillow raise
+    except Exception:  # whatever Pillow raises for damaged metadata
         found = None
     return metadata.orientation(image.info.get("exif")) if found is None else found
 
 
-def _eight_bits(grey: np.ndarray, format: str | None) -> np.ndarray:
-    """Greys of any depth, (H, W), as uint8.
+def _eight_bits(gray: np.ndarray, format: str | None) -> np.ndarray:
+    """Converts grayscale of any depth, (H, W), to uint8.
 
     Raises:
-        ImageError: their range is of no known depth.
+        ImageError: its range fits no known depth.
     """
-    low, high = float(grey.min()), float(grey.max())
+    low, high = float(gray.min()), float(gray.max())
     if not np.isfinite([low, high]).all():
-        raise ImageError("has values that are no numbers; save it with 8 bits")
-    scale = _float_scale(low, high) if grey.dtype.kind == "f" else _whole_scale(low, high, format)
-    return (grey.astype(np.float64) * (255 / scale)).clip(0, 255).astype(np.uint8)
+        raise ImageError("has values that are not finite numbers; save it with 8 bits")
+    white = _float_white(low, high) if gray.dtype.kind == "f" else _integer_white(low, high, format)
+    return (gray.astype(np.float64) * (255 / white)).clip(0, 255).astype(np.uint8)
 
 
-def _whole_scale(low: float, high: float, format: str | None) -> float:
+def _integer_white(low: float, high: float, format: str | None) -> float:
     if low < 0:
-        raise ImageError(f"has values from {low:.0f} to {high:.0f}, of which black and white are not known{_SAVE}")
+        raise ImageError(f"has values from {low:.0f} to {high:.0f}, whose black and white are unknown{_SAVE}")
     if format in ("PPM", "JPEG2000"):  # Pillow has scaled these by the depth that they declare
         return 65535
-    return next(2.0**bits - 1 for bits in DEPTHS if high < 2**bits)
+    return next(2.0**bits - 1 for bits in DEPTHS_BITS if high < 2**bits)
 
 
-def _float_scale(low: float, high: float) -> float:
+def _float_white(low: float, high: float) -> float:
     if low < -1e-3:
-        raise ImageError(f"has values from {low:g} to {high:g}, of which black and white are not known{_SAVE}")
-    if high == 0 or LEAST_OF_ONE <= high <= 1 + 1e-3:
+        raise ImageError(f"has values from {low:g} to {high:g}, whose black and white are unknown{_SAVE}")
+    if high == 0 or MIN_FLOAT_MAXIMUM <= high <= 1 + 1e-3:
         return 1
-    scale = next((scale for scale in FLOAT_SCALES if 15 < high <= scale), None)
-    if scale is None:
-        raise ImageError(f"has values from {low:g} to {high:g}, a depth that is not known{_SAVE}")
-    return scale
+    white = next((white for white in FLOAT_WHITES if 15 < high <= white), None)
+    if white is None:
+        raise ImageError(f"has values from {low:g} to {high:g}, which fit no known depth{_SAVE}")
+    return white
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuses what is black, or nearly, in the upper 8 of its 16 bits: values of 12 bits or fewer."""
+    """Rejects an image that is nearly black in the upper 8 of its 16 bits, because it uses 12 bits or fewer."""
     bands = image.getextrema()
-    colours = bands[: len(bands) - ("A" in image.getbands())] if isinstance(bands[0], tuple) else (bands,)
-    high = max(band[1] for band in colours)
+    colors = bands[: len(bands) - ("A" in image.getbands())] if isinstance(bands[0], tuple) else (bands,)
+    high = max(band[1] for band in colors)
     if high <= 15:
-        raise ImageError(f"has 16 bits a channel, and uses the lower 12 of them at most{_SAVE}")
+        raise ImageError(f"has 16 bits per channel, but uses only the lower 12{_SAVE}")

@@ -1,32 +1,32 @@
-"""Takes the metadata out of an encoded picture, for those whose pixels are whole and whose metadata are not."""
+"""Removes the metadata from an encoded image, for images whose pixels are intact but whose metadata are damaged."""
 
 import struct
 from collections.abc import Iterator
 from typing import IO
 
-MOST_BYTES = 256 * 2**20  # of a file that is looked at
+MAX_BYTES = 256 * 2**20  # of a file that is examined
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_DROPPED = (b"EXIF", b"XMP ", b"ICCP")
-_ADOBE, _COMMENT, _SCAN = 0xEE, 0xFE, 0xDA  # markers; Adobe's says how the colors are coded
-_ADOBE_BYTES = 14  # of its segment, the length included
-_ORIENTATION = 0x112  # the tag of EXIF
-_ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a length
+_ADOBE, _COMMENT, _SCAN = 0xEE, 0xFE, 0xDA  # markers; Adobe's says how colors are encoded
+_ADOBE_BYTES = 14  # of its segment, including the length field
+_ORIENTATION = 0x112  # the EXIF tag
+_ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a length field
 
 
 def without(file: IO[bytes], format: str) -> bytes | None:
-    """The picture with nothing but what its pixels need.
+    """Returns an encoded image reduced to what its pixels need.
 
     Args:
-        file: JPEG, PNG or WebP.
-        format: which of them, as in `dr_keras.data.formats`.
+        file: a JPEG, PNG or WebP file.
+        format: its name in `dr_keras.data.formats`.
 
     Returns:
-        The other bytes, or None where there is nothing to take away, or for another format.
+        The bytes, or None if there is nothing to remove or if the format is another one.
     """
     take = {"JPEG": _jpeg_parts, "PNG": _png_parts, "WEBP": _webp_parts}.get(format)
     file.seek(0)
-    data = file.read(MOST_BYTES + 1) if take else b""
-    if take is None or len(data) > MOST_BYTES:
+    data = file.read(MAX_BYTES + 1) if take else b""
+    if take is None or len(data) > MAX_BYTES:
         return None
     kept = b"".join(take(data))
     if format == "WEBP":
@@ -35,7 +35,7 @@ def without(file: IO[bytes], format: str) -> bytes | None:
 
 
 def orientation(exif: object) -> int:
-    """The orientation of EXIF whose other entries may be damaged: 1 to 8, and 1 where there is none."""
+    """Returns the orientation, 1 to 8, from EXIF data whose other entries may be damaged; 1 if there is none."""
     data = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
     order = {b"II": "little", b"MM": "big"}.get(data[:2])
     if order is None:
@@ -76,7 +76,7 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
-        if marker == 0xFF or marker in _ALONE:  # a fill byte, or a marker that stands alone
+        if marker == 0xFF or marker in _ALONE:  # a fill byte, or a marker without a length field
             place += 1 if marker == 0xFF else 2
             continue
         if marker == _SCAN:

@@ -1,4 +1,7 @@
-"""The names that people give to the splits of a data set: one table for folders, lists, TFDS and indexes."""
+"""The splits of a data set: their numbers, their names, and the names that people give them.
+
+The only table of split names: folders, manifests, TFDS data sets, and indexes all read this one.
+"""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -6,26 +9,34 @@ from dataclasses import dataclass
 
 from dr_keras.errors import InputError
 
-# What a name means, in any case. Of several held-out splits the first in this order is the one that evaluates.
+TRAIN, MONITOR, VALIDATION = 0, 1, 2  # as stored in a catalog
+SPLIT_NAMES = ("train", "monitor", "validation")  # by number, as written to data reports and indexes
+
+# What a name means, in any case. Of several held-out splits, the first in this order is used for evaluation.
 NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "validation"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("unlabeled", "unlabelled", "unsupervised", "pred", "predict", "prediction"), "unlabeled"),
 }
-HELD_OUT = ("validation", "test")
+# The split for each name in the `split` column of a manifest: test images are held out like validation images.
+NUMBER_OF_NAME = {
+    "monitor": MONITOR,
+    **{name: TRAIN if kind == "train" else VALIDATION for name, kind in NAMES.items() if kind != "unlabeled"},
+}
+_HELD_OUT_KINDS = ("validation", "test")
 _FILLERS = frozenset(("set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder", "files"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_A-Za-z]+")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Which folders of a data set are its splits.
+    """The folders of a data set that are its splits.
 
     Attributes:
-        train: the one that holds the training images.
-        held_out: those that hold validation and test images, the one that evaluates first.
-        unlabeled: those whose images have no classes; they are not used.
+        train: the folder with the training images.
+        held_out: the folders with validation and test images; the first is the one used for evaluation.
+        unlabeled: the folders whose images have no classes; they are not used.
     """
 
     train: str
@@ -33,7 +44,7 @@ class Splits:
     unlabeled: tuple[str, ...] = ()
 
     def kind(self, name: str) -> str | None:
-        """'train', 'validation', 'test' or 'unlabeled'; None for another folder."""
+        """Returns 'train', 'validation', 'test' or 'unlabeled'; None for a folder that is not a split."""
         if name in (self.train, *self.held_out, *self.unlabeled):
             found = meaning(name)
             return found[0] if found else None
@@ -41,9 +52,22 @@ class Splits:
 
 
 def meaning(name: str) -> tuple[str, str] | None:
-    """What the name of a split means, and what is put before or behind it: `seg_train` is ('train', 'seg').
+    """Interprets the name of a folder as that of a split.
 
-    Words such as 'set' and numbers count for nothing. None for a name without a split in it.
+    Words such as 'set' and numbers are ignored.
+
+    Args:
+        name: the name, in upper or lower case.
+
+    Returns:
+        The kind of split, and the rest of the name; None if the name is not that of a split.
+
+    Example:
+        >>> meaning("seg_train")
+        ('train', 'seg')
+        >>> meaning("val2017")
+        ('validation', '')
+        >>> meaning("cats")
     """
     words = [word.casefold() for word in _WORDS.findall(name)]
     words = [_without_filler(word) for word in words if word not in _FILLERS and not word.isdigit()]
@@ -54,17 +78,18 @@ def meaning(name: str) -> tuple[str, str] | None:
 
 
 def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) -> Splits | None:
-    """Which of the folders that hold images are splits.
+    """Finds the folders of a data set that are splits.
 
     Args:
-        folders: by name, the folders with images in a data set's folder; each tells which folders with images it has.
+        folders: the folders with images in the data set's folder, by name, each with a function that returns the names
+            of the folders with images in it.
         place: the data set's folder, for messages.
 
     Returns:
-        The splits, or None where all folders are classes.
+        The splits, or None if all the folders are classes.
 
     Raises:
-        InputError: both can be meant; the message names both readings.
+        InputError: the folders are ambiguous; the message gives both readings.
     """
     names = folders.keys()
     known = {name: what for name in names if (what := meaning(name))}
@@ -75,7 +100,7 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
         ]
         for name in trains
     }
-    # A name such as steam_train is a split's only beside one such as steam_test.
+    # A name such as steam_train is that of a split only beside one such as steam_test.
     sure = [name for name in trains if groups[name] or not known[name][1]]
     if not sure:
         _check_held_out_alone(folders, known, place)
@@ -85,34 +110,34 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
     others = sorted(set(names) - set(group))
     if len(sure) == 1 and not others:
         unlabeled = tuple(name for name in groups[train] if known[name][0] == "unlabeled")
-        return Splits(train, tuple(held_out(groups[train])), unlabeled)
+        return Splits(train, tuple(held_out_splits(groups[train])), unlabeled)
     if all(len(folders[name]()) < 2 for name in sure):
-        return None  # no classes in it: it is one, such as the trains beside the cars
+        return None  # it contains no classes, so it is one: trains beside cars
     raise InputError(
-        f"{place} holds {_listed([f'{name}/' for name in sorted(names)])}, which can be read in two ways: "
+        f"{place} contains {_listed([f'{name}/' for name in sorted(names)])}, which can be read in two ways: "
         f"{_listed([f'{name}/' for name in sorted({*sure, *group})])} as splits of the data, or every folder as a "
         f"class. If they are splits, move the other folders away or give --data {place}/{train}; if they are classes, "
         f"rename {train}/"
     )
 
 
-def held_out(names: Collection[str]) -> list[str]:
-    """The validation and test splits among names of splits, the one that evaluates first."""
-    known = {name: what[0] for name in names if (what := meaning(name)) and what[0] in HELD_OUT}
-    return sorted(known, key=lambda name: (HELD_OUT.index(known[name]), _rank(name), name))
+def held_out_splits(names: Collection[str]) -> list[str]:
+    """Returns the validation and test splits among the names of splits; the first is the one used for evaluation."""
+    known = {name: what[0] for name in names if (what := meaning(name)) and what[0] in _HELD_OUT_KINDS}
+    return sorted(known, key=lambda name: (_HELD_OUT_KINDS.index(known[name]), _rank(name), name))
 
 
 def _check_held_out_alone(
     folders: Mapping[str, Callable[[], Sequence[str]]], known: dict[str, tuple[str, str]], place: str
 ) -> None:
-    """Refuses validation and test folders without a training folder: those of a split look like classes."""
+    """Rejects validation and test folders without a training folder, because the splits could be classes."""
     held = [name for name, (_, affix) in known.items() if not affix]
     others = folders.keys() - set(held)
     splits = len(held) > 1 and not others
     splits = splits or any(others & set(folders[name]()) for name in held)
     if splits:
         raise InputError(
-            f"{place} holds {_listed([f'{name}/' for name in sorted(folders)])} and no train/, which can be read in "
+            f"{place} contains {_listed([f'{name}/' for name in sorted(folders)])} and no train/, which can be read in "
             f"two ways: {_listed([f'{name}/' for name in held])} as held-out images, or every folder as a class. If "
             "they are held out, put the classes to train on into a folder train/; if they are classes, rename them"
         )
@@ -124,7 +149,7 @@ def _rank(name: str) -> int:
 
 
 def _without_filler(word: str) -> str:
-    """`trainset` as `train`."""
+    """Turns `trainset` into `train`."""
     for filler in _FILLERS:
         if word.endswith(filler) and word.removesuffix(filler) in NAMES:
             return word.removesuffix(filler)

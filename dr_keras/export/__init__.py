@@ -3,8 +3,9 @@
 import json
 import subprocess
 
-from dr_keras import child
+from dr_keras import subprocesses as child
 from dr_keras.errors import MissingPackage, RunError
+from dr_keras.extras import how_to_install
 from dr_keras.runs import Run
 
 NO_TENSORFLOW = 3  # the child's exit status
@@ -13,10 +14,13 @@ NO_TENSORFLOW = 3  # the child's exit status
 def export_in_child(run: Run) -> dict[str, float]:
     """Writes saved_model/ and embedding.tflite of a run, in a child process on TensorFlow in float32.
 
-    A process of its own, because SavedModel and LiteRT need Keras on TensorFlow, whatever backend trained.
+    It takes a process of its own, because SavedModel and LiteRT need Keras on TensorFlow, whatever backend trained.
+
+    Args:
+        run: a run with a trained network and its sample images.
 
     Returns:
-        The largest differences from the network, see `dr_keras.export.write.export`.
+        The largest absolute differences from the network; see `dr_keras.export.write.export`.
 
     Raises:
         MissingPackage: TensorFlow is not installed.
@@ -35,7 +39,8 @@ def export_in_child(run: Run) -> dict[str, float]:
         check=False,
     )
     if result.returncode == NO_TENSORFLOW:
-        raise MissingPackage(f"the export of {run.path} needs TensorFlow, which is not installed")
+        install = how_to_install("tensorflow")
+        raise MissingPackage(f"the export of {run.path} needs TensorFlow, which is not installed; {install}")
     if result.returncode:
         reason = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise RunError(f"the export of {run.path} failed: {reason[-1]}")

@@ -1,4 +1,4 @@
-"""Writes the SavedModel and the LiteRT file of a run. Runs on TensorFlow only."""
+"""Writes the SavedModel and the LiteRT file of a run. Needs Keras on TensorFlow."""
 
 import io
 import tempfile
@@ -9,30 +9,33 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from dr_keras.atomic_files import new_file, new_folder
+from dr_keras.backend import keras_defaults
 from dr_keras.data.images import PADDING, decode
+from dr_keras.embedders import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.errors import RunError
-from dr_keras.files import new_file, new_folder
-from dr_keras.framework import keras_defaults
 from dr_keras.model.released import run_network
-from dr_keras.retrieval.embed import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.runs import Run
 
 TOLERANCE = 1e-4  # largest difference of any component of a vector
-BYTES_TOLERANCE = 1e-3  # TensorFlow's JPEG decoder may round otherwise than Pillow's
-# Half precision rounds the weights of a LiteRT file once more: the converter folds normalisations into convolutions.
+BYTES_TOLERANCE = 1e-3  # TensorFlow's JPEG decoder may round differently from Pillow's
+# Half precision rounds the weights of a LiteRT file once more: the converter folds normalization into convolutions.
 HALF_TOLERANCE = 2e-3
-BATCHES = (1, 37)  # batch sizes that an export is tried with, besides all samples at once
+BATCHES = (1, 37)  # batch sizes to test an export with, besides all samples at once
 
 
 @keras_defaults()
 def export(run: Run) -> dict[str, float]:
     """Writes saved_model/ and embedding.tflite from the run's network, and checks both on its sample images.
 
+    Args:
+        run: a run with a network and its sample images.
+
     Returns:
-        The largest absolute differences: `saved_model`, `saved_model_bytes`, `litert`.
+        The largest absolute differences of any component of an embedding: `saved_model`, `saved_model_bytes`, `litert`.
 
     Raises:
-        RunError: a file is absent, or an export differs from the network by more than its tolerance.
+        RunError: a file is missing, or an export differs from the network by more than its tolerance.
     """
     for file in (run.weights_file if run.weights_file.is_file() else run.network_file, run.samples_file):
         if not file.is_file():
@@ -76,10 +79,10 @@ def _write_saved_model(network: keras.Model, folder: Path, resize: str) -> None:
 
 
 def _to_size(image: tf.Tensor, height: int, width: int, resize: str) -> tf.Tensor:
-    """The ways of `dr_keras.data.images.decode` to make an image a square, in the graph; float32."""
+    """Makes an image square as `dr_keras.data.images.decode` does, but in the graph; float32."""
     if resize == "pad":
-        grey = float(PADDING[0])
-        return tf.image.resize_with_pad(tf.cast(image, tf.float32) - grey, height, width, antialias=True) + grey
+        gray = float(PADDING[0])
+        return tf.image.resize_with_pad(tf.cast(image, tf.float32) - gray, height, width, antialias=True) + gray
     if resize == "crop":
         size = tf.shape(image)[:2]
         side = tf.reduce_min(size)
@@ -91,8 +94,8 @@ def _to_size(image: tf.Tensor, height: int, width: int, resize: str) -> tf.Tenso
 def _litert(saved_model: Path) -> bytes:
     """The SavedModel's `serve` with built-in operations only, for any batch size.
 
-    From the SavedModel and not from the Keras model, because that freezes the weights: as variables they would need
-    an initialiser that LiteRT does not run.
+    It is converted from the SavedModel, not from the Keras model, because that freezes the weights: as variables they
+    would need an initializer, which LiteRT does not run.
     """
     return _converter(saved_model).convert()
 

@@ -8,18 +8,18 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from dr_keras.backend import keras_defaults
 from dr_keras.config import BACKBONES
 from dr_keras.errors import InputError
-from dr_keras.framework import keras_defaults
 
 
-@keras.saving.register_keras_serializable(package="dr_keras")
-class ColourTransform(layers.Layer):
-    """An affine map of the colours, computed in float32: (B, H, W, 3) -> (B, H, W, 3), `x @ matrix + offset`.
+@keras.saving.register_keras_serializable(package="dr_keras", name="ColourTransform")  # the name in saved networks
+class ColorTransform(layers.Layer):
+    """An affine map of the colors, computed in float32: (B, H, W, 3) -> (B, H, W, 3), `x @ matrix + offset`.
 
     Args:
-        matrix: (3, 3), from the input's channels (rows) to the output's (columns).
-        offset: (3,).
+        matrix: (3, 3), from the channels of the input (rows) to those of the output (columns).
+        offset: (3,), added to the product.
     """
 
     def __init__(self, matrix: Any, offset: Any, **kwargs: Any) -> None:
@@ -35,7 +35,7 @@ class ColourTransform(layers.Layer):
 
 
 def application_names() -> list[str]:
-    """The names of all networks of keras.applications."""
+    """Returns the names of all networks of keras.applications."""
     return sorted(
         name
         for name, value in vars(keras.applications).items()
@@ -45,18 +45,18 @@ def application_names() -> list[str]:
 
 @keras_defaults()
 def application_features(name: str, image: keras.KerasTensor, weights: str | None) -> keras.KerasTensor:
-    """The pooled features of a network of keras.applications, without its classifier.
+    """Returns the pooled features of a network of keras.applications, without its classifier.
 
     Args:
-        name: 'EfficientNetB0', 'ResNet50' and so on, as keras.applications writes it.
-        image: symbolic (B, H, W, 3), RGB in 0..255. The network's own preprocessing is put before it.
-        weights: None for random ones, 'imagenet' for those that Keras downloads, or a weights file.
+        name: "EfficientNetB0", "ResNet50" and so on, as spelled in keras.applications.
+        image: Symbolic (B, H, W, 3), RGB in [0, 255]. The network's own preprocessing is included.
+        weights: None for random weights, "imagenet" for those that Keras downloads, or a weights file.
 
     Returns:
         Symbolic (B, F).
 
     Raises:
-        InputError: there is no such network, it does not take this image size, or the weights cannot be had.
+        InputError: There is no such network, it does not accept this image size, or the weights cannot be loaded.
     """
     if name not in application_names():
         own = ", ".join(BACKBONES)
@@ -76,14 +76,14 @@ def application_features(name: str, image: keras.KerasTensor, weights: str | Non
 
 
 @keras_defaults()
-def preprocessing(name: str) -> ColourTransform:
-    """What a network of keras.applications expects to be done to the pixels (its `preprocess_input`) as a layer.
+def preprocessing(name: str) -> ColorTransform:
+    """Returns the preprocessing of a network of keras.applications (its `preprocess_input`) as a layer.
 
-    All of them are affine in the colours (scaled, centred, or turned to BGR), so four colours tell which it is.
+    All of them are affine in the colors (scaled, centered, or reordered to BGR), so four colors determine which it is.
     """
     module = getattr(keras.applications, getattr(keras.applications, name).__module__.rpartition(".")[2])
     black, *primaries = (
-        np.asarray(module.preprocess_input(np.full((1, 1, 1, 3), colour, np.float32)), np.float64).reshape(3)
-        for colour in ([0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255])
+        np.asarray(module.preprocess_input(np.full((1, 1, 1, 3), color, np.float32)), np.float64).reshape(3)
+        for color in ([0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255])
     )
-    return ColourTransform((np.stack(primaries) - black) / 255, black, name="preprocessing")
+    return ColorTransform((np.stack(primaries) - black) / 255, black, name="preprocessing")

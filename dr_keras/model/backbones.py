@@ -12,14 +12,19 @@ LAST = "channels_last"  # whatever keras.json says
 
 RESNET_BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
-# The triplet stage calls the embedding network three times a step, and each call moves the running statistics once.
-# The momentum of one call is the third root of the momentum that a step should have.
+# The triplet stage calls the embedding network three times per step, and each call updates the running statistics.
+# The momentum of one call is therefore the cube root of the momentum that a step should have.
 CALLS_PER_STEP = 3
 STEP_MOMENTUM = 0.97
 
 
 def set_calls_per_step(network: keras.Model, calls: int) -> None:
-    """Makes the running statistics of normalisation move as far in `calls` calls as they should in a step."""
+    """Sets the momentum with which `calls` calls move the batch statistics as far as one step should.
+
+    Args:
+        network: The embedding network.
+        calls: How often it is called in a training step.
+    """
     for layer in network.layers:
         if isinstance(layer, FusedBatchNormalization):
             layer.momentum = STEP_MOMENTUM ** (1 / calls)
@@ -28,15 +33,15 @@ def set_calls_per_step(network: keras.Model, calls: int) -> None:
 def backbone(
     name: str, image: keras.KerasTensor, full: int, *, width: int, dropout: float, stem_stride: int | None = None
 ) -> keras.KerasTensor:
-    """The features of the ConvNet path.
+    """Returns the features of the ConvNet path.
 
     Args:
-        name: 'alexnet' or one of 'resnet10', 'resnet18', 'resnet34'.
-        image: symbolic (B, H, W, 3), scaled to [-1, 1].
-        full: the image size that the network is made for; its stem is the same for smaller ones.
-        width: channels of a ResNet's first stage.
-        dropout: rate of AlexNet's fully connected layers.
-        stem_stride: of a ResNet's first convolution; by default 1 below 48 px and else 2.
+        name: "alexnet", "resnet10", "resnet18" or "resnet34".
+        image: Symbolic (B, H, W, 3), scaled to [-1, 1].
+        full: The image size in pixels that the network is made for; the stem is the same for smaller images.
+        width: Channels of the first stage of a ResNet.
+        dropout: Dropout rate in the fully connected layers of AlexNet.
+        stem_stride: Stride of the first convolution of a ResNet; by default 1 below 48 px, otherwise 2.
 
     Returns:
         Symbolic (B, F): F is 4096 for AlexNet and 8 * width for a ResNet.
@@ -47,10 +52,10 @@ def backbone(
 
 
 def _alexnet(x: keras.KerasTensor, size: int, dropout: float) -> keras.KerasTensor:
-    """Krizhevsky et al. 2012 up to its second 4096-d layer, without its two-GPU split and response normalisation.
+    """Krizhevsky et al. 2012 up to its second 4096-d layer, without its two-GPU split and response normalization.
 
-    From 128 px on the first convolution is the original's 11 x 11 / 4; below, it shrinks so that the later layers
-    still have an image to work on. The padding of 1 gives the original's 55 x 55 at 225 px.
+    From 128 px on, the first convolution is the original 11 x 11 / 4; below that it shrinks, so that the later layers
+    still have an image to work on. The padding of 1 gives the original 55 x 55 at 225 px.
     """
     kernel, stride = (11, 4) if size >= 128 else (5, 2) if size >= 48 else (3, 1)
     x = layers.ZeroPadding2D(1, data_format=LAST)(x)
@@ -88,9 +93,9 @@ def _conv_relu(
 def _resnet(
     x: keras.KerasTensor, size: int, blocks: tuple[int, ...], width: int, stem_stride: int
 ) -> keras.KerasTensor:
-    """ResNet of basic blocks (He et al. 2015, table 1) with a stem that leaves a small image its detail.
+    """ResNet of basic blocks (He et al. 2015, table 1) with a stem that keeps the detail of small images.
 
-    The stem is one 3 x 3 convolution, from 128 px on with a max-pool behind it. At stride 2 (1 below 48 px) the first
+    The stem is one 3 x 3 convolution, followed by max pooling from 128 px on. With stride 2 (1 below 48 px), the first
     stage works on about 32 x 32.
     """
     x = _conv_norm(x, width, 3, stem_stride, "stem")

@@ -1,4 +1,4 @@
-"""The classifier on top of the embedding: class proxies, and the softmax over the cosines to them."""
+"""The classifier on top of the embedding: class proxies, and a softmax over the cosines to them."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ class ClassProxies(keras.layers.Layer):
     """Learned unit vectors that stand for the classes.
 
     Args:
-        classes: how many classes, C.
-        each: vectors a class, N.
-        seed: of the vectors that they begin as: in all directions alike.
+        classes: Number of classes, C.
+        each: Vectors per class, N.
+        seed: Seed of the initial vectors, which are spread evenly over all directions.
 
     Call arguments:
-        embeddings: (B, D); only D is read.
+        embeddings: (B, D); only D is used.
 
     Returns:
         (C, N, D) float32 of unit length.
@@ -55,16 +55,16 @@ class CosineClassifier(keras.layers.Layer):
     Qian et al. 2019). The layer adds `weight` times the mean loss to the model's losses.
 
     Args:
-        scale: steepness of the softmax.
-        label_smoothing: share of the target that is spread evenly over all classes.
-        weight: of the loss.
+        scale: Steepness of the softmax.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        weight: Weight of the loss.
 
     Call arguments:
         embeddings: (B, D) of unit length.
         proxies: (C, N, D) of unit length.
-        label: (B,) integers, the class of each.
-        other: (B,) integers, the class of what is mixed into it.
-        share: (B,), how much of it is of its own class.
+        label: (B,) integers, the class of each image.
+        other: (B,) integers, the class of the image mixed into it.
+        share: (B,), how much of the image is of its own class.
 
     Returns:
         A dict of (B,) statistics: `classifier_loss`, times `weight`, and `accuracy`, whether the class with the highest
@@ -99,5 +99,5 @@ class CosineClassifier(keras.layers.Layer):
 
 
 def _at(values: Any, columns: Any) -> Any:
-    """(B, C), (B,) -> (B,): one column of each row."""
+    """Returns one column of each row: (B, C), (B,) -> (B,)."""
     return ops.take_along_axis(values, ops.cast(columns, "int32")[:, None], axis=-1)[:, 0]

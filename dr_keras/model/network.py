@@ -1,5 +1,6 @@
 """The multi-scale embedding network (Wang et al. 2014, fig. 3) and the networks around it that are trained."""
 
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,37 +8,38 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from dr_keras.config import BACKBONES, Config
+from dr_keras.backend import keras_defaults
+from dr_keras.config import BACKBONES, NetworkConfig, RankingConfig
 from dr_keras.errors import RunError
-from dr_keras.framework import keras_defaults
 from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import LAST, backbone
 from dr_keras.model.classifier import ClassProxies, CosineClassifier
+from dr_keras.model.distances import mean_distance_to_others
 from dr_keras.model.normalization import L2Normalization
-from dr_keras.model.ranking import TripletRanking, mean_distance_to_others
+from dr_keras.model.ranking import TripletRanking
 
 PAPER_SIZE = 225  # pixels a side in the paper's figure 3
 LOW_RESOLUTION_MAPS = 96
 
 
 @keras_defaults()
-def embedding_network(config: Config, *, size: int | None = None, weights: bool = True) -> keras.Model:
-    """Builds the network that makes an embedding of an image.
+def embedding_network(config: NetworkConfig, *, size: int | None = None, weights: bool = True) -> keras.Model:
+    """Builds the network that embeds an image.
 
-    The ConvNet path and, with `config.multiscale`, the two low-resolution paths are each L2-normalised, joined by one
-    linear layer and L2-normalised again. Scaling of the pixels is part of the network.
+    The ConvNet path and, with `config.multiscale`, the two low-resolution paths are each L2-normalized, joined by a
+    linear layer, and L2-normalized again. The network scales the pixels itself.
 
     Args:
-        config: the settings.
-        size: the side of the images it takes, `config.image_size` by default. Networks of several sizes have the same
-            weights and, but for the resolution, do the same; smaller ones are for training (`config.progressive`).
-        weights: whether `config.weights` are loaded; random ones are quicker where others are set at once.
+        config: The settings.
+        size: Side of the images in pixels, `config.image_size` by default. Networks of all sizes have the same weights
+            and differ in nothing but the resolution; the smaller ones are for training on growing images.
+        weights: Whether to load `config.weights`; random ones are faster if others are set right afterwards.
 
     Returns:
         A functional model: (B, H, W, 3) uint8 RGB -> (B, D) float32 of unit length.
 
     Raises:
-        InputError: `config.backbone` is unknown or does not take this image size, or its weights cannot be had.
+        InputError: `config.backbone` is unknown or does not accept this image size, or its weights cannot be loaded.
     """
     full = config.image_size
     size = size or full
@@ -64,15 +66,33 @@ def embedding_network(config: Config, *, size: int | None = None, weights: bool 
     return keras.Model(image, embedding, name="embedding_network")
 
 
+@keras_defaults()
+def initial_network(config: NetworkConfig) -> keras.Model:
+    """Returns the embedding network with its initial weights, which are equal for equal seeds.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        InputError: The network cannot be built; see `embedding_network`.
+    """
+    state = random.getstate()
+    random.seed(config.seed)  # Keras draws the seeds of its initializers from this generator
+    try:
+        return embedding_network(config)
+    finally:
+        random.setstate(state)
+
+
 def _low_resolution(
     x: keras.KerasTensor, full: int, *, shrink: int, pool: int, stride: int, name: str
 ) -> keras.KerasTensor:
-    """One low-resolution path: the image itself is shrunk, then convolved and max-pooled.
+    """Builds a low-resolution path: the image itself is shrunk, then convolved and max-pooled.
 
-    At 225 px: path a 225 -> 57 -> 15 -> 4, path b 225 -> 29 -> 8 -> 4. The figure prints the two pools the other way
-    round; only 7 x 7 / 4 on path a and 3 x 3 / 2 on path b give its 4 x 4. At other sizes the convolution's stride
-    follows the image size, so that both paths still end at the same few cells. An image that is smaller than the `full`
-    size of the network is shrunk the less.
+    At 225 px, path a is 225 -> 57 -> 15 -> 4 and path b is 225 -> 29 -> 8 -> 4. The paper's figure swaps the two pools;
+    only 7 x 7 / 4 on path a and 3 x 3 / 2 on path b give its 4 x 4. At other sizes the stride of the convolution
+    follows the image size, so that both paths still end with the same few cells. An image below the `full` size of the
+    network is shrunk less.
     """
     step = max(1, round(4 * full / PAPER_SIZE))  # 4 at the paper's size, 1 at 64 px
     rate, odd = divmod(shrink * x.shape[1], full)
@@ -95,15 +115,15 @@ def _low_resolution(
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class StatisticsModel(keras.Model):
-    """A functional model whose outputs are statistics of each element of the batch, and turns them into metrics.
+    """A functional model whose outputs are statistics of each element of the batch, which it turns into metrics.
 
-    The metrics are those of the one batch, not a running mean, on every backend: the mean of each statistic; `loss`,
-    the sum of all that end in `_loss`; and, of triplets, `triplet_accuracy` (the share with D(q, p+) < D(q, p-)) and
-    `zero_loss` (the share that no longer teaches anything).
+    On every backend the metrics are those of the current batch, not running means: the mean of each statistic; `loss`,
+    the sum of those that end in `_loss`; and, for triplets, `triplet_accuracy` (the share with D(q, p+) < D(q, p-)) and
+    `zero_loss` (the share without a gradient).
     """
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The metrics of one batch from the statistics `y_pred`, as scalars."""
+        """Returns the metrics of a batch from its statistics `y_pred`, as scalars."""
         metrics = {name: ops.mean(value) for name, value in y_pred.items()}
         metrics["loss"] = sum(value for name, value in metrics.items() if name.endswith("_loss"))
         if "positive_distance" in y_pred:
@@ -114,13 +134,13 @@ class StatisticsModel(keras.Model):
 
 
 @keras_defaults()
-def training_network(network: keras.Model, config: Config, classes: int | None = None) -> StatisticsModel:
-    """Puts three branches that share `network` before one ranking layer, and the classifier where it is kept.
+def training_network(network: keras.Model, config: RankingConfig, classes: int | None = None) -> StatisticsModel:
+    """Joins three branches that share `network` in the ranking layer (fig. 2), beside the classifier if it is kept.
 
     Args:
-        network: maps (B, H, W, 3) to (B, D).
-        config: margin, distance, mining, proxies, and the classifier's settings.
-        classes: how many classes the classifier and the proxies have; None for neither of them.
+        network: Maps (B, H, W, 3) to (B, D).
+        config: The settings of the losses.
+        classes: Number of classes of the classifier and the proxies; None for neither.
 
     Returns:
         A functional model of the inputs `query`, `positive`, `negative` (B, H, W, 3) uint8 and `classes` (B, 2) int32,
@@ -131,7 +151,7 @@ def training_network(network: keras.Model, config: Config, classes: int | None =
         for name in ("query", "positive", "negative")
     }
     pair = keras.Input((2,), dtype="int32", name="classes")
-    # In float32 also under a mixed policy: bfloat16 would round small distances away.
+    # In float32 even with a mixed policy, because bfloat16 would round small distances away.
     branches = [network(branch) for branch in inputs.values()]  # 3 x (B, D)
     embeddings = layers.Concatenate(dtype="float32", name="embeddings")(branches)  # (B, 3D)
     proxies = None
@@ -155,13 +175,13 @@ def training_network(network: keras.Model, config: Config, classes: int | None =
 
 
 @keras_defaults()
-def classification_network(network: keras.Model, config: Config, classes: int) -> StatisticsModel:
+def classification_network(network: keras.Model, config: RankingConfig, classes: int) -> StatisticsModel:
     """Puts the classifier on top of `network`, for the softmax stage.
 
     Args:
-        network: maps (B, H, W, 3) to (B, D).
-        config: the classifier's settings.
-        classes: how many classes there are.
+        network: Maps (B, H, W, 3) to (B, D).
+        config: The settings of the classifier.
+        classes: Number of classes.
 
     Returns:
         A functional model of the inputs `image` (B, H, W, 3) uint8, `label` and `other` (B,) int32 and `share` (B,)
@@ -181,13 +201,13 @@ def classification_network(network: keras.Model, config: Config, classes: int) -
     return StatisticsModel(inputs, statistics, name="classification_network")
 
 
-def _proxies(config: Config, classes: int) -> ClassProxies:
+def _proxies(config: RankingConfig, classes: int) -> ClassProxies:
     return ClassProxies(classes, max(config.proxies, 1), config.seed, name="proxies")
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class MeanDistance(layers.Layer):
-    """`dr_keras.model.ranking.mean_distance_to_others` as a layer, without a gradient: (B, D) -> (B,)."""
+    """`dr_keras.model.distances.mean_distance_to_others` as a layer, without a gradient: (B, D) -> (B,)."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
@@ -199,10 +219,13 @@ class MeanDistance(layers.Layer):
 
 @keras_defaults()
 def load_network(file: Path) -> keras.Model:
-    """Reads an embedding network from a .keras archive, in safe mode: it can hold no code of its own.
+    """Reads an embedding network from a .keras archive, in safe mode, so that it cannot run code of its own.
+
+    Args:
+        file: The archive.
 
     Raises:
-        RunError: the file is absent, or no archive that this version can read.
+        RunError: The file is missing, or this version cannot read it.
     """
     try:
         return keras.saving.load_model(file, compile=False, safe_mode=True)

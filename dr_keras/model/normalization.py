@@ -1,4 +1,4 @@
-"""The normalisation layers of the networks."""
+"""The normalization layers of the networks."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from keras import layers, ops
 class L2Normalization(layers.Layer):
     """Scales vectors to unit length: (B, D) -> (B, D). A zero vector stays zero, with a finite gradient.
 
-    `keras.layers.UnitNormalization` computes the same, but its gradient at a zero vector is not a number, and features
-    behind a ReLU can be all zero.
+    `keras.layers.UnitNormalization` computes the same, but its gradient at a zero vector is NaN, and features after a
+    ReLU can be all zero.
     """
 
     def call(self, x: Any) -> Any:
@@ -20,11 +20,11 @@ class L2Normalization(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class FusedBatchNormalization(layers.BatchNormalization):
-    """Batch normalisation of (B, H, W, C) images; in training on TensorFlow by its one fused kernel.
+    """Batch normalization of (B, H, W, C) images; when training on TensorFlow, by its fused kernel.
 
-    Computes what `keras.layers.BatchNormalization` does, which on TensorFlow takes six operations forward and more
-    backward. A training step of a ResNet-18 is a sixth faster for it (docs/decisions/005-speed.md). On other backends
-    and in inference it is the layer that it extends.
+    Computes the same as `keras.layers.BatchNormalization`, which on TensorFlow takes six operations forward and more
+    backward; a training step of a ResNet-18 is a sixth faster (docs/decisions/005-speed.md). On other backends and in
+    inference it is the layer that it extends.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -32,7 +32,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
-        # Half-precision images stay so in memory; the kernel computes in float32.
+        # Images in half precision stay so in memory; the kernel computes in float32.
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
             ops.convert_to_tensor(self.gamma, "float32"),

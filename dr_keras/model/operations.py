@@ -1,4 +1,4 @@
-"""Counts the arithmetic of a network."""
+"""Counts the arithmetic operations of a network."""
 
 import math
 
@@ -7,10 +7,13 @@ from keras import layers
 
 
 def multiply_adds(network: keras.Model) -> int:
-    """The multiplications (with their additions) of the convolutions and matrices for one image, forward.
+    """Returns the number of multiply-adds of the convolutions and dense layers in a forward pass of one image.
 
-    All else (normalisation, activations, pooling) is left out, as is usual: it moves memory, and multiplies little. A
-    training step takes about three times as many: forward, the gradient of the activations, that of the weights.
+    Everything else (normalization, activations, pooling) is left out, as usual: it moves memory and multiplies little.
+    A training step takes about three times as many: the forward pass and the gradients of activations and weights.
+
+    Args:
+        network: A functional model.
     """
     return sum(_of_layer(layer) for layer in network.layers)
 

@@ -6,32 +6,36 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dr_keras.config import Config
+from dr_keras.atomic_files import new_file
+from dr_keras.backend import keras_defaults
+from dr_keras.config import NetworkConfig
 from dr_keras.errors import RunError
-from dr_keras.files import new_file
-from dr_keras.framework import keras_defaults
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
 
 
 def rounded(weights: list[np.ndarray]) -> list[np.ndarray]:
-    """Float weights rounded to half precision, still float32; others as they are."""
+    """Returns the float weights rounded to half precision, as float32, and all others unchanged."""
     return [w.astype(np.float16).astype(np.float32) if w.dtype.kind == "f" else w for w in weights]
 
 
 def write_weights(file: Path, network: keras.Model) -> None:
-    """Writes the weights of a network; those that are floats, in half precision."""
+    """Writes the weights of a network, numbered in its own order, floats in half precision."""
     halves = [w.astype(np.float16) if w.dtype.kind == "f" else w for w in network.get_weights()]
     with new_file(file) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **{str(number): value for number, value in enumerate(halves)})
 
 
 @keras_defaults()
-def read_weights(file: Path, config: Config) -> keras.Model:
-    """The embedding network of `config` with the weights of a file.
+def read_weights(file: Path, config: NetworkConfig) -> keras.Model:
+    """Returns an embedding network with the weights of a file.
+
+    Args:
+        file: A file that `write_weights` wrote.
+        config: The settings of the network.
 
     Raises:
-        RunError: the file is absent, damaged, or of another network.
+        RunError: The file is missing, damaged, or of another network.
     """
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -47,10 +51,10 @@ def read_weights(file: Path, config: Config) -> keras.Model:
 
 
 def run_network(run: Run) -> keras.Model:
-    """The embedding network of a finished run or of a released model.
+    """Returns the embedding network of a finished run or a released model.
 
     Raises:
-        RunError: it has neither, or it cannot be read.
+        RunError: There is no network, or it cannot be read.
     """
     if run.weights_file.is_file():
         return read_weights(run.weights_file, run.config())

@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file that is whole or not there.
+"""Checkpoints: everything that a run needs to resume as if it had never stopped, in one file, written atomically.
 
-A checkpoint holds every variable of the model (weights, normalisation statistics, the states of its random number
+A checkpoint holds every variable of the model (weights, normalization statistics, the states of its random number
 generators), every variable of the optimizer, the running average of the weights, and the global step. Triplets and
-augmentation are functions of the step, so nothing else has a state. `reduce_checkpoint` makes one a third as large.
+augmentation are functions of the step, so nothing else has state. `reduce_checkpoint` makes it a third as large.
 """
 
 import json
@@ -16,17 +16,20 @@ from typing import Any
 import keras
 import numpy as np
 
+from dr_keras.atomic_files import new_file
 from dr_keras.errors import RunError
-from dr_keras.files import new_file
 
 CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: the next global step, a checksum of the data that it is trained on, and the phase.
+    """How far a run has come.
 
-    At the end of a phase the next step is one of the next phase, while the model is still that of the last.
+    Attributes:
+        step: The next global step.
+        data: Checksum of the data that the run is trained on.
+        phase: The phase of the model. At the end of a phase, `step` already belongs to the next one.
     """
 
     step: int
@@ -37,10 +40,16 @@ class Progress:
 def save_checkpoint(
     file: Path, model: keras.Model, progress: Progress, average: list[np.ndarray] | None = None
 ) -> None:
-    """Writes a checkpoint of a compiled model whose optimizer is built, and of the average of its weights.
+    """Writes a checkpoint of a compiled model whose optimizer is built.
+
+    Args:
+        file: The checkpoint.
+        model: The model of the current phase.
+        progress: How far the run has come.
+        average: The running average of the weights, if there is one.
 
     Raises:
-        OSError: the disk is full or cannot be written; an earlier checkpoint stays as it was.
+        OSError: The disk is full or cannot be written; an earlier checkpoint stays as it was.
     """
     description = {"format": CHECKPOINT_FORMAT, "weights": len(model.variables)} | asdict(progress)
     values = {str(number): keras.ops.convert_to_numpy(variable) for number, variable in enumerate(_variables(model))}
@@ -50,23 +59,27 @@ def save_checkpoint(
 
 
 def read_progress(file: Path) -> Progress:
-    """How far the run of a checkpoint has come.
+    """Returns how far the run of a checkpoint has come.
 
     Raises:
-        RunError: the file is absent, damaged or of another format.
+        RunError: The file is missing, damaged, or of another format.
     """
     with _open(file) as archive:
         return _progress(file, archive)
 
 
 def restore_checkpoint(file: Path, model: keras.Model) -> list[np.ndarray] | None:
-    """Gives a freshly compiled model, whose optimizer is built, the state of a checkpoint.
+    """Restores the state of a checkpoint in a freshly compiled model whose optimizer is built.
+
+    Args:
+        file: The checkpoint.
+        model: The model; its variables are overwritten.
 
     Returns:
-        The average of the weights, if there was one.
+        The running average of the weights, if there was one.
 
     Raises:
-        RunError: the file is damaged or holds the variables of another network.
+        RunError: The file is damaged or holds the variables of another network.
     """
     variables = _variables(model)
     with _open(file) as archive:
@@ -84,15 +97,19 @@ def restore_checkpoint(file: Path, model: keras.Model) -> list[np.ndarray] | Non
 
 
 def reduce_checkpoint(file: Path, reduced: Path) -> None:
-    """Writes a checkpoint about a third as large, to be carried away from a machine that comes to its end.
+    """Writes a checkpoint about a third as large, to be copied from a machine that is about to go away.
 
-    Kernels and matrices, and their averages, are rounded to half precision. The optimizer's moments of them are left
-    out, and begin at zero again: momentum is back after ten steps. What resumes from it is close to the same run, but
-    not equal to it.
+    Kernels and matrices, and their averages, are rounded to half precision. Their optimizer moments are left out and
+    start again at zero: momentum is back after ten steps. A run resumed from it is close to the original, but not
+    equal to it.
+
+    Args:
+        file: The checkpoint.
+        reduced: The file to write.
 
     Raises:
-        RunError: `file` is absent, damaged or of another format.
-        OSError: the disk is full or cannot be written.
+        RunError: `file` is missing, damaged, or of another format.
+        OSError: The disk is full or cannot be written.
     """
     with _open(file) as archive:
         _progress(file, archive)
@@ -120,7 +137,7 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 
 @contextmanager
 def _open(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """Opens a checkpoint; what goes wrong while it is read becomes a `RunError`. The archive checks its own CRCs."""
+    """Opens a checkpoint; errors while it is read become a `RunError`. The archive checks its own CRCs."""
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             yield archive

@@ -1,7 +1,7 @@
-"""Which devices a run computes on: one, all of this machine's, or those of several machines (JAX).
+"""The devices that a run computes on: one, all of this machine, or those of several machines (JAX).
 
-Data parallelism by `keras.distribution`, which Keras has on JAX only: each device takes a part of the global batch, and
-the losses are those of one device with the whole batch. On the other backends a run takes one device.
+Data parallelism is that of `keras.distribution`, which Keras offers on JAX only: each device takes a part of the global
+batch, and the losses are those of a single device with the whole batch. On other backends a run uses one device.
 """
 
 from collections.abc import Iterator
@@ -10,14 +10,20 @@ from dataclasses import dataclass
 
 import keras
 
-from dr_keras.config import Config
+from dr_keras.atomic_files import cache_folder
+from dr_keras.config import RunConfig
 from dr_keras.errors import InputError
-from dr_keras.files import cache_folder
 
 
 @dataclass(frozen=True)
 class Devices:
-    """This process's place among the hosts, and the devices of all hosts together."""
+    """This process among the hosts.
+
+    Attributes:
+        host: Index of this host.
+        hosts: Number of hosts.
+        count: Number of devices of all hosts together.
+    """
 
     host: int = 0
     hosts: int = 1
@@ -25,16 +31,23 @@ class Devices:
 
     @property
     def main(self) -> bool:
-        """Whether this process keeps the run folder and talks to the person."""
+        """Whether this process writes the run folder and reports to the user."""
         return self.host == 0
 
 
-def set_up_devices(config: Config) -> Devices:
-    """Joins the other hosts, if there are any, and spreads the batch over all devices. To be called before any network.
+def set_up_devices(config: RunConfig, *, batch_size: int, store: str = "auto") -> Devices:
+    """Joins the other hosts, if there are any, and spreads the batch over all devices.
+
+    Call it before any network is built.
+
+    Args:
+        config: The hosts.
+        batch_size: Triplets per step, of all devices together.
+        store: Where the images are kept, one of `dr_keras.config.STORES`.
 
     Raises:
-        InputError: several hosts, or images on the device, on another backend than JAX; a batch that cannot be shared
-            out; hosts that do not find each other.
+        InputError: Several hosts, or images on the device, with a backend other than JAX; the batch cannot be divided
+            among the devices; the hosts do not reach each other.
     """
     backend = keras.backend.backend()
     if config.hosts > 1:
@@ -45,30 +58,37 @@ def set_up_devices(config: Config) -> Devices:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the {config.hosts} hosts did not meet at {config.coordinator}: {reason}") from error
-    if config.store == "device" and backend != "jax":
+    if store == "device" and backend != "jax":
         raise InputError(f"--store device needs JAX, and Keras runs on {backend}; set KERAS_BACKEND=jax")
     if backend == "jax" and on_gpu():
-        _keep_programs()
+        _cache_compilation()
     devices = keras.distribution.list_devices() if backend == "jax" else []
     if len(devices) <= 1:
         keras.distribution.set_distribution(None)
         return Devices()
-    if config.store == "device":
+    if store == "device":
         raise InputError(f"--store device keeps the images on one device, and there are {len(devices)}; take another")
-    if config.batch_size % len(devices):
-        raise InputError(f"--batch-size is {config.batch_size}; it must be a multiple of the {len(devices)} devices")
+    if batch_size % len(devices):
+        raise InputError(f"--batch-size is {batch_size}; it must be a multiple of the {len(devices)} devices")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
     return Devices(config.host_index, config.hosts, len(devices))
 
 
 @contextmanager
-def devices_for(config: Config) -> Iterator[Devices]:
-    """What `set_up_devices` sets up, for the time of a training; the process is afterwards as it was before.
+def devices_for(config: RunConfig, *, batch_size: int, store: str, deterministic: bool) -> Iterator[Devices]:
+    """Sets up the devices for the time of a training, and restores the process afterwards.
 
-    With `config.deterministic`, TensorFlow computes deterministically meanwhile.
+    Args:
+        config: The hosts.
+        batch_size: Triplets per step, of all devices together.
+        store: Where the images are kept, one of `dr_keras.config.STORES`.
+        deterministic: Whether TensorFlow computes deterministically meanwhile.
+
+    Raises:
+        InputError: See `set_up_devices`.
     """
-    with on_one_device(), _deterministic() if config.deterministic else nullcontext(), _own_programs():
-        yield set_up_devices(config)
+    with on_one_device(), _deterministic() if deterministic else nullcontext(), _restored_compilation_cache():
+        yield set_up_devices(config, batch_size=batch_size, store=store)
 
 
 @contextmanager
@@ -76,7 +96,7 @@ def _deterministic() -> Iterator[None]:
     if keras.backend.backend() != "tensorflow":
         yield
         return
-    from tensorflow.python.framework import config as tensorflow_config  # the way back is not public
+    from tensorflow.python.framework import config as tensorflow_config  # there is no public way to turn it off
 
     before = tensorflow_config.is_op_determinism_enabled()
     tensorflow_config.enable_op_determinism()
@@ -88,8 +108,8 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _own_programs() -> Iterator[None]:
-    """Sets back where JAX keeps what it compiles."""
+def _restored_compilation_cache() -> Iterator[None]:
+    """Restores the place of JAX's compilation cache afterwards."""
     if keras.backend.backend() != "jax":
         yield
         return
@@ -102,17 +122,17 @@ def _own_programs() -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def _keep_programs() -> None:
-    """Has JAX keep what it compiles in the cache: for a GPU that takes minutes, and a resumed run needs the same."""
+def _cache_compilation() -> None:
+    """Has JAX cache what it compiles: for a GPU that takes minutes, and a resumed run needs the same again."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:  # else the person has said where
+    if jax.config.jax_compilation_cache_dir is None:  # else the user has chosen the place
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
 
 
 @contextmanager
 def on_one_device() -> Iterator[None]:
-    """Inside, networks are built and run on one device of this process alone."""
+    """Builds and runs networks on a single device of this process inside the `with` block."""
     before = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
@@ -121,8 +141,8 @@ def on_one_device() -> Iterator[None]:
         keras.distribution.set_distribution(before)
 
 
-def quick_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 (x86: AVX-512 BF16 or AMX) that the backend makes use of."""
+def fast_bfloat16() -> bool:
+    """Returns whether the CPU has bfloat16 instructions (x86: AVX-512 BF16 or AMX) that the backend uses."""
     if keras.backend.backend() != "tensorflow":
         return False
     try:
@@ -134,8 +154,8 @@ def quick_bfloat16() -> bool:
 
 
 def on_gpu() -> bool:
-    """Whether the backend computes on a GPU."""
-    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+    """Returns whether the backend computes on a GPU."""
+    if keras.backend.backend() == "torch":  # Keras lists no devices for it
         import torch
 
         return torch.cuda.is_available()

@@ -1,341 +1,212 @@
-"""Fits the network, stage after stage: initial weights, schedule, optimizer, and the one place that calls `fit`."""
+"""Fits the network, phase after phase: the one place that calls `fit`."""
 
 import dataclasses
-import math
-import random
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import keras
 import numpy as np
 from rich.console import Console
 
-from dr_keras.config import Config
-from dr_keras.data.pipeline import ImageSource, Source, TripletSource
-from dr_keras.data.sequence import batches
+from dr_keras.config import ScheduleConfig
+from dr_keras.data.batches import ImageSource, Source, TripletSource, batches
+from dr_keras.embedders import embed_with_network
 from dr_keras.errors import Interrupted
-from dr_keras.framework import keras_defaults
-from dr_keras.model.backbones import CALLS_PER_STEP, set_calls_per_step
-from dr_keras.model.network import classification_network, embedding_network, training_network
-from dr_keras.retrieval.embed import embed_with_network
+from dr_keras.invocation import command
 from dr_keras.runs import Run
-from dr_keras.training import callbacks
-from dr_keras.training.average import WeightAverage
+from dr_keras.training import callbacks, reporters
 from dr_keras.training.checkpoint import Progress, restore_checkpoint, save_checkpoint
-from dr_keras.training.devices import on_gpu, on_one_device, quick_bfloat16
-from dr_keras.training.muon import Muon
-from dr_keras.training.plan import SOFTMAX, TRIPLETS, Phase, phases
-from dr_keras.training.watch import Monitor
-
-
-@keras_defaults()
-def initial_network(config: Config) -> keras.Model:
-    """The embedding network with the weights that training starts from; equal for equal seeds.
-
-    Raises:
-        InputError: the network cannot be built, see `dr_keras.model.network.embedding_network`.
-    """
-    state = random.getstate()
-    random.seed(config.seed)  # Keras draws the seeds of its initialisers from here
-    try:
-        return embedding_network(config)
-    finally:
-        random.setstate(state)
-
-
-@keras_defaults()
-def learning_rates(config: Config, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate over `steps` steps: a linear warm-up, then a cosine down to 0."""
-    warmup = round(config.warmup * steps)
-    if not warmup:
-        return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - warmup, 1), warmup_target=config.learning_rate, warmup_steps=warmup
-    )
-
-
-def learning_rate_at(config: Config, steps: int, step: int) -> float:
-    """What `learning_rates` gives for a step, without the device, whose work it would have to wait for."""
-    warmup = round(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * step / warmup
-    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
-@keras_defaults()
-def compiled_model(
-    config: Config, network: keras.Model, steps: int, classes: int | None = None, stage: str = TRIPLETS
-) -> keras.Model:
-    """The model of a stage around `network`, compiled with the optimizer and its schedule over `steps` steps.
-
-    Args:
-        config: the settings.
-        network: the embedding network.
-        steps: of the whole run.
-        classes: how many classes there are, for the classifier and the proxies; None for triplets without them.
-        stage: SOFTMAX or TRIPLETS.
-    """
-    if stage == SOFTMAX:
-        assert classes
-        model = classification_network(network, config, classes)
-    else:
-        model = training_network(network, config, classes)
-    set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
-    rates = learning_rates(config, steps)
-    # Named, because the phases know each other's optimizer variables by their paths.
-    if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(
-            rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, name="sgd"
-        )
-    elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay, name="adamw")
-    else:
-        quick = precision(config) == "mixed_bfloat16"
-        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if quick else "float32")
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
-    optimizer.build(model.trainable_variables)  # within the first step, it would have the step traced twice
-    # On a CPU, XLA compiles convolutions to a third of the speed of TensorFlow's own kernels. JAX has nothing else.
-    compiles = keras.backend.backend() == "jax" or on_gpu()
-    model.compile(optimizer, jit_compile="auto" if compiles else False)
-    return model
-
-
-def precision(config: Config) -> str:
-    """The Keras dtype policy that the network is trained with."""
-    if config.precision != "auto":
-        return config.precision
-    quick = on_gpu() or (quick_bfloat16() and not config.deterministic)
-    return "mixed_bfloat16" if quick else "float32"
-
-
-@contextmanager
-def training_precision(config: Config) -> Iterator[None]:
-    """Inside, networks are built with the dtype policy of the training."""
-    with keras_defaults():
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(precision(config))
-        try:
-            yield
-        finally:
-            keras.config.set_dtype_policy(before)
+from dr_keras.training.compile import learning_rate_at, precision
+from dr_keras.training.devices import on_one_device
+from dr_keras.training.monitor import Monitor
+from dr_keras.training.phase_models import KeptNetworks, PhaseModels, embedding_branch
+from dr_keras.training.phases import Phase
+from dr_keras.training.weight_average import WeightAverage
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A fit of `config` in the run folder `run`.
+    """Trains a network through all phases of a run, when called.
 
     Attributes:
-        config, run: the settings, and where checkpoints and the history are written.
-        resume_from: the checkpoint to go on from; None starts anew.
-        sources: make the batches, by stage.
-        classes: how many classes there are.
-        monitor, board, console: show how it goes.
+        models: Makes the model of each phase.
+        schedule: Settings of the epochs.
+        course: The phases of the whole run.
+        sources: What makes the batches, by stage.
+        run: The run folder, for checkpoints and the history.
+        monitor: Ranks the monitor images, and holds the TensorBoard writer.
+        console: Where progress is shown.
     """
 
-    config: Config
-    run: Run
-    resume_from: Run | None
+    models: PhaseModels
+    schedule: ScheduleConfig
+    course: tuple[Phase, ...]
     sources: Mapping[str, TripletSource | ImageSource]
-    classes: int
+    run: Run
     monitor: Monitor
-    board: callbacks.Board
     console: Console
 
-    def __call__(self, network: keras.Model, done: Progress) -> tuple[keras.Model, int]:
+    def __call__(self, network: keras.Model, done: Progress, resume_from: Run | None = None) -> tuple[keras.Model, int]:
         """Trains `network` from step `done.step` on.
+
+        Args:
+            network: The embedding network for images of the full size.
+            done: How far the run has come.
+            resume_from: The run whose checkpoint is restored; None to start from the weights of `network`.
 
         Returns:
             The embedding network in float32, on one device, and the number of steps trained.
 
         Raises:
-            InputError: the loss is not a number.
-            Interrupted: the person asked to stop; a checkpoint is saved.
+            InputError: The loss is not finite.
+            Interrupted: The user asked to stop; a checkpoint is saved.
         """
-        config, console = self.config, self.console
-        course = phases(config, {stage: source.steps_per_epoch for stage, source in self.sources.items()})
-        steps = course[-1].last_step
-        model = self._model(course[done.phase], network, steps)
-        average = WeightAverage(config.weight_average, done.step)
-        if self.resume_from:
-            average.values = restore_checkpoint(self.resume_from.checkpoint_file, model)
-            console.print(f"resuming after step {done.step:,} of {steps:,}")
-        kept = _Kept(config)
+        return _Fitting(self, network, done, resume_from).train()
 
-        line = callbacks.Progress(
-            console,
-            epochs=config.epochs,
-            steps=steps,
-            images_per_step=3 * config.batch_size,
+
+class _Fitting:
+    """A fit in progress: the model of the current phase, and the callbacks that all phases share."""
+
+    def __init__(self, fit: Fit, network: keras.Model, done: Progress, resume_from: Run | None) -> None:
+        self._fit, self._network, self._done = fit, network, done
+        models, schedule, course = fit.models, fit.schedule, fit.course
+        optimizer = models.optimizer
+        self._phase = course[done.phase]
+        self._model = models.first(self._phase, network)
+        self._kept = KeptNetworks(models.network, optimizer)
+        self._averages = optimizer.weight_average > 0
+        self._average = WeightAverage(optimizer.weight_average, done.step)
+        if resume_from:
+            self._average.values = restore_checkpoint(resume_from.checkpoint_file, self._model)
+            fit.console.print(f"resuming after step {done.step:,} of {models.steps:,}")
+        self._line = reporters.ProgressLine(
+            fit.console,
+            epochs=schedule.epochs,
+            steps=models.steps,
+            images_per_step=3 * schedule.batch_size,
             ahead=lambda step: _work(course, step),
         )
-        history = callbacks.History(self.run.history_file, done.step)
-        alarm = callbacks.CollapseAlarm(
-            lambda text: console.print(text, style="bold red"), config.margin if config.mining == "none" else None
-        )
-        log = callbacks.StepLog(
+        self._history = reporters.History(fit.run.history_file, done.step)
+        self._log = callbacks.StepLog(
             done.step,
-            lambda step: learning_rate_at(config, steps, step),
-            [history, self.board.steps, alarm, line],
-            float32=precision(config) == "float32",
+            lambda step: learning_rate_at(optimizer, models.steps, step),
+            [self._history, fit.monitor.board.steps, self._alarm(), self._line],
+            float32=precision(optimizer) == "float32",
         )
-        weights_of = (lambda: average.values) if config.weight_average else (lambda: None)
-
-        def save() -> None:
-            log.flush()  # first: history.csv then covers the checkpoint, and a loss that is no number is never saved
-            progress = Progress(log.step, done.data, course.index(phase))
-            save_checkpoint(self.run.checkpoint_file, checkpoints.model, progress, weights_of())
-
-        def watch(epochs_done: int) -> float | None:
-            started = time.monotonic()
-            seen = kept.network(_branch(checkpoints.model), weights_of(), size=phase.size)
-            figures = self.monitor.look(lambda rows: embed_with_network(seen, self.monitor.pixels, rows), log.step)
-            figure, similarity = figures.get(self.monitor.figure), figures.get("similarity_precision")
-            if figure is not None:
-                more = "" if similarity is None else f"  similarity precision {similarity:.4f}"
-                console.print(f"epoch {epochs_done}: monitor {self.monitor.figure} {figure:.4f}{more}")
-            line.pause(time.monotonic() - started)
-            return figure
-
-        checkpoints = callbacks.Checkpoints(save, config.checkpoint_minutes)
-        each_epoch = callbacks.EachEpoch(
-            watch, every=config.eval_every, epochs=config.epochs, patience=config.early_stopping
+        self._checkpoints = callbacks.Checkpoints(self._save, schedule.checkpoint_minutes)
+        self._each_epoch = callbacks.EachEpoch(
+            self._watch, every=schedule.eval_every, epochs=schedule.epochs, patience=schedule.early_stopping
         )
-        averaging = [average] if config.weight_average else []
+
+    def train(self) -> tuple[keras.Model, int]:
+        """Trains the remaining phases; returns what `Fit` returns."""
+        fit = self._fit
         try:
-            with _stopping(checkpoints, console):
-                for phase in course[done.phase :]:
-                    each_epoch.patient = phase is not course[-1]  # figures of other image sizes cannot be compared
-                    if phase is not course[done.phase]:
-                        model = self._next(phase, model, network, steps, log.step)
-                    begin = next(other.first_step for other in course if other.stage == phase.stage)
-                    source = dataclasses.replace(self.sources[phase.stage], size=phase.size, begin=begin)
-                    if log.step == phase.first_step:
-                        self._begin(phase, source)
-                    line.restart()
-                    while log.step < phase.last_step and not each_epoch.stopped:
-                        inside = (log.step - phase.first_step) % phase.steps_per_epoch
-                        epoch = phase.first_epoch + (log.step - phase.first_step) // phase.steps_per_epoch
-                        rest = (
-                            phase.steps_per_epoch - inside
-                        )  # less than an epoch where a resumed run begins within one
-                        model.fit(
-                            batches(source, log.step, log.step + rest),
-                            initial_epoch=epoch,
-                            epochs=epoch + 1,
-                            steps_per_epoch=rest,
-                            verbose=0,
-                            shuffle=False,  # the sampler has shuffled
-                            callbacks=callbacks.Callbacks(
-                                [log, *averaging, checkpoints, each_epoch], add_history=True, model=model
-                            ),
-                        )
-                        if checkpoints.stop:
-                            raise Interrupted(
-                                f"stopped after step {log.step:,} of {steps:,}, and saved; "
-                                f"go on with: python train.py --resume --run {self.run.path.name}"
-                            )
+            with _stopping(self._checkpoints, fit.console):
+                for phase in fit.course[self._done.phase :]:
+                    self._train_phase(phase)
         finally:
-            line.close()
-            history.close()
+            self._line.close()
+            self._history.close()
         with on_one_device():
-            return kept.network(_branch(model), weights_of(), float32=True), log.step
+            branch = embedding_branch(self._model)
+            return self._kept.network(branch, self._averaged_weights(), float32=True), self._log.step
 
-    def _model(self, phase: Phase, network: keras.Model, steps: int) -> keras.Model:
-        """The compiled model of a phase, around `network` where that takes the phase's image size."""
-        if phase.size != self.config.image_size:
-            with training_precision(self.config):
-                smaller = embedding_network(self.config, size=phase.size, weights=False)
-            smaller.set_weights(network.get_weights())
-            network = smaller
-        return compiled_model(self.config, network, steps, self.classes, phase.stage)
+    def _train_phase(self, phase: Phase) -> None:
+        fit, log = self._fit, self._log
+        self._each_epoch.patient = phase is not fit.course[-1]  # figures of other image sizes cannot be compared
+        if phase is not self._phase:
+            self._model = fit.models.following(phase, self._model, self._network, log.step)
+            self._phase = phase
+        begin = next(other.first_step for other in fit.course if other.stage == phase.stage)
+        source = dataclasses.replace(fit.sources[phase.stage], size=phase.size, begin=begin)
+        if log.step == phase.first_step:
+            self._announce(phase, source)
+        self._line.restart()
+        while log.step < phase.last_step and not self._each_epoch.stopped:
+            self._train_epoch(phase, source)
+            if self._checkpoints.stop:
+                raise Interrupted(
+                    f"stopped after step {log.step:,} of {fit.models.steps:,}, and saved; "
+                    f"go on with: {command('train')} --resume --run {fit.run.path.name}"
+                )
 
-    def _next(self, phase: Phase, before: keras.Model, network: keras.Model, steps: int, step: int) -> keras.Model:
-        """The model of the next phase, with all of the last one's state that it has a place for."""
-        network.set_weights(_branch(before).get_weights())
-        model = self._model(phase, network, steps)
-        names = {layer.name for layer in model.layers}
-        if "proxies" in names and any(layer.name == "proxies" for layer in before.layers):
-            model.get_layer("proxies").set_weights(before.get_layer("proxies").get_weights())
-        state = {variable.path: variable for variable in before.optimizer.variables}
-        for variable in model.optimizer.variables:
-            if variable.path in state and variable.shape == state[variable.path].shape:
-                variable.assign(state[variable.path])
-        model.optimizer.iterations.assign(step)
-        return model
+    def _train_epoch(self, phase: Phase, source: Source) -> None:
+        """Trains to the end of the current epoch, in which a resumed run may already be."""
+        step = self._log.step
+        whole, inside = divmod(step - phase.first_step, phase.steps_per_epoch)
+        epoch, rest = phase.first_epoch + whole, phase.steps_per_epoch - inside
+        averaging = [self._average] if self._averages else []
+        self._model.fit(
+            batches(source, step, step + rest),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            steps_per_epoch=rest,
+            verbose=0,
+            shuffle=False,  # the sampler has shuffled
+            callbacks=callbacks.Callbacks(
+                [self._log, *averaging, self._checkpoints, self._each_epoch], add_history=True, model=self._model
+            ),
+        )
 
-    def _begin(self, phase: Phase, source: Source) -> None:
-        """Marks the beginning of a phase on the terminal and on the board, where it shows its first batch too."""
-        self.board.stage(phase.stage, phase.size, phase.first_step)
-        self.monitor.show_batch(source.batch(phase.first_step), phase.first_step)
-        self.console.print(
+    def _announce(self, phase: Phase, source: Source) -> None:
+        """Announces a phase on the terminal and in TensorBoard, there with its first batch."""
+        fit = self._fit
+        fit.monitor.board.stage(phase.stage, phase.size, phase.first_step)
+        fit.monitor.show_batch(source.batch(phase.first_step), phase.first_step)
+        fit.console.print(
             f"epochs {phase.first_epoch + 1} to {phase.last_epoch}: {phase.stage}, {phase.size} px", highlight=False
         )
 
+    def _save(self) -> None:
+        """Saves a checkpoint of the step that has just ended."""
+        self._log.flush()  # first, so that history.csv covers the checkpoint, and no loss that is not finite is saved
+        progress = Progress(self._log.step, self._done.data, self._fit.course.index(self._phase))
+        model = self._checkpoints.model  # a callback's: on JAX, Keras first brings its variables up to date
+        save_checkpoint(self._fit.run.checkpoint_file, model, progress, self._averaged_weights())
 
-def _branch(model: keras.Model) -> keras.Model:
-    """The embedding network inside a model that is trained."""
-    return model.get_layer("embedding_network")
+    def _watch(self, epochs_done: int) -> float | None:
+        """Ranks the monitor images; returns the figure that should rise, or None if there are no such images."""
+        started = time.monotonic()
+        monitor = self._fit.monitor
+        seen = self._kept.network(
+            embedding_branch(self._checkpoints.model), self._averaged_weights(), size=self._phase.size
+        )
+        figures = monitor.look(lambda rows: embed_with_network(seen, monitor.pixels, rows), self._log.step)
+        figure, similarity = figures.get(monitor.figure), figures.get("similarity_precision")
+        if figure is not None:
+            more = "" if similarity is None else f"  similarity precision {similarity:.4f}"
+            self._fit.console.print(f"epoch {epochs_done}: monitor {monitor.figure} {figure:.4f}{more}")
+        self._line.pause(time.monotonic() - started)
+        return figure
+
+    def _averaged_weights(self) -> list[np.ndarray] | None:
+        """Returns the running average of the weights; None if it is off or has seen no step yet."""
+        return self._average.values if self._averages else None
+
+    def _alarm(self) -> reporters.CollapseAlarm:
+        """Makes the alarm; the loss of mined triplets may well stay at the margin without a collapse."""
+        ranking, console = self._fit.models.ranking, self._fit.console
+        return reporters.CollapseAlarm(
+            lambda text: console.print(text, style="bold red"), ranking.margin if ranking.mining == "none" else None
+        )
 
 
 def _work(course: tuple[Phase, ...], step: int) -> float:
-    """The work from `step` on, about, in steps of the last image size.
+    """Estimates the work from `step` on, in steps of the last image size.
 
-    Half as many pixels a side are a quarter of the pixels, but took a third of the time (docs/benchmarks.md).
+    Half the side is a quarter of the pixels, but took a third of the time (docs/benchmarks.md).
     """
     full = course[-1].size
     return sum((phase.size / full) ** 1.5 * max(0, phase.last_step - max(step, phase.first_step)) for phase in course)
 
 
-class _Kept:
-    """Makes the network that would be kept, or is: of averaged weights, of another precision, on one device.
-
-    A network that is spread over devices computes only when all hosts call it, each with its part of a batch.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._copies: dict[tuple[int, bool], keras.Model] = {}
-
-    def network(
-        self,
-        trained: keras.Model,
-        weights: list[np.ndarray] | None,
-        *,
-        size: int | None = None,
-        float32: bool = False,
-    ) -> keras.Model:
-        """The network itself where nothing is to be different, or a copy.
-
-        Args:
-            trained: the network that is trained.
-            weights: other weights for it; its own by default.
-            size: the side of the images, that of the finished network by default.
-            float32: not in the precision of the training.
-        """
-        config = self._config
-        size = size or config.image_size
-        float32 = float32 or precision(config) == "float32"
-        spread = keras.distribution.distribution() is not None
-        same = trained.input_shape[1] == size and (not float32 or precision(config) == "float32")
-        if same and weights is None and not spread:
-            return trained
-        with on_one_device():
-            copy = self._copies.get((size, float32))
-            if copy is None:
-                with nullcontext() if float32 else training_precision(config):
-                    copy = embedding_network(config, size=size, weights=False)
-                self._copies[size, float32] = copy
-            copy.set_weights(trained.get_weights() if weights is None else weights)
-        return copy
-
-
 @contextmanager
 def _stopping(checkpoints: callbacks.Checkpoints, console: Console) -> Iterator[None]:
-    """Turns the first Ctrl-C or SIGTERM into a stop after the step under way; a second one takes effect at once."""
+    """Turns the first Ctrl-C or SIGTERM into a stop after the current step; a second one takes effect at once."""
 
     def stop(_number: int, _frame: object) -> None:
         checkpoints.stop = True

@@ -6,29 +6,30 @@ from typing import Any
 import keras
 from keras import ops
 
-UPDATE = 0.2  # root mean square of an update of rate 1, about that of AdamW, so that both take similar rates
-WIDEST = 2048  # the smaller side of a matrix, at most: the cost of an update grows with its third power
+UPDATE_RMS = 0.2  # root mean square of an update of rate 1; about that of AdamW, so that both take similar rates
+MAX_SIDE = 2048  # of the smaller side of a matrix: the cost of an update grows with its third power
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class Muon(keras.optimizers.Muon):
-    """`keras.optimizers.Muon` whose orthogonal updates are those of convolution kernels as well.
+    """`keras.optimizers.Muon` that orthogonalizes the updates of convolution kernels, too.
 
-    A kernel (h, w, C, D) is taken for the matrix (hwC, D) that it is multiplied as; Keras's own gives all but matrices
-    to AdamW, and so most of a ConvNet. Biases, normalisation and class proxies (1-D and 3-D) are AdamW's here too,
-    and so are depthwise kernels (h, w, C, 1), which no such matrix stands for, and matrices over 2,048 wide and high,
-    as in AlexNet and VGG, where an orthogonal update takes 20 times as long as the step itself on a CPU.
+    A kernel (h, w, C, D) is treated as the matrix (hwC, D) that it is multiplied as. Keras's own Muon leaves everything
+    but matrices to AdamW, and so most of a ConvNet. AdamW is used here as well for biases, normalization and class
+    proxies (1-D and 3-D); for depthwise kernels (h, w, C, 1), which correspond to no such matrix; and for matrices
+    whose width and height both exceed 2,048, as in AlexNet and VGG, because their orthogonal update takes 20 times as
+    long as the step itself on a CPU.
 
     Args:
-        learning_rate: of all variables; an update has about 0.2 times this root mean square.
-        weight_decay: decoupled, for all variables.
-        iterate_dtype: what the Newton-Schulz iteration computes in; bfloat16 is exact enough and quicker where the
-            hardware has it.
-        momentum: of the gradients.
-        ns_steps: Newton-Schulz iterations.
+        learning_rate: Learning rate of all variables; the root mean square of an update is about 0.2 times this.
+        weight_decay: Decoupled weight decay of all variables.
+        iterate_dtype: Dtype of the Newton-Schulz iteration; bfloat16 is exact enough, and faster where the hardware
+            supports it.
+        momentum: Momentum of the gradients.
+        ns_steps: Number of Newton-Schulz iterations.
 
-    Further arguments are those of `keras.optimizers.Muon`, but for `exclude_layers`, `exclude_embeddings` and
-    `rms_rate`, which change nothing here.
+    Further arguments are those of `keras.optimizers.Muon`, except that `exclude_layers`, `exclude_embeddings` and
+    `rms_rate` have no effect.
     """
 
     def __init__(
@@ -46,17 +47,17 @@ class Muon(keras.optimizers.Muon):
 
     def _should_use_adamw(self, variable: keras.Variable) -> bool:
         shape = variable.shape
-        return len(shape) not in (2, 4) or shape[-1] == 1 or min(math.prod(shape[:-1]), shape[-1]) > WIDEST
+        return len(shape) not in (2, 4) or shape[-1] == 1 or min(math.prod(shape[:-1]), shape[-1]) > MAX_SIDE
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
-        """The orthogonal matrix nearest to that of `x`, roughly: (h, w, C, D) -> (h, w, C, D)."""
+        """Returns about the nearest orthogonal matrix to that of `x`: (h, w, C, D) -> (h, w, C, D)."""
         matrix = ops.cast(ops.reshape(x, (-1, x.shape[-1])), self.iterate_dtype)  # (hwC, D)
         nearest = super().zeropower_via_newtonschulz5(matrix, steps)
         return ops.reshape(ops.cast(nearest, x.dtype), x.shape)
 
     def lr_adjust(self, x: Any) -> Any:
-        """Scales an orthogonal update to the root mean square `UPDATE`, as in Liu et al. 2025."""
-        return x * (math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])) * UPDATE)
+        """Scales an orthogonal update to the root mean square `UPDATE_RMS`, as in Liu et al. 2025."""
+        return x * (math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])) * UPDATE_RMS)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"iterate_dtype": self.iterate_dtype}

@@ -1,11 +1,10 @@
 """Trains: from a data set to a finished run folder."""
 
-import json
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,46 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras import export
-from dr_keras.config import ARCHITECTURE, Config, flags
-from dr_keras.console import bar, stderr
-from dr_keras.data import TRAIN, VALIDATION, augment
+from dr_keras.atomic_files import new_file, write_array, write_json
+from dr_keras.backend import keras_defaults
+from dr_keras.config import (
+    ARCHITECTURE,
+    Config,
+    NetworkConfig,
+    OptimizerConfig,
+    RankingConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from dr_keras.data import augment_pillow as augment
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
-from dr_keras.data.draws import Augmentation
-from dr_keras.data.pipeline import Augmenter, ImageSource, Share, TripletSource
-from dr_keras.data.pixels import Images, StreamedImages, load_pixels
-from dr_keras.data.triplets import ImageSampler, TripletSampler
+from dr_keras.data.pixel_store import Images, StreamedImages, load_pixels
+from dr_keras.data.samplers import ImageSampler, TripletSampler
+from dr_keras.data.splits import TRAIN, VALIDATION
+from dr_keras.duplicates.leaks import leaks_between
+from dr_keras.embedders import embed_with_network
 from dr_keras.errors import InputError, MissingPackage, RunError
-from dr_keras.files import new_file, read_json, write_array, write_json
-from dr_keras.framework import keras_defaults
+from dr_keras.index.file_stamps import file_stamps
+from dr_keras.index.write_index import write_index
+from dr_keras.invocation import command
+from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
-from dr_keras.retrieval.duplicates import leaks_between
-from dr_keras.retrieval.embed import embed_with_network
-from dr_keras.retrieval.folder import file_stamps
-from dr_keras.retrieval.index import Index
+from dr_keras.options import flags
+from dr_keras.progress import bar, stderr
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
-from dr_keras.training import callbacks
+from dr_keras.training import reporters
 from dr_keras.training.checkpoint import Progress, read_progress
+from dr_keras.training.compile import training_precision
 from dr_keras.training.devices import Devices, devices_for, on_one_device
-from dr_keras.training.fit import Fit, initial_network, training_precision
-from dr_keras.training.plan import SOFTMAX, TRIPLETS
-from dr_keras.training.watch import Monitor
+from dr_keras.training.fit import Fit
+from dr_keras.training.messages import other_images, print_data, print_lost, settings_table
+from dr_keras.training.monitor import Monitor
+from dr_keras.training.phase_models import PhaseModels
+from dr_keras.training.phases import SOFTMAX, TRIPLETS, phases
 
-SAMPLES = 64  # images kept in the run folder for checking exports
+SAMPLE_IMAGES = 64  # kept in the run folder for checking exports
 
 
 def run_training(
@@ -49,74 +63,42 @@ def run_training(
     resume: bool = False,
     console: Console | None = None,
 ) -> Run:
-    """Trains as `config` says and leaves a finished run folder.
+    """Trains a network and leaves a finished run folder.
 
     Args:
-        config: the settings.
-        runs: the folder that run folders lie in. Of several hosts the first one writes there; to resume, all read it.
-        overwrite: replace an earlier run of the same name, once the new one's data is read.
-        resume: go on with the run of that name from its last checkpoint, or from its beginning where it has none; a
-            finished one is left as it is.
-        console: where progress is shown; standard error by default.
+        config: The settings.
+        runs: The folder of all run folders. Of several hosts only the first one writes to it; to resume, all read it.
+        overwrite: Whether to replace an earlier run of the same name, once the data of the new one has been read.
+        resume: Whether to continue the run of that name from its last checkpoint, or from its beginning if it has none;
+            a finished run is left as it is.
+        console: Where progress is shown; standard error by default.
+
+    Returns:
+        The run folder.
 
     Raises:
-        InputError: the data cannot be used; the network cannot be built; the run's name is taken; the run to resume has
-            other settings or images; the disk is full.
+        InputError: The data cannot be used; the network cannot be built; the name of the run is taken; the run to
+            resume has other settings or images; the disk is full.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
-    main = config.host_index == 0
-    console = console or (stderr() if main else Console(quiet=True))
+    console = console or (stderr() if config.host_index == 0 else Console(quiet=True))
     run = _run(config, runs, overwrite=overwrite, resume=resume)
     if resume and run.finished:
         console.print(f"{run.path} is finished; there is nothing to resume")
         return run
-    with keras_defaults(), devices_for(config) as devices:
+    with (
+        keras_defaults(),
+        devices_for(
+            config.part(RunConfig),
+            batch_size=config.batch_size,
+            store=config.store,
+            deterministic=config.deterministic,
+        ) as devices,
+    ):
         if devices.count > 1:
             console.print(f"computing on {devices.count} devices of {devices.hosts} hosts")
-        _run_on(devices, config, run, runs, overwrite=overwrite, resume=resume, console=console)
+        _Training(config, run, runs, devices, console, overwrite=overwrite, resume=resume).train()
     return run
-
-
-def _run_on(
-    devices: Devices, config: Config, run: Run, runs: Path, *, overwrite: bool, resume: bool, console: Console
-) -> None:
-    """`run_training` on these devices."""
-    done = read_progress(run.checkpoint_file) if resume and run.checkpoint_file.exists() else None
-    network = _build(config)
-    if config.initial_weights and not done:
-        _start_from(network, config, runs)
-    catalog = load_catalog(
-        config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=console
-    )
-    store = "auto" if config.store == "device" else config.store  # they come to the device from there
-    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, store=store, console=console)
-    data = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
-    if done and done.data != data:
-        raise RunError(_other_images(catalog, run))
-    rows = catalog.rows(TRAIN)
-    share = Share(devices.host, devices.hosts, devices.count)
-    sources = training_sources(config, pixels, rows, catalog.labels[rows], share)
-    with (
-        _folder(run, config, main=not config.host_index, fresh=not done, overwrite=overwrite, again=resume) as place,
-        _writing(place),
-    ):
-        if not done:
-            report["leaks"] = _leaks(catalog, pixels)
-            write_json(place.report_file, report)
-        elif not config.host_index and run.config().data != config.data:  # the same images in another place
-            run.write_config(replace(run.config(), data=config.data))
-        _say_data(console, catalog, report, place)
-        _train(
-            config,
-            catalog,
-            pixels,
-            sources,
-            network,
-            place,
-            run if done else None,
-            done or Progress(0, data),
-            console,
-        )
 
 
 def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
@@ -127,51 +109,176 @@ def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
     return new_run(config, runs, overwrite=overwrite)
 
 
-@contextmanager
-def _folder(run: Run, config: Config, *, main: bool, fresh: bool, overwrite: bool, again: bool) -> Iterator[Run]:
-    """The folder to write to: the run's own, or on further hosts, which compute the same, one that is thrown away."""
-    if main:
+@dataclass(frozen=True)
+class _Images:
+    """The usable images, the report on the others, and a checksum that a resumed run compares."""
+
+    catalog: Catalog
+    pixels: Images
+    report: dict[str, Any]
+    checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """The result of the fit."""
+
+    network: keras.Model
+    steps: int
+    vectors: np.ndarray  # (N, D), of all images
+    figures: dict[str, float]  # of the monitor images
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What `run_training` does once the devices are set up, step by step."""
+
+    config: Config
+    run: Run
+    runs: Path
+    devices: Devices
+    console: Console
+    _: KW_ONLY
+    overwrite: bool
+    resume: bool
+
+    def train(self) -> None:
+        """Trains, and leaves a finished run folder."""
+        config, run = self.config, self.run
+        done = read_progress(run.checkpoint_file) if self.resume and run.checkpoint_file.exists() else None
+        network = build_network(config)  # before anything is read or written, because its settings may be bad
+        if config.initial_weights and not done:
+            _start_from(network, config, self.runs)
+        images = self._load_images()
+        if done and done.data != images.checksum:
+            raise RunError(other_images(images.catalog, run))
+        rows = images.catalog.rows(TRAIN)
+        share = Share(self.devices.host, self.devices.hosts, self.devices.count)
+        sources = training_sources(config, images.pixels, rows, images.catalog.labels[rows], share)
+        with self._folder(fresh=not done) as folder, _writing(folder):
+            self._begin(folder, images, fresh=not done)
+            trained = self._fit(folder, images, sources, network, done)
+            if not config.host_index:
+                self._finish(folder, images, trained)
+
+    def _load_images(self) -> _Images:
+        config = self.config
+        catalog = load_catalog(
+            config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=self.console
+        )
+        store = "auto" if config.store == "device" else config.store  # from which they are copied to the device
+        catalog, pixels, report = load_pixels(
+            catalog, config.image_size, config.resize, store=store, console=self.console
+        )
+        checksum = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
+        return _Images(catalog, pixels, report, checksum)
+
+    @contextmanager
+    def _folder(self, *, fresh: bool) -> Iterator[Run]:
+        """The folder to write to: that of the run; on other hosts, which compute the same, a temporary one."""
+        if not self.config.host_index:
+            if fresh:
+                start_run(self.run, self.config, overwrite=self.overwrite, again=self.resume)
+            yield self.run
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Run(Path(folder) / self.run.path.name)
+
+    def _begin(self, folder: Run, images: _Images, *, fresh: bool) -> None:
+        """Writes and prints what is known before the first step."""
+        config, report = self.config, images.report
         if fresh:
-            start_run(run, config, overwrite=overwrite, again=again)
-        yield run
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Run(Path(folder) / run.path.name)
+            report["leaks"] = _leaks(images.catalog, images.pixels)
+            write_json(folder.report_file, report)
+        elif not config.host_index and self.run.config().data != config.data:  # the same images in another place
+            self.run.write_config(replace(self.run.config(), data=config.data))
+        print_data(self.console, images.catalog, report, folder)
+
+    def _fit(
+        self,
+        folder: Run,
+        images: _Images,
+        sources: dict[str, TripletSource | ImageSource],
+        network: keras.Model,
+        done: Progress | None,
+    ) -> _Trained:
+        """Trains `network`, and ranks the monitor images with the result."""
+        config, catalog, pixels = self.config, images.catalog, images.pixels
+        schedule = config.part(ScheduleConfig)
+        progress = done or Progress(0, images.checksum)
+        board = reporters.Board(folder.tensorboard, progress.step)
+        monitor = Monitor(catalog, pixels, board, config.seed)
+        course = phases(schedule, config.sizes, {stage: source.steps_per_epoch for stage, source in sources.items()})
+        models = PhaseModels(
+            config.part(NetworkConfig),
+            config.part(RankingConfig),
+            config.part(OptimizerConfig),
+            classes=len(catalog.classes),
+            steps=course[-1].last_step,
+        )
+        fit = Fit(models, schedule, course, sources, folder, monitor, self.console)
+        try:
+            if not progress.step:
+                board.text("configuration", settings_table(config.to_dict()))
+            network, steps = fit(network, progress, self.run if done else None)
+            with on_one_device(), bar("embedding images", len(catalog), self.console) as advance:
+                vectors = embed_with_network(network, pixels, advance=advance)
+            figures = monitor.look(lambda wanted: vectors[wanted], steps)
+        finally:
+            board.close()
+        return _Trained(network=network, steps=steps, vectors=vectors, figures=figures)
+
+    def _finish(self, run: Run, images: _Images, trained: _Trained) -> None:
+        """Writes the network, the index, the samples, the exports and, last, the metrics, which mark a finished run."""
+        catalog, pixels, figures, console = images.catalog, images.pixels, trained.figures, self.console
+        with new_file(run.network_file) as temporary:
+            trained.network.save(temporary)
+        write_index(
+            run.index,
+            catalog,
+            trained.vectors,
+            model=run.fingerprint(),
+            run=run.lasting_name(),
+            stamps=file_stamps(catalog.paths()),
+        )
+        chosen = np.random.default_rng(self.config.seed).permutation(len(catalog))[:SAMPLE_IMAGES]
+        write_array(run.samples_file, pixels[np.sort(chosen)])
+        if figures:
+            shown = ("precision@1", "precision@30", "map@r")
+            console.print("monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in shown))
+        print_lost(console, pixels)
+        write_json(run.metrics_file, {"steps": trained.steps, "monitor": figures, "export": _export(run, console)})
+        run.checkpoint_file.unlink(missing_ok=True)
+        console.print(f"finished: {run.path}")
 
 
 @contextmanager
 def _writing(run: Run) -> Iterator[None]:
-    """Makes one line of a disk that is full or a folder that may not be written."""
+    """Turns a full disk or a read-only folder into an error of one line."""
     try:
         yield
     except OSError as error:
         message = f"{run.path} cannot be written: {error.strerror or error}"
         if run.config_file.exists():
-            message += f"; when there is room, go on with: python train.py --resume --run {run.path.name}"
+            message += f"; when there is room, go on with: {command('train')} --resume --run {run.path.name}"
         raise RunError(message) from error
 
 
-def _other_images(catalog: Catalog, run: Run) -> str:
-    """What to say of images that are not those of the run's checkpoint."""
-    try:
-        before = read_json(run.report_file)["images"]
-        theirs = f"those {before:,} images" if before != len(catalog) else "those images, though as many"
-    except (OSError, ValueError, KeyError, TypeError):
-        theirs = "those images"
-    return (
-        f"the {len(catalog):,} images in {catalog.root} are not {theirs}, that {run.path} was started with; name their "
-        "place with --data, or start another run"
-    )
+def build_network(config: Config) -> keras.Model:
+    """Returns the embedding network with its initial weights, in the precision of the training.
 
+    Args:
+        config: The settings.
 
-def _build(config: Config) -> keras.Model:
-    """The embedding network as training starts with it, before anything is read or written: its settings may be bad."""
-    with training_precision(config):
-        return initial_network(config)
+    Raises:
+        InputError: The network cannot be built with these settings.
+    """
+    with training_precision(config.part(OptimizerConfig)):
+        return initial_network(config.part(NetworkConfig))
 
 
 def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
-    """Gives `network` the weights of `config.initial_weights`."""
+    """Sets the weights of `network` to those of `config.initial_weights`."""
     assert config.initial_weights
     other = open_run(config.initial_weights, runs)
     wrong = [name for name in ARCHITECTURE if getattr(other.config(), name) != getattr(config, name)]
@@ -186,23 +293,31 @@ def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
 def training_sources(
     config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
 ) -> dict[str, TripletSource | ImageSource]:
-    """What makes the batches of each stage. As many images pass the network in a step of either.
+    """Returns what makes the batches of each stage; a step of either passes equally many images through the network.
 
-    On the device all batches are whole, filled up with their own first elements: JAX compiles a network for each shape.
+    On the device, incomplete batches are filled up with their own first elements, because JAX compiles a network for
+    each shape.
+
+    Args:
+        config: The settings.
+        pixels: The pixels of all images.
+        rows: (n,) rows of the training images in `pixels`.
+        labels: (n,) classes of the training images.
+        share: The part of each batch that this host computes.
 
     Raises:
-        InputError: the images are to lie on the device, and are too many for that.
+        InputError: The images should be stored on the device, but there are too many.
     """
     count, whole = config.batch_size, False
     augmenter: Augmenter = augment
     if config.store == "device":
-        from dr_keras.data import on_device
+        from dr_keras.data import augment_jax as on_device
 
         if isinstance(pixels, StreamedImages):
             raise InputError("--store device needs all images in memory, and there is no room; take --store stream")
         pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
-    strong = Augmentation(config.flip, config.shift, config.crop, config.colour, config.operations, config.erase)
-    gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as the search will (docs/quality.md)
+    strong = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
+    gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as search does (docs/quality.md)
     triplets = TripletSampler(labels, count, config.seed, config.images_per_class)
     images = ImageSampler(len(rows), 3 * count, config.seed)
 
@@ -225,98 +340,21 @@ def training_sources(
     }
 
 
-def _train(
-    config: Config,
-    catalog: Catalog,
-    pixels: Images,
-    sources: dict[str, TripletSource | ImageSource],
-    network: keras.Model,
-    run: Run,
-    resume_from: Run | None,
-    progress: Progress,
-    console: Console,
-) -> None:
-    """Trains `network`, and fills the folder of `run`."""
-    board = callbacks.Board(run.tensorboard, progress.step)
-    monitor = Monitor(catalog, pixels, board, config.seed)
-    try:
-        if not progress.step:
-            board.text("configuration", _markdown(config.to_dict()))
-        fit = Fit(config, run, resume_from, sources, len(catalog.classes), monitor, board, console)
-        network, steps = fit(network, progress)
-        with on_one_device(), bar("embedding images", len(catalog), console) as advance:
-            vectors = embed_with_network(network, pixels, advance=advance)
-        figures = monitor.look(lambda wanted: vectors[wanted], steps)
-    finally:
-        board.close()
-    if config.host_index:
-        return
-    with new_file(run.network_file) as temporary:
-        network.save(temporary)
-    Index.of(
-        run.index,
-        catalog,
-        vectors,
-        model=run.fingerprint(),
-        run=run.lasting_name(),
-        stamps=file_stamps(catalog.paths()),
-    )
-    chosen = np.random.default_rng(config.seed).permutation(len(catalog))[:SAMPLES]
-    write_array(run.samples_file, pixels[np.sort(chosen)])
-    if figures:
-        console.print(
-            "monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in ("precision@1", "precision@30", "map@r"))
-        )
-    _say_lost(console, pixels)
-    write_json(run.metrics_file, {"steps": steps, "monitor": figures, "export": _export(run, console)})
-    run.checkpoint_file.unlink(missing_ok=True)
-    console.print(f"finished: {run.path}")
-
-
 def _export(run: Run, console: Console) -> dict[str, float]:
-    """Exports the run; where TensorFlow is absent, says what to run where it is."""
+    """Exports the run; without TensorFlow, prints what to run where it is installed."""
     console.print("exporting SavedModel and LiteRT")
     try:
         return export.export_in_child(run)
     except MissingPackage:
         console.print(
             "TensorFlow is not installed here: for SavedModel and LiteRT run, where it is, "
-            f"python train.py --export-only --run {run.path.name}"
+            f"{command('train')} --export-only --run {run.path.name}"
         )
         return {}
 
 
-def _say_data(console: Console, catalog: Catalog, report: dict[str, Any], run: Run) -> None:
-    splits = ", ".join(f"{count:,} {name}" for name, count in report["splits"].items())
-    console.print(f"{len(catalog):,} images of {len(catalog.classes)} classes: {splits}")
-    if report["skipped_count"]:
-        console.print(
-            f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first "
-            f"({report['skipped'][0]['reason']}); all are named in {run.report_file}"
-        )
-    for note in report["notes"]:
-        console.print(f"note: {note}")
-    if leaks := report.get("leaks"):
-        console.print(
-            f"{len(leaks)} pictures are training and validation images at once, {' and '.join(leaks[0][:2])} first, so "
-            f"figures on the validation images are a little too good; see index.py duplicates {catalog.root}"
-        )
-
-
 def _leaks(catalog: Catalog, pixels: Images) -> list[list[str]]:
-    """The ids of pictures that lie in training or monitor and in validation, pixel by pixel the same."""
+    """Returns the ids of validation images that are equal, pixel by pixel, to training or monitor images."""
     if isinstance(pixels, StreamedImages):
-        return []  # all would have to be decoded once more
+        return []  # all would have to be decoded again
     return [[catalog.ids[row] for row in rows] for rows in leaks_between(pixels, catalog.splits == VALIDATION)]
-
-
-def _say_lost(console: Console, pixels: Images) -> None:
-    if isinstance(pixels, StreamedImages) and pixels.lost:
-        console.print(
-            f"{len(pixels.lost)} images could not be read any more while the run went on, and were grey squares: "
-            f"{min(pixels.lost)} first"
-        )
-
-
-def _markdown(values: dict[str, Any]) -> str:
-    return "| setting | value |\n|---|---|\n" + "\n".join(f"| {key} | {json.dumps(v)} |" for key, v in values.items())

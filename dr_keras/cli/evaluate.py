@@ -1,0 +1,129 @@
+"""Measures how well a run ranks: its held-out images are the queries, its training and monitor images the gallery.
+
+If whole classes were held out, the gallery is the other held-out images.
+
+dr-keras evaluate --run first
+dr-keras evaluate --run first --data other-folders --no-baselines --json
+dr-keras evaluate --run first --flip-average --query-expansion 5 --gallery-average 10
+dr-keras evaluate --run first --calibrate 0.95
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dr_keras.cli.parser import command_parser
+from dr_keras.invocation import program
+
+FIGURES = (
+    *("precision@1", "precision@10", "precision@30", "recall@1", "recall@10", "recall@30"),
+    *("map@r", "similarity_precision"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this subcommand to `parser`."""
+    parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
+    parser.add_argument("--data", metavar="DATA", help=f"evaluate on another data set, named as for {program('train')}")
+    parser.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also rank by raw pixels and by the untrained network",
+    )
+    parser.add_argument(
+        "--flip-average", action="store_true", help="also rank by the mean embedding of each image and its mirror image"
+    )
+    parser.add_argument(
+        "--query-expansion", type=int, default=0, metavar="N", help="also rank with queries averaged with N neighbors"
+    )
+    parser.add_argument(
+        "--gallery-average",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also rank with gallery vectors averaged with N neighbors",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=float,
+        metavar="PRECISION",
+        help="find the distance within which this share of the neighbors is right, "
+        f"for {program('retrieve')} --max-distance auto",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dr-keras evaluate` with `arguments`; returns the exit status."""
+    parser = command_parser("evaluate", __doc__)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    from dr_keras.evaluation.evaluate import SearchOptions, evaluate_run
+    from dr_keras.search_model import load
+
+    search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
+    result = evaluate_run(
+        load(options.run),
+        data=options.data,
+        baselines=options.baselines,
+        options=search,
+        calibrate_to=options.calibrate,
+    )
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
+    return 0
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the figures as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False)
+    rankers = {"this run": result, **result.get("search_options", {}), **result.get("baselines", {})}
+    table = Table(title=f"{result['queries']:,} queries against {result['gallery']:,} images", title_justify="left")
+    table.add_column("")
+    for name in rankers:
+        table.add_column(name, justify="right")
+    for figure in FIGURES:
+        values = (found[figure] for found in rankers.values())
+        table.add_row(figure.replace("_", " "), *("-" if value is None else f"{value:.4f}" for value in values))
+    console.print(table)
+    console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
+    if result.get("leave_one_out"):
+        console.print("whole classes were held out: each held-out image is ranked against the other held-out images")
+    if result["queries_without_positive"]:
+        console.print(f"{result['queries_without_positive']} queries left out: the gallery has no image of their class")
+
+    if "calibration" in result:
+        found = result["calibration"]
+        console.print(
+            f"within a distance of {found['max_distance']:.4f}, of the {found['k']} nearest: "
+            f"precision {found['precision']:.3f}, recall {found['recall']:.3f}, coverage {found['coverage']:.3f} on "
+            f"{found['queries']:,} monitor images; on the held-out ones "
+            + ", ".join(f"{name} {value:.3f}" for name, value in found["held_out"].items()),
+            highlight=False,
+        )
+
+    table = Table(title="precision@30 of each class, worst first", title_justify="left", show_header=False)
+    cells = [f"{row['class_name']} {row['precision@30']:.3f}" for row in result["classes"]]
+    columns = max(1, min(len(cells), console.width // (max(map(len, cells)) + 3)))
+    for start in range(0, len(cells), columns):
+        table.add_row(*cells[start : start + columns])
+    console.print(table)
+
+    for title, rows in (
+        ("ten worst classes", [(row["class_name"], row["precision@30"]) for row in result["worst_classes"]]),
+        (
+            "most confused pairs (share of the 30 nearest)",
+            [(f"{pair['query']} -> {pair['neighbor']}", pair["share"]) for pair in result["confused_pairs"]],
+        ),
+    ):
+        table = Table("", "", title=title, title_justify="left", show_header=False)
+        for name, value in rows:
+            table.add_row(name, f"{value:.3f}")
+        console.print(table)

@@ -1,0 +1,352 @@
+"""Maintains an index of images: adds, removes, synchronizes with a folder, verifies, and finds duplicates.
+
+dr-keras index add my-pictures --run tiny-imagenet-64 --index my-index
+dr-keras index sync my-pictures --remove-missing --index my-index
+dr-keras index move /new/place/my-pictures --index my-index
+dr-keras index remove 'cats/*.png' --index my-index
+dr-keras index stats --index my-index
+dr-keras index verify --repair --index my-index
+dr-keras index export my-index.parquet --index my-index
+dr-keras index map --index my-index
+dr-keras index duplicates my-pictures --html duplicates.html
+dr-keras retrieve --index my-index --query ./my-photo.jpg
+
+Without --index it is the run's own index. One process at a time may change an index; searches continue meanwhile.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dr_keras.cli.parser import command_parser
+from dr_keras.errors import InputError
+from dr_keras.invocation import program
+
+if TYPE_CHECKING:
+    from dr_keras.index.index import Index
+    from dr_keras.index.sync_report import SyncReport
+    from dr_keras.search_model import Model
+
+ENGINES = ("auto", "flat", "hnsw", "ivfpq")
+STOPPED = "stopped; what was done is kept, and the same command goes on"  # what Ctrl-C prints
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dr-keras index` with `arguments`; returns the exit status."""
+    parser = command_parser("index", __doc__)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return options.action(options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this subcommand to `parser`."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--index", metavar="PATH", help="the index's folder (default: the run's own index)")
+    which.add_argument("--run", metavar="NAME", help="the run that embeds (default: the index's, else the latest)")
+    engine = argparse.ArgumentParser(add_help=False)
+    engine.add_argument("--engine", choices=ENGINES, help="what searches it (auto: by the number of images)")
+
+    def action(name: str, function: Any, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=about, description=about, parents=list(parents))
+        made.set_defaults(action=function)
+        return made
+
+    made = action("add", add, "add images; unchanged images of the index are skipped", which, engine)
+    made.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
+    made.add_argument("--label", help="the class of all of them (default: by their folders)")
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an attribute of all of them, for --where; the value is JSON, or else text",
+    )
+    made = action(
+        "sync",
+        sync,
+        "make the index match a folder: add new images, embed changed ones, report missing ones",
+        which,
+        engine,
+    )
+    made.add_argument("folder", metavar="FOLDER")
+    made.add_argument("--remove-missing", action="store_true", help="remove images whose file is missing")
+    made = action("move", move, "tell the index where the images are now; nothing is embedded again", which)
+    made.add_argument("root", metavar="NEWROOT", help="the folder that the images were moved to")
+    made = action("remove", remove, "remove images by id, by unique base name, or by a pattern with * and ?", which)
+    made.add_argument("names", nargs="+", metavar="ID|NAME|GLOB")
+    made = action("stats", stats, "show what the index holds", which)
+    made.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    made = action("verify", verify, "check every vector and file; exit status 1 if anything is wrong", which)
+    made.add_argument(
+        "--repair", action="store_true", help="embed damaged images again; remove those whose file is missing"
+    )
+    made = action("build", build, "build the engine that searches", which)
+    made.add_argument("engine", choices=ENGINES)
+    made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
+    made.add_argument("file", metavar="FILE")
+    action(
+        "map",
+        lay_out,
+        f"lay the images out by UMAP for the map of {program('serve')}, which otherwise shows their PCA",
+        which,
+    )
+    made = action("duplicates", duplicates, "find duplicates, near-duplicates, and leaks between splits")
+    made.add_argument("folder", metavar="FOLDER")
+    made.add_argument("--json", metavar="FILE", help="write the groups as JSON")
+    made.add_argument("--html", metavar="FILE", help="write an HTML page that shows the groups")
+    made.add_argument("--run", metavar="NAME", help="also compare embeddings by this run")
+    made.add_argument(
+        "--max-distance",
+        type=float,
+        metavar="D",
+        help="with --run: embeddings within this distance are near-duplicates",
+    )
+
+
+def add(options: argparse.Namespace) -> int:
+    from dr_keras.index.sync import add_files
+    from dr_keras.progress import stderr
+
+    attributes: dict[str, Any] = {}
+    for text in options.set:
+        set_attribute(attributes, text)
+    folders = [path for path in options.paths if Path(path).is_dir()]
+    root = Path(folders[0] if folders else ".")
+    model, index = writable(options, root)
+    with index:
+        report = add_files(
+            index, options.paths, model.reader, label=options.label, attributes=attributes, console=stderr()
+        )
+        index.engine.update(options.engine)
+        tell(report, index)
+    return 0
+
+
+def sync(options: argparse.Namespace) -> int:
+    from dr_keras.index.sync import sync_folder
+    from dr_keras.progress import stderr
+
+    model, index = writable(options, Path(options.folder))
+    with index:
+        report = sync_folder(
+            index, options.folder, model.reader, console=stderr(), remove_missing=options.remove_missing
+        )
+        index.engine.update(options.engine)
+        tell(report, index)
+    return 0
+
+
+def tell(report: "SyncReport", index: "Index") -> None:
+    """Prints what was done, and on standard error what went wrong."""
+    print(f"{report}; {len(index):,} images in {index.folder}")
+    for line in report.details():
+        print(line, file=sys.stderr)
+
+
+def move(options: argparse.Namespace) -> int:
+    from dr_keras.index.index import Index
+    from dr_keras.index.relocate import move_index
+    from dr_keras.progress import stderr
+
+    with Index.open(place(options), write=True) as index:
+        before = index.root
+        found = move_index(index, options.root, console=stderr())
+        print(f"{found}; {index.folder} was of {before} and is of {index.root} now")
+        if found.missing or found.changed:
+            command = f"{program('index')} sync {options.root}"
+            print(f"{command} embeds what has changed, and with --remove-missing removes the rest")
+    return 0
+
+
+def lay_out(options: argparse.Namespace) -> int:
+    from dr_keras.index.index import Index
+    from dr_keras.index.umap_layout import fit_umap
+
+    with Index.open(place(options)) as index:
+        layout = fit_umap(index)
+        layout.save(index.folder)
+        print(f"{len(index):,} images are laid out by {len(layout.vectors):,} of them in {index.folder}")
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    from dr_keras.index.index import Index
+
+    with Index.open(place(options), write=True) as index:
+        chosen = {id for name in options.names for id in index.records.matching(name)}
+        count = index.remove(chosen)
+        print(f"{count:,} removed; {len(index):,} images in {index.folder}")
+    return 0
+
+
+def stats(options: argparse.Namespace) -> int:
+    from dr_keras.index.index import Index
+
+    with Index.open(place(options)) as index:
+        found = index.stats()
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    engine = found["engine"]
+    how = "exact" if engine["exact"] else f"recall@30 {engine['recall']:.3f}, over the first {engine['rows']:,} rows"
+    shown = {
+        "index": found["path"],
+        "run": found["run"] or "-",
+        "root": found["root"],
+        "images": f"{found['images']:,} ({', '.join(f'{count:,} {name}' for name, count in found['splits'].items())})",
+        "searched": f"{found['searched']:,}",
+        "classes": f"{found['classes']:,}",
+        "unreadable": f"{found['skipped']:,} files",
+        "vectors": f"{found['dim']} values each, {found['gaps']:,} gaps",
+        "engine": f"{engine['name']} ({how}), chosen: {engine['chosen']}",
+        "on disk": f"{found['bytes'] / 2**20:,.1f} MiB",
+    }
+    for name, value in shown.items():
+        print(f"{name:<11} {value}")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    from dr_keras.index.index import Index
+
+    if not options.repair:
+        with Index.open(place(options), repair=True) as index:
+            damage = index.verify()
+            for one in damage:
+                print(f"{one.id}: {one.what}" if one.id else one.what)
+            print(f"{len(damage)} problems" if damage else f"{len(index):,} images, nothing wrong")
+        return 1 if damage else 0
+
+    from dr_keras.index.repair import repair_index
+    from dr_keras.progress import stderr
+
+    with Index.open(place(options), write=True, repair=True) as index:
+        report = repair_index(index, lambda: matching_model(options, index).reader, console=stderr())
+        print(
+            f"{report}; {len(index):,} images, nothing wrong"
+            if str(report)
+            else f"{len(index):,} images, nothing wrong"
+        )
+    return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    from dr_keras.index.index import Index
+
+    with Index.open(place(options), write=True) as index:
+        index.engine.build(options.engine)
+        engine = index.stats()["engine"]
+        print(f"{engine['name']}" + ("" if engine["exact"] else f", recall@30 {engine['recall']:.4f}"))
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from dr_keras.index.export import export_index
+    from dr_keras.index.index import Index
+
+    with Index.open(place(options)) as index:
+        export_index(index, options.file)
+    print(f"saved {options.file}")
+    return 0
+
+
+def duplicates(options: argparse.Namespace) -> int:
+    from dr_keras.atomic_files import write_json
+    from dr_keras.duplicates.find import find_duplicates
+    from dr_keras.duplicates.report import save_report
+    from dr_keras.progress import stderr
+    from dr_keras.search_model import load
+
+    if not Path(options.folder).exists():
+        raise InputError(f"there is no folder {options.folder}")
+    more: dict[str, Any] = {}
+    if options.run:
+        reader = load(options.run).reader
+        more = {"embed": reader.embed, "size": reader.size, "resize": reader.resize}
+    if options.max_distance is not None:
+        more["max_distance"] = options.max_distance
+    found = find_duplicates(options.folder, console=stderr(), **more)
+    if options.json:
+        write_json(Path(options.json), found.to_dict())
+    if options.html:
+        save_report(found, options.html)
+    for name, meaning in (
+        ("exact", "of equal files"),
+        ("near", "of nearly equal images"),
+        ("cross_class", "over several classes"),
+        ("leaks", "over several splits"),
+    ):
+        count = len(getattr(found, name))
+        print(f"{count:>7,} {'group' if count == 1 else 'groups'} {meaning}")
+    for file in (options.json, options.html):
+        if file:
+            print(f"saved {file}")
+    return 0
+
+
+def place(options: argparse.Namespace) -> Path:
+    """The folder of the index that the flags name."""
+    from dr_keras.runs import open_run
+
+    return Path(options.index) if options.index else open_run(options.run).index
+
+
+def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
+    """The model that made the index's vectors."""
+    from dr_keras.runs import open_run
+    from dr_keras.search_model import Model
+
+    model = Model(open_run(options.run or index.run or None))
+    if index.model and index.model != model.fingerprint:
+        raise InputError(f"the vectors in {index.folder} are of another model than {model.run.path}; choose its --run")
+    return model
+
+
+def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
+    """The model, and the index, which is made if there is none."""
+    from dr_keras.index.database import DATABASE
+    from dr_keras.index.index import Index
+    from dr_keras.runs import open_run
+    from dr_keras.search_model import Model
+
+    if options.index and not (Path(options.index) / DATABASE).exists():
+        if not root.is_dir():
+            raise InputError(f"there is no folder {root}")
+        run = open_run(options.run)
+        model = Model(run)
+        return model, Index.create(
+            options.index,
+            model.config.embedding_dim,
+            root=root,
+            model=model.fingerprint,
+            run=run.lasting_name(),
+        )
+    index = Index.open(place(options), write=True)
+    try:
+        return matching_model(options, index), index
+    except BaseException:
+        index.close()
+        raise
+
+
+def set_attribute(attributes: dict[str, Any], text: str) -> None:
+    """Adds NAME=VALUE; dots in the name nest it, as in --where."""
+    name, sign, value = text.partition("=")
+    *outer, last = name.split(".")
+    if not sign or not last:
+        raise InputError(f"--set takes NAME=VALUE; {text!r} was given")
+    for part in outer:
+        attributes = attributes.setdefault(part, {})
+        if not isinstance(attributes, dict):
+            raise InputError(f"--set {text} says that {part} has parts, and another --set gave it a value")
+    if isinstance(attributes.get(last), dict):
+        raise InputError(f"--set {text} gives {last} a value, and another --set says that it has parts")
+    try:
+        attributes[last] = json.loads(value)
+    except (ValueError, RecursionError):
+        attributes[last] = value

@@ -1,0 +1,135 @@
+"""Finds the images most like a query: an image of the run by its name, or any image file.
+
+dr-keras retrieve --query n01443537_0.JPEG
+dr-keras retrieve --query ./my-photo.jpg --top 10 --save neighbors.png
+dr-keras retrieve --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg
+dr-keras retrieve --query a.jpg --query b.jpg --negative c.jpg --where 'label = n01443537' --max-distance auto
+
+Exit status: 0; 2 if the query cannot be answered; 3 if no image is near enough.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dr_keras.cli.parser import command_parser
+from dr_keras.errors import InputError
+from dr_keras.invocation import program
+from dr_keras.search_model import RUNTIMES, load
+from dr_keras.search_results import check_picture_name
+
+if TYPE_CHECKING:
+    from dr_keras.search_results import Answer
+
+NO_MATCH = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this subcommand to `parser`."""
+    parser.add_argument(
+        "--query",
+        required=True,
+        action="append",
+        metavar="NAME|FILE",
+        help="an image of the run by id or unique base name, or any file; several find what is like all of them",
+    )
+    parser.add_argument(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="an image that the results should be unlike; may be given several times",
+    )
+    parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
+    parser.add_argument(
+        "--gallery",
+        metavar="FOLDER",
+        help="search this folder instead of the run's images; embedded once, and then only where it has changed",
+    )
+    parser.add_argument("--index", metavar="PATH", help=f"search this index, made by {program('index')}")
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="search only images that meet this condition: 'label = cat AND year >= 2020'",
+    )
+    parser.add_argument(
+        "--max-distance",
+        type=distance,
+        metavar="D|auto",
+        help=f"leave out what is farther; auto: the distance that {program('evaluate')} --calibrate found",
+    )
+    parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbors (default: 30)")
+    parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbors")
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what embeds new files (auto: litert)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dr-keras retrieve` with `arguments`; returns the exit status."""
+    parser = command_parser("retrieve", __doc__)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    if options.gallery and options.index:
+        raise InputError("--gallery and --index both name what is searched; give one of them")
+    if options.save:
+        check_picture_name(options.save)  # before the search, which may take a while
+    model = load(options.run, runtime=options.runtime, index=options.index)
+    if options.gallery:
+        model.use_gallery(options.gallery)
+    answer = model.retrieve(
+        options.query,
+        options.top,
+        include_self=options.include_self,
+        negatives=options.negative,
+        where=options.where,
+        max_distance=options.max_distance,
+    )
+    if options.save:
+        answer.save(Path(options.save))
+    if options.json:
+        print(json.dumps(answer.to_dict()))
+    else:
+        show(answer, options.where)
+        if options.save:
+            print(f"saved {options.save}")
+    return 0 if answer.results else NO_MATCH
+
+
+def distance(text: str) -> float | str:
+    """A distance, or 'auto'."""
+    if text == "auto":
+        return text
+    value = float(text)
+    if not value >= 0:
+        raise ValueError
+    return value
+
+
+def show(answer: "Answer", where: str | None) -> None:
+    """Prints the neighbors as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False)
+    known = f", {answer.class_name}" if answer.class_name else ""
+    unlike = f", unlike {', '.join(answer.negatives)}" if answer.negatives else ""
+    title = f"{', '.join(answer.queries)}{known}{unlike}"
+    if not answer.results:
+        near = "" if answer.max_distance is None else f" within a distance of {answer.max_distance:.4f}"
+        console.print(f"{title}: no match{near}" + (f" among the images that meet {where!r}" if where else ""))
+        return
+    table = Table(title=title, title_justify="left")
+    for name, justify in (("rank", "right"), ("name", "left"), ("class", "left"), ("distance", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for result in answer.results:
+        style = "green" if result.label == answer.label else None
+        table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", style=style)
+    console.print(table)

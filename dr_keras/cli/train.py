@@ -1,0 +1,75 @@
+"""Trains an embedding on folders of images and leaves a run folder for the other commands.
+
+dr-keras train --epochs 30
+dr-keras train --data my-folders --run first --epochs 5
+dr-keras train --data my-folders --run tuned --epochs 5 --initial-weights tiny-imagenet-64
+dr-keras train --resume --run first
+dr-keras train --export-only --run first
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from dr_keras.atomic_files import read_json, write_json
+from dr_keras.backend import import_framework
+from dr_keras.cli.flags import add_flags, parse
+from dr_keras.cli.parser import command_parser
+from dr_keras.config import Config
+from dr_keras.errors import InputError
+from dr_keras.export import export_in_child
+from dr_keras.runs import RUNS, Run, open_run, starting_from
+
+STOPPED = "interrupted; the run is not finished"  # what Ctrl-C prints
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this subcommand to `parser`."""
+    add_flags(parser)
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
+    actions.add_argument("--resume", action="store_true", help="resume a run from its last checkpoint, or start it")
+    actions.add_argument("--export-only", action="store_true", help="export a finished run again, without training")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dr-keras train` with `arguments`; returns the exit status."""
+    parser = command_parser("train", __doc__)
+    add_arguments(parser)
+    said, action = parse(parser, arguments)
+    if action.export_only:
+        export_only(said.get("run"))
+    elif action.resume:
+        train(resumed(said), resume=True)
+    else:
+        train(Config(**starting_from(said)), overwrite=action.overwrite)
+    return 0
+
+
+def train(config: Config, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Loads Keras, then trains."""
+    import_framework(config.backend)
+    from dr_keras.training.run import run_training
+
+    run_training(config, overwrite=overwrite, resume=resume)
+
+
+def resumed(said: dict[str, Any]) -> Config:
+    """The settings of the run to resume, with those of the command line on top; for a new run, the latter alone."""
+    if "run" not in said:
+        raise InputError("--resume needs the name of the run: --run NAME")
+    run = Run(RUNS / said["run"])
+    if run.config_file.is_file():
+        return dataclasses.replace(run.config(), **said)
+    return Config(**starting_from(said))
+
+
+def export_only(name: str | None) -> None:
+    """Exports a run again and prints how far each export is from the network."""
+    run = open_run(name)
+    checks = export_in_child(run)
+    known = read_json(run.metrics_file) if run.finished else {}
+    write_json(run.metrics_file, known | {"export": checks})
+    for kind, difference in checks.items():
+        print(f"{kind}: differs from the network by at most {difference:.1e}")

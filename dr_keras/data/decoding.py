@@ -1,0 +1,144 @@
+"""Decodes many files at once, in child processes, because threads would wait for the interpreter lock."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dr_keras import subprocesses
+from dr_keras.data.images import decode
+from dr_keras.errors import ImageError, InputError
+
+BLOCK_IMAGES = 256  # that a process decodes between two progress reports, if they fit in BLOCK_BYTES
+BLOCK_BYTES = 16 * 2**20
+MIN_PARALLEL_IMAGES = 512  # fewer are decoded without child processes, which take 0.3 s to start
+
+Files = Sequence[str | os.PathLike[str]]
+Advance = Callable[[int], None]
+"""Takes the number of images done since its last call."""
+
+
+def decode_block(files: Files, size: int, resize: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Decodes a few files one after the other.
+
+    Args:
+        files: N paths.
+        size, resize: as for `dr_keras.data.images.decode`.
+
+    Returns:
+        As `decode_files`, but black where a file failed.
+    """
+    pixels = np.zeros((len(files), size, size, 3), np.uint8)
+    failures = {}
+    for row, file in enumerate(files):
+        try:
+            pixels[row] = decode(file, size, resize)
+        except ImageError as error:
+            failures[row] = str(error)
+    return pixels, failures
+
+
+def decode_files(
+    files: Files,
+    size: int,
+    resize: str = "stretch",
+    *,
+    out: np.ndarray | None = None,
+    processes: int | None = None,
+    advance: Advance | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decodes files in parallel.
+
+    Args:
+        files: N paths.
+        size, resize: as for `dr_keras.data.images.decode`.
+        out: (N, size, size, 3) uint8 to write to; a new array by default. An array without rows discards the pixels.
+        processes: the number of child processes; by default one per core, or none for few images.
+        advance: called after each block with the number of images done.
+
+    Returns:
+        The pixels, unspecified for files that failed, and the reason of each failure by row.
+
+    Raises:
+        InputError: a child process died, for example because memory ran out.
+    """
+    pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
+    decoding = _Decoding(files, size, resize, pixels, advance)
+    processes = processes or (0 if len(files) < MIN_PARALLEL_IMAGES else os.cpu_count() or 1)
+    if processes:
+        decoding.in_children(processes)
+    else:
+        decoding.here()
+    return pixels, dict(sorted(decoding.failures.items()))
+
+
+class _Decoding:
+    """One call of `decode_files`: its files, in blocks, and their pixels and failures."""
+
+    def __init__(self, files: Files, size: int, resize: str, pixels: np.ndarray, advance: Advance | None) -> None:
+        self._files, self._size, self._resize = files, size, resize
+        self._pixels, self._advance = pixels, advance
+        self._block = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (3 * size * size)))
+        starts = range(0, len(files), self._block)
+        self._blocks = [(start, min(start + self._block, len(files))) for start in starts]
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.failures: dict[int, str] = {}
+
+    def here(self) -> None:
+        for start, stop in self._blocks:
+            self._keep(start, *decode_block(self._files[start:stop], self._size, self._resize))
+
+    def in_children(self, processes: int) -> None:
+        with ThreadPoolExecutor(processes) as pool:  # each thread only waits for its child
+            try:
+                list(pool.map(self._in_child, (self._blocks[worker::processes] for worker in range(processes))))
+            except BaseException:  # such as Ctrl-C
+                for process in self._children:
+                    process.kill()
+                raise
+
+    def _in_child(self, blocks: list[tuple[int, int]]) -> None:
+        with subprocess.Popen(
+            subprocesses.command("dr_keras.data.decoding_worker"),
+            env=subprocesses.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            self._children.append(process)
+            assert process.stdout
+            try:
+                self._talk(process, blocks)
+            except (OSError, ValueError, EOFError) as error:
+                process.stdout.close()  # so that a child that is still writing ends as well
+                raise InputError(
+                    f"a process that decodes images died with exit status {process.wait()}; is there enough memory?"
+                ) from error
+            finally:
+                process.kill()
+
+    def _talk(self, process: "subprocess.Popen[bytes]", blocks: list[tuple[int, int]]) -> None:
+        """Requests blocks from a child and keeps its answers; see `dr_keras.data.decoding_worker`."""
+        assert process.stdin
+        assert process.stdout
+        names = [[os.fspath(file) for file in self._files[start:stop]] for start, stop in blocks]
+        request = {"blocks": names, "size": self._size, "resize": self._resize}
+        process.stdin.write(json.dumps(request).encode())
+        process.stdin.close()
+        buffer = np.empty((self._block, self._size, self._size, 3), np.uint8)
+        for start, stop in blocks:
+            head = json.loads(process.stdout.readline())
+            images = buffer[: stop - start]
+            if process.stdout.readinto(images.data) != images.nbytes:  # type: ignore[attr-defined]
+                raise EOFError
+            self._keep(start, images, {int(row): reason for row, reason in head["failures"].items()})
+
+    def _keep(self, start: int, images: np.ndarray, failures: dict[int, str]) -> None:
+        """Keeps a block that starts at row `start`; the rows in `failures` count from there."""
+        if len(self._pixels):
+            self._pixels[start : start + len(images)] = images
+        self.failures.update({start + row: reason for row, reason in failures.items()})
+        if self._advance:
+            self._advance(len(images))

@@ -1,0 +1,32 @@
+"""The child process of `dr_keras.data.decoding.decode_files`.
+
+It reads a JSON object from standard input: `size`, `resize`, and `blocks`, which are lists of files. For each block it
+writes to standard output a line of JSON, {"failures": {row within the block: reason}}, and then the pixels, (n, size,
+size, 3) bytes.
+"""
+
+import json
+import signal
+import sys
+
+from dr_keras.data.decoding import decode_block
+
+
+def main() -> None:
+    """Answers the request on standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which closes the pipe
+    request = json.load(sys.stdin.buffer)
+    out = sys.stdout.buffer
+    for files in request["blocks"]:
+        pixels, failures = decode_block(files, request["size"], request["resize"])
+        try:
+            out.write(json.dumps({"failures": failures}).encode() + b"\n")
+            out.write(pixels.data)
+            out.flush()
+        except OSError:  # the parent is gone: EPIPE, or EINVAL on Windows
+            sys.stdout = None
+            return
+
+
+if __name__ == "__main__":
+    main()

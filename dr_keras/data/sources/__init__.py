@@ -1,0 +1,1 @@
+"""Where images come from: folders, CSV manifests, archives, downloads, TensorFlow Datasets, scikit-learn's digits."""

@@ -1,0 +1,74 @@
+"""Manifests: CSV files that list images, with the columns path, label and, optionally, split."""
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dr_keras.data.splits import NUMBER_OF_NAME
+from dr_keras.errors import InputError
+from dr_keras.filenames import existing
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One image of a manifest.
+
+    Attributes:
+        id: its path, relative to the folder of the manifest if it is below that folder.
+        label: its class.
+        split: TRAIN, MONITOR or VALIDATION.
+    """
+
+    id: str
+    label: str
+    split: int
+
+
+def read_manifest(file: Path) -> list[ManifestEntry]:
+    """Reads a manifest. The images are not opened, so those that do not exist are reported when they are read.
+
+    Args:
+        file: CSV in UTF-8 whose first line names the columns, including `path` and `label`. A path is absolute, or
+            relative to the folder of the manifest. `split` is train, monitor, validation, or another name in
+            `dr_keras.data.splits`, in upper or lower case; test means validation. An image without it is a training
+            image.
+
+    Raises:
+        InputError: the file cannot be read, a column is missing, a row is incomplete or has an unknown split (the
+            message gives its line), or an image is listed with two classes or splits.
+    """
+    root = file.parent
+    entries: dict[str, ManifestEntry] = {}
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
+            columns = [name.strip().lower() for name in rows.fieldnames or ()]
+            if not {"path", "label"} <= set(columns):
+                raise InputError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path, label")
+            rows.fieldnames = columns
+            for row in rows:
+                path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
+                where = f"{file}, line {rows.line_num}"
+                if not path or not label or "\0" in path:
+                    raise InputError(f"{where}: path is {path!r} and label is {label!r}; both are required")
+                number = NUMBER_OF_NAME.get(split.casefold() or "train")
+                if number is None:
+                    raise InputError(
+                        f"{where}: split is {split.casefold()!r}; expected one of {', '.join(NUMBER_OF_NAME)}"
+                    )
+                entry = ManifestEntry(_id(path, root), label, number)
+                known = entries.setdefault(entry.id, entry)
+                if known != entry:
+                    raise InputError(f"{where}: {path} has another class or split than in an earlier line")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
+    if not entries:
+        raise InputError(f"{file} lists no images")
+    return list(entries.values())
+
+
+def _id(path: str, root: Path) -> str:
+    whole = existing(os.path.normpath(root / path))
+    prefix = str(root) + os.sep
+    return whole.removeprefix(prefix).replace(os.sep, "/")

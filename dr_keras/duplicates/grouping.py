@@ -1,0 +1,182 @@
+"""Groups images that are copies of each other: by their content, by their fingerprints, and by their embeddings."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from dr_keras.atomic_files import sha256_of
+from dr_keras.data.decoding import decode_files
+from dr_keras.duplicates.fingerprints import (
+    HASHED_SIDE,
+    MAX_HASH_BITS,
+    MIN_CORRELATION,
+    SEARCHED_QUERIES,
+    Fingerprints,
+    close_hashes,
+    close_vectors,
+    edge_correlation,
+)
+from dr_keras.progress import bar
+
+DECODED_BYTES = 256 * 2**20  # of pixels held at a time; with less, child processes would be started too often
+EMBEDDED_IMAGES = 512  # given to the network between two steps of the progress bar
+CONFIRMED_PAIRS = 4096  # compared at a time: 2 x 1440 differences each, 47 MB
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class EmbeddingSearch:
+    """How near-duplicates are found by embeddings.
+
+    Attributes:
+        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
+        size, resize: how images are decoded, see `dr_keras.data.images.decode`.
+        max_distance: the largest Euclidean distance between the vectors of two copies.
+    """
+
+    embed: Embed
+    size: int
+    resize: str
+    max_distance: float
+
+
+def group_by_content(files: Sequence[str], console: Console) -> tuple[np.ndarray, dict[int, str]]:
+    """Groups files of equal content.
+
+    Args:
+        files: N paths.
+        console: shows progress.
+
+    Returns:
+        The first row with the content of each row, (N,) int64, -1 where the file cannot be read; and the reason for
+        each of those rows.
+    """
+    sizes: list[int] = []
+    reasons: dict[int, str] = {}
+    for row, file in enumerate(files):
+        try:
+            sizes.append(os.stat(file).st_size)
+        except OSError as error:
+            sizes.append(-1)
+            reasons[row] = f"cannot be read: {error.strerror or error}"
+    counts = Counter(sizes)
+    content = np.arange(len(files))
+    content[list(reasons)] = -1
+    shared = [row for row, size in enumerate(sizes) if size >= 0 and counts[size] > 1]
+    first: dict[bytes, int] = {}
+    with bar("comparing files", len(shared), console) as advance:
+        for row in shared:
+            try:
+                content[row] = first.setdefault(sha256_of(files[row]), row)
+            except OSError as error:
+                content[row] = -1
+                reasons[row] = f"cannot be read: {error.strerror or error}"
+            advance(1)
+    return content, reasons
+
+
+def compute_fingerprints(files: Sequence[str], console: Console) -> tuple[Fingerprints, dict[int, str]]:
+    """Reads images and computes what they are compared by.
+
+    Args:
+        files: N paths.
+        console: shows progress.
+
+    Returns:
+        The fingerprints, unspecified for each image that cannot be read; and the reason for each of those rows.
+    """
+    fingerprints = Fingerprints.empty(len(files))
+    failures: dict[int, str] = {}
+    with bar("reading images", len(files), console) as advance:
+        for first, pixels, failed in _decoded(files, HASHED_SIDE, "stretch", advance):
+            failures |= failed
+            fingerprints.set(first, pixels)
+    return fingerprints, failures
+
+
+def _decoded(
+    files: Sequence[str], size: int, resize: str, advance: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
+    """Decodes files in blocks: the first row, the pixels (n, size, size, 3) uint8, and the reasons by row."""
+    block = max(1, DECODED_BYTES // (3 * size * size))
+    for start in range(0, len(files), block):
+        pixels, failures = decode_files(files[start : start + block], size, resize, advance=advance)
+        yield start, pixels, {start + row: reason for row, reason in failures.items()}
+
+
+def join_groups(group: np.ndarray, rows: np.ndarray, others: np.ndarray) -> None:
+    """Joins the groups of each pair of rows, in place.
+
+    Args:
+        group: (N,) int64, the first row of each row's group.
+        rows, others: (n,) int64, the pairs.
+    """
+    while True:
+        left, right = group[rows], group[others]
+        apart = left != right
+        if not apart.any():
+            return
+        rows, others = rows[apart], others[apart]
+        low, high = np.minimum(left, right)[apart], np.maximum(left, right)[apart]
+        np.minimum.at(group, high, low)
+        while (further := group[group]).tobytes() != group.tobytes():
+            group[:] = further
+
+
+def join_by_fingerprints(group: np.ndarray, fingerprints: Fingerprints, rows: np.ndarray, console: Console) -> None:
+    """Joins the groups of images with similar fingerprints, in place.
+
+    Args:
+        group: (N,) int64, the first row of each row's group.
+        fingerprints: of the N images.
+        rows: (n,) int64, the images to compare.
+        console: shows progress.
+    """
+    with bar("looking for near-duplicates", len(rows), console) as advance:
+        for one, other in close_hashes(fingerprints.hashes[rows], MAX_HASH_BITS):
+            left, right = rows[one], rows[other]
+            apart = group[left] != group[right]  # of a thousand copies, few of the million pairs are compared
+            left, right = left[apart], right[apart]
+            for start in range(0, len(left), CONFIRMED_PAIRS):
+                part = slice(start, start + CONFIRMED_PAIRS)
+                same = edge_correlation(fingerprints.thumbnails, left[part], right[part]) >= MIN_CORRELATION
+                join_groups(group, left[part][same], right[part][same])
+            advance(SEARCHED_QUERIES)
+
+
+def join_by_embedding(
+    group: np.ndarray, files: Sequence[str], rows: np.ndarray, search: EmbeddingSearch, console: Console
+) -> None:
+    """Joins the groups of images with near embeddings, in place.
+
+    Args:
+        group: (N,) int64, the first row of each row's group.
+        files: N paths.
+        rows: (n,) int64, the images to compare.
+        search: how they are compared.
+        console: shows progress.
+    """
+    parts, kept = [], []
+    with bar("embedding images", len(rows), console) as advance:
+        for start, pixels, failures in _decoded([files[row] for row in rows], search.size, search.resize):
+            for first in range(0, len(pixels), EMBEDDED_IMAGES):
+                images = pixels[first : first + EMBEDDED_IMAGES]
+                vectors = np.asarray(search.embed(images), np.float32)
+                if vectors.ndim != 2 or len(vectors) != len(images):
+                    raise ValueError(f"embed made {vectors.shape} of {len(images)} images; expected one vector each")
+                parts.append(vectors)
+                advance(len(images))
+            # Files that could be read before may be gone by now.
+            kept += [row for row in range(start, start + len(pixels)) if row not in failures]
+    if not kept:
+        return
+    rows, vectors = rows[kept], np.concatenate(parts)[kept]
+    with bar("comparing embeddings", len(rows), console) as advance:
+        for one, other in close_vectors(vectors, search.max_distance):
+            join_groups(group, rows[one], rows[other])
+            advance(SEARCHED_QUERIES)

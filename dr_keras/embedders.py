@@ -1,0 +1,266 @@
+"""From images to vectors: by the Keras network after training; by LiteRT, OpenVINO, the SavedModel or Keras later.
+
+Threads may share an embedder. It takes one call at a time: each call uses all cores, and interpreters and queues hold
+the images of the call.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dr_keras.backend import import_framework, keras_defaults
+from dr_keras.data.augment_pillow import augmented
+from dr_keras.data.augmentation_draws import Augmentation
+from dr_keras.errors import MissingPackage, NotNumbers, RunError
+from dr_keras.extras import how_to_install
+from dr_keras.invocation import command
+
+if TYPE_CHECKING:
+    import keras
+
+    from dr_keras.data.pixel_store import Images
+    from dr_keras.runs import Run
+
+BATCH_IMAGES = 256
+STREAM_IMAGES = 16  # that a stream of OpenVINO takes at a time
+
+Advance = Callable[[int], None]
+
+
+class Embedder(Protocol):
+    """Maps (N, H, W, 3) uint8 images of the model's size to (N, D) float32 vectors of unit length, in any thread."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+def check_finite(vectors: np.ndarray) -> np.ndarray:
+    """Checks that embeddings are finite.
+
+    Args:
+        vectors: (N, D).
+
+    Returns:
+        The same vectors.
+
+    Raises:
+        NotNumbers: a component is NaN or infinite.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        bad = int((~np.isfinite(vectors.sum(axis=1, dtype=np.float64))).sum())
+    if bad:
+        raise NotNumbers(
+            f"{bad:,} of {len(vectors):,} embeddings are not numbers: the training of this network diverged, or its "
+            "file is damaged; train it again, with a lower --learning-rate or --precision float32"
+        )
+    return vectors
+
+
+@keras_defaults()
+def embed_with_network(
+    network: "keras.Model", images: "Images", rows: np.ndarray | None = None, *, advance: Advance | None = None
+) -> np.ndarray:
+    """Embeds decoded images with a Keras network, on the backend and device that it is on.
+
+    Args:
+        network: (B, H, W, 3) uint8 -> (B, D).
+        images: (M, H, W, 3) uint8, an array or streamed; they are shrunk if the network takes smaller ones.
+        rows: (N,) which of them; by default all.
+        advance: called after each batch, with the number of its images.
+
+    Returns:
+        (N, D) float32.
+
+    Raises:
+        NotNumbers: an embedding is not finite.
+    """
+    count = len(images) if rows is None else len(rows)
+    rows = np.arange(count) if rows is None else rows
+    vectors = np.empty((count, network.output_shape[-1]), np.float32)
+    batch, size = min(BATCH_IMAGES, max(count, 1)), network.input_shape[1]
+    for start in range(0, count, batch):
+        part = augmented(images, rows[start : start + batch], Augmentation(), size=size)
+        padded = np.zeros((batch, size, size, 3), np.uint8)  # one shape, so that the network is compiled only once
+        padded[: len(part)] = part
+        vectors[start : start + len(part)] = np.asarray(network.predict_on_batch(padded), np.float32)[: len(part)]
+        if advance:
+            advance(len(part))
+    return check_finite(vectors)
+
+
+class LiteRTEmbedder:
+    """Embeds with the LiteRT file of a run; starts in a tenth of a second and does not import TensorFlow.
+
+    Args:
+        file: the LiteRT file.
+
+    Raises:
+        RunError: the file does not exist or cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        if not file.is_file():
+            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
+        try:
+            self._interpreter = Interpreter(str(file), num_threads=os.cpu_count() or 1)
+        except ValueError as error:
+            raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]
+        self._batch = 0
+        self._guard = threading.Lock()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        with self._guard:
+            vectors = [self._run(images[start : start + BATCH_IMAGES]) for start in range(0, len(images), BATCH_IMAGES)]
+        return (
+            check_finite(np.concatenate(vectors))
+            if vectors
+            else np.empty((0, int(self._output["shape"][-1])), np.float32)
+        )
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        if len(images) != self._batch:
+            self._interpreter.resize_tensor_input(self._input["index"], images.shape)
+            self._interpreter.allocate_tensors()
+            self._batch = len(images)
+        self._interpreter.set_tensor(self._input["index"], images)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output["index"])
+
+
+def _import_openvino() -> Any:
+    """Imports OpenVINO without its telemetry, which would report each use from a fork of the user's process.
+
+    Raises:
+        MissingPackage: OpenVINO is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    before = {telemetry: sys.modules[telemetry]} if telemetry in sys.modules else {}
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # OpenVINO then works without it
+    try:
+        import openvino
+    except ImportError as error:
+        message = f"OpenVINO is not installed: {how_to_install('openvino')}, or choose another runtime"
+        raise MissingPackage(message) from error
+    finally:
+        del sys.modules[telemetry]
+        sys.modules.update(before)
+    return openvino
+
+
+class OpenVINOEmbedder:
+    """Embeds with the LiteRT file of a run on OpenVINO: faster than LiteRT for many images, slower to start.
+
+    There are as many streams as cores, each with its own batch, so that none waits for another at the end of a layer.
+
+    Args:
+        file: the LiteRT file.
+
+    Raises:
+        MissingPackage: OpenVINO is not installed.
+        RunError: the file does not exist or cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        openvino = _import_openvino()
+        if not file.is_file():
+            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
+        threads = os.cpu_count() or 1
+        core = openvino.Core()
+        try:
+            model = core.read_model(file)
+        except RuntimeError as error:
+            raise RunError(f"{file} cannot be read by OpenVINO: {error}") from error
+        height, width, channels = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
+        model.reshape([STREAM_IMAGES, height, width, channels])  # a fixed shape is a few percent faster
+        self._length = model.output(0).partial_shape[1].get_length()
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # the default, bfloat16 on some processors, is off by 5e-3
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+            "ENABLE_CPU_PINNING": False,  # the decoder needs its share of every core
+        }
+        self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * threads)
+        self._guard = threading.Lock()  # the queue has one callback for the images of all callers
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        with self._guard:
+            return self._embed(images)
+
+    def _embed(self, images: np.ndarray) -> np.ndarray:
+        vectors = np.empty((len(images), self._length), np.float32)
+
+        def keep(request: Any, start: int) -> None:
+            part = vectors[start : start + STREAM_IMAGES]
+            part[:] = request.get_output_tensor(0).data[: len(part)]
+
+        self._queue.set_callback(keep)
+        for start in range(0, len(images), STREAM_IMAGES):
+            block = images[start : start + STREAM_IMAGES]
+            if len(block) < STREAM_IMAGES:
+                block = np.concatenate([block, np.zeros((STREAM_IMAGES - len(block), *block.shape[1:]), np.uint8)])
+            self._queue.start_async({0: block}, start)
+        self._queue.wait_all()
+        return check_finite(vectors)
+
+
+class NetworkEmbedder:
+    """Embeds with the Keras network of a run, on Keras's backend; for runs that are not exported.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: "Run") -> None:
+        import_framework()
+        from dr_keras.model.released import run_network
+
+        self._network = run_network(run)
+        self._guard = threading.Lock()  # Keras builds its predict function in the first call
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        with self._guard:
+            return embed_with_network(self._network, images)
+
+
+class SavedModelEmbedder:
+    """Embeds with the SavedModel of a run, on a GPU if TensorFlow finds one.
+
+    Args:
+        folder: the SavedModel.
+
+    Raises:
+        RunError: the folder does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import_framework()
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            message = f"a SavedModel needs TensorFlow: {how_to_install('tensorflow')}, or choose another runtime"
+            raise MissingPackage(message) from error
+
+        if not folder.is_dir():
+            raise RunError(f"{folder} does not exist; make it with {command('train')} --export-only")
+        self._model = tf.saved_model.load(str(folder))
+        self._serve = self._model.signatures["serving_default"]
+        self._length = int(next(iter(self._serve.structured_outputs.values())).shape[-1])
+        self._guard = threading.Lock()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        import tensorflow as tf
+
+        with self._guard:
+            parts = [
+                next(iter(self._serve(tf.constant(images[start : start + BATCH_IMAGES])).values())).numpy()
+                for start in range(0, len(images), BATCH_IMAGES)
+            ]
+        return check_finite(np.concatenate(parts)) if parts else np.empty((0, self._length), np.float32)

@@ -1,0 +1,1 @@
+"""Evaluates an embedding: retrieval metrics, calibration of distances, query expansion."""

@@ -1,0 +1,357 @@
+"""Evaluates a run: its held-out images are the queries, and its training and monitor images are the gallery.
+
+If whole classes were held out (`dr_keras.data.held_out`), the gallery of a query is the other held-out images.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dr_keras.atomic_files import read_json, write_json
+from dr_keras.backend import import_framework
+from dr_keras.config import Config
+from dr_keras.data.catalog import Catalog, load_catalog
+from dr_keras.data.decoding import decode_files
+from dr_keras.data.held_out import among_themselves
+from dr_keras.data.image_ids import image_path
+from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES, VALIDATION
+from dr_keras.embedders import check_finite, embed_with_network
+from dr_keras.errors import InputError
+from dr_keras.evaluation.calibration import at, calibrate
+from dr_keras.evaluation.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
+from dr_keras.evaluation.query_expansion import (
+    average_gallery,
+    average_without,
+    expand_among_others,
+    expand_queries,
+    unit_length,
+)
+from dr_keras.index.exact_search import distances
+from dr_keras.index.index import Index
+from dr_keras.progress import bar, stderr
+from dr_keras.runs import Run
+from dr_keras.search_model import Model
+
+WORST_CLASSES = 10
+CALIBRATION_K = 30  # as many results as retrieve.py shows
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Changes to the vectors at search time, which the figures of the run itself do not include.
+
+    Attributes:
+        flip_average: embed each image and its mirror image, and take the mean.
+        query_expansion: average each query with this many of its nearest neighbors.
+        gallery_average: average each gallery vector with this many of its nearest neighbors in the gallery.
+    """
+
+    flip_average: bool = False
+    query_expansion: int = 0
+    gallery_average: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("query_expansion", "gallery_average"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """M images with their vectors (M, D), their labels (M,), and masks (M,) of the monitor and the held-out images."""
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    monitor: np.ndarray
+    held: np.ndarray
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    paths: list[str]
+
+    @cached_property
+    def among_themselves(self) -> bool:
+        """Whether whole classes were held out, so that held-out images are ranked against each other."""
+        return among_themselves(self.labels, self.held, ~self.held)
+
+    @property
+    def gallery(self) -> np.ndarray:
+        """The mask (M,) of the images that are ranked for each held-out image."""
+        return self.held if self.among_themselves else ~self.held
+
+    @classmethod
+    def of_index(cls, index: Index) -> "_Images":
+        entries = index.records.listing()
+        names = index.records.class_names()
+        classes = tuple(sorted(names))
+        number = {label: n for n, label in enumerate(classes)}
+        rows = np.array([row for row, *_ in entries], np.int64)
+        splits = np.array([split for *_, split in entries])
+        return cls(
+            # Nearly every run's index has no gaps; its vectors are not copied.
+            vectors=index.vectors if len(rows) == len(index.vectors) else index.vectors[rows],
+            labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
+            monitor=splits == SPLIT_NAMES[MONITOR],
+            held=splits == SPLIT_NAMES[VALIDATION],
+            classes=classes,
+            class_names=tuple(names[label] for label in classes),
+            paths=[image_path(id, index.root) for _, id, *_ in entries],
+        )
+
+    @classmethod
+    def of_catalog(cls, catalog: Catalog, vectors: np.ndarray) -> "_Images":
+        return cls(
+            vectors=vectors,
+            labels=catalog.labels,
+            monitor=catalog.splits == MONITOR,
+            held=catalog.splits == VALIDATION,
+            classes=catalog.classes,
+            class_names=catalog.class_names,
+            paths=catalog.paths(),
+        )
+
+
+def evaluate_run(
+    model: Model,
+    *,
+    data: str | None = None,
+    baselines: bool = True,
+    options: SearchOptions = SearchOptions(),
+    calibrate_to: float | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluates a run on its own held-out images, or on another data set.
+
+    The figures of the run's own data are also written to its metrics.json, as `validation`.
+
+    Args:
+        model: the run, from `dr_keras.load`.
+        data: another data set, as for `train.py --data`, whose images are embedded with this run's network.
+        baselines: whether to also rank the same images by raw pixels and by the untrained network.
+        options: search options; each is also evaluated alone, and all together if there are several.
+        calibrate_to: a precision; also finds the largest distance within which this share of the 30 nearest neighbors
+            of the monitor images is of the query's class, and keeps it in the run for
+            `retrieve.py --max-distance auto`.
+        console: shows the progress; standard error by default.
+
+    Returns:
+        The figures of `dr_keras.evaluation.metrics.evaluate`, and:
+
+        - `classes`: the precision@30 of each class, worst first; `worst_classes`: the first of them.
+        - `confused_pairs`: the pairs of classes that are mistaken for each other most often.
+        - `ranking_seconds`: the time that ranking took.
+        - `baselines`: the figures of `pixels` and `untrained`.
+        - `search_options`: the figures with each of the options.
+        - `calibration`: the distance, with its figures on the monitor images and on the held-out images.
+
+    Raises:
+        InputError: no image is held out, an image that a baseline needs is missing, or embeddings are not finite.
+    """
+    console = console or stderr()
+    images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
+    _check(images)
+    result = _figures(images, model.config.seed)
+    if pixels is None and (baselines or options.flip_average):
+        pixels = _decode(images, model.config, console)
+    if options != SearchOptions():
+        result["search_options"] = {
+            name: _ranked(images, queries, gallery, model.config.seed, moved).figures
+            for name, queries, gallery, moved in _with_options(model, images, pixels, options, console)
+        }
+    if calibrate_to is not None:
+        result["calibration"] = _calibrate(images, calibrate_to)
+        _keep_calibration(model.run, result["calibration"], own_data=data is None, console=console)
+    if baselines:
+        assert pixels is not None
+        result["baselines"] = {
+            name: _rank(images, vectors(), model.config.seed).figures
+            for name, vectors in _baselines(model, pixels, console).items()
+        }
+    if data is None:
+        _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
+    return result
+
+
+def _check(images: _Images) -> None:
+    if not images.held.any():
+        raise InputError(
+            "no image was held out, so there are no queries; train with --validation 0.1, or give --data with a class "
+            "of three images or more, or ten classes of two"
+        )
+    check_finite(images.vectors)
+
+
+def _figures(images: _Images, seed: int) -> dict[str, Any]:
+    """The figures of the embedding itself, with the classes on which it is worst."""
+    started = time.perf_counter()
+    ranking = _rank(images, images.vectors, seed)
+    seconds = time.perf_counter() - started
+    classes = class_table(ranking, images.classes, images.class_names)
+    return ranking.figures | {
+        "ranking_seconds": round(seconds, 3),
+        "worst_classes": classes[:WORST_CLASSES],
+        "confused_pairs": confused_pairs(ranking, images.class_names),
+        "classes": classes,
+    }
+
+
+def _keep_calibration(run: Run, calibration: dict[str, Any], *, own_data: bool, console: Console) -> None:
+    """Writes a calibrated distance to the run, unless it belongs to another data set."""
+    if not own_data and not run.weights_file.is_file():  # a released model has no data of its own
+        console.print("the distance is not kept, because it belongs to another data set")
+        return
+    kept = {key: value for key, value in calibration.items() if key != "held_out"}
+    _write(run.calibration_file, kept, "the distance is", console)
+
+
+def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
+    """Adds the figures to metrics.json of a finished run; a file that cannot be written is reported, not an error."""
+    if not run.finished:
+        console.print(f"{run.path} is not finished: its figures are shown, but not kept")
+        return
+    _write(run.metrics_file, read_json(run.metrics_file) | {"validation": figures}, "the figures are", console)
+
+
+def _write(file: Path, values: dict[str, Any], what: str, console: Console) -> None:
+    try:
+        write_json(file, values)
+    except OSError as error:
+        console.print(f"{what} not kept: {file}: {error.strerror}")
+
+
+def _rank(images: _Images, vectors: np.ndarray, seed: int) -> Ranking:
+    """Ranks by the vectors (M, D) of all images."""
+    return _ranked(images, *_sides(images, vectors), seed)
+
+
+def _ranked(
+    images: _Images, queries: np.ndarray, gallery: np.ndarray, seed: int, moved: Moved | None = None
+) -> Ranking:
+    return evaluate(
+        queries,
+        images.labels[images.held],
+        gallery,
+        images.labels[images.gallery],
+        class_count=len(images.classes),
+        seed=seed,
+        leave_one_out=images.among_themselves,
+        moved=moved,
+    )
+
+
+def _sides(images: _Images, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of the queries and of the gallery, from the vectors (M, D) of all images."""
+    return _part(vectors, images.held), _part(vectors, images.gallery)
+
+
+def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The rows of `vectors` (M, D) for which `chosen` (M,) is true; a view if they are contiguous."""
+    rows = np.flatnonzero(chosen)
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return vectors[rows[0] : rows[-1] + 1]
+    return vectors[rows]
+
+
+def _calibrate(images: _Images, wanted: float) -> dict[str, Any]:
+    """Calibrates a distance on the monitor images, and evaluates it on the held-out images."""
+    if not images.monitor.any():
+        raise InputError("there are no monitor images to calibrate a distance on; train with --monitor 0.01")
+
+    def neighbors(which: np.ndarray, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distances (Q, K), whether they are of the same class (Q, K), and positives (Q,), without the query itself."""
+        queries, gallery = np.flatnonzero(which), np.flatnonzero(ranked)
+        own = np.searchsorted(gallery, queries) if ranked[queries].all() else None
+        vectors = np.asarray(images.vectors[gallery])
+        places = nearest_others(images.vectors[queries], vectors, CALIBRATION_K, own)
+        far = distances(images.vectors[queries], vectors, places)
+        same = images.labels[gallery[places]] == images.labels[queries][:, None]
+        counts = np.bincount(images.labels[gallery], minlength=len(images.classes))
+        return far, same, counts[images.labels[queries]] - (own is not None)
+
+    train = ~(images.held | images.monitor)
+    watched = images.monitor if among_themselves(images.labels, images.monitor, train) else ~images.held
+    found = calibrate(*neighbors(images.monitor, watched), wanted)
+    figures = at(*neighbors(images.held, images.gallery), found.max_distance)
+    return found.to_dict() | {"held_out": dict(zip(("precision", "recall", "coverage"), figures, strict=True))}
+
+
+def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, Callable[[], np.ndarray]]:
+    def raw() -> np.ndarray:
+        console.print("ranking by raw pixels")
+        return pixels.reshape(len(pixels), -1)
+
+    def untrained() -> np.ndarray:
+        import_framework()
+        from dr_keras.model.network import initial_network
+
+        with bar("embedding with the untrained network", len(pixels), console) as advance:
+            return embed_with_network(initial_network(model.config), pixels, advance=advance)
+
+    return {"pixels": raw, "untrained": untrained}
+
+
+def _with_options(
+    model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, console: Console
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, Moved | None]]:
+    """Yields name, queries, gallery, and moved vectors, for each option alone and for all of them together."""
+    flipped = images.vectors
+    if options.flip_average:
+        assert pixels is not None
+        console.print("embedding mirror images")
+        flipped = unit_length(images.vectors + model.embed(np.ascontiguousarray(pixels[:, :, ::-1])))
+        yield "flip average", *_sides(images, flipped), None
+
+    def averaged(gallery: np.ndarray) -> tuple[np.ndarray, Moved | None]:
+        count = options.gallery_average
+        moved = average_without(gallery, count) if images.among_themselves else None
+        return average_gallery(gallery, count), moved
+
+    def expanded(queries: np.ndarray, gallery: np.ndarray, moved: Moved | None = None) -> np.ndarray:
+        if images.among_themselves:
+            return expand_among_others(queries, gallery, options.query_expansion, moved)
+        return expand_queries(queries, gallery, options.query_expansion)
+
+    queries, gallery = _sides(images, images.vectors)
+    if options.gallery_average:
+        yield f"gallery average {options.gallery_average}", queries, *averaged(gallery)
+    if options.query_expansion:
+        yield f"query expansion {options.query_expansion}", expanded(queries, gallery), gallery, None
+    if options.flip_average + bool(options.gallery_average) + bool(options.query_expansion) > 1:
+        moved = None
+        queries, gallery = _sides(images, flipped)
+        if options.gallery_average:
+            gallery, moved = averaged(gallery)
+        yield "together", expanded(queries, gallery, moved) if options.query_expansion else queries, gallery, moved
+
+
+def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
+    with bar("reading images for the baselines", len(images.paths), console) as advance:
+        pixels, failures = decode_files(images.paths, config.image_size, config.resize, advance=advance)
+    if failures:
+        row, reason = next(iter(failures.items()))
+        raise InputError(
+            f"{len(failures)} of the run's {len(images.paths)} images can no longer be read, {images.paths[row]} "
+            f"first ({reason}); --no-baselines needs none of them"
+        )
+    return pixels
+
+
+def _other_images(model: Model, data: str, console: Console) -> tuple[_Images, np.ndarray]:
+    config = model.config
+    share = config.validation or Config().validation
+    catalog = load_catalog(data, monitor=config.monitor, validation=share, seed=config.seed, console=console)
+    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, console=console)
+    assert isinstance(pixels, np.ndarray)  # in memory
+    if report["skipped_count"]:
+        console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
+    # Held-out images last, so that queries and gallery are views of the pixels and not copies.
+    order = np.argsort(catalog.splits == VALIDATION, kind="stable")
+    catalog, pixels = catalog.take(order), pixels[order]
+    console.print(f"embedding {len(pixels):,} images", highlight=False)
+    return _Images.of_catalog(catalog, model.embed(pixels)), pixels

@@ -1,0 +1,28 @@
+"""Which extra of the package installs an optional module, for the messages that say so."""
+
+# The extra of pyproject.toml that installs each optional module.
+EXTRAS = {
+    **dict.fromkeys(
+        ("keras", "pooch", "requests", "tensorboard", "tensorboardX", "tensorflow", "tensorflow_datasets"), "train"
+    ),
+    **dict.fromkeys(
+        ("fastapi", "h11", "multipart", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"),
+        "serve",
+    ),
+    "openvino": "fast",
+    "sklearn": "demo",
+    "umap": "map",
+}
+
+
+def how_to_install(module: str) -> str:
+    """The command that installs an optional module.
+
+    Example:
+        >>> how_to_install("keras")
+        "pip install 'dr_keras[train]'"
+        >>> how_to_install("jax")
+        'pip install jax'
+    """
+    extra = EXTRAS.get(module.partition(".")[0])
+    return f"pip install 'dr_keras[{extra}]'" if extra else f"pip install {module}"

@@ -1,0 +1,63 @@
+"""From what a person calls an image to the image: for the library, the commands and the server."""
+
+import os
+from pathlib import Path
+
+from dr_keras.data.image_ids import image_id
+from dr_keras.errors import InputError, RunError
+from dr_keras.filenames import existing
+from dr_keras.index.index import Index
+
+
+def find_indexed(index: Index, name: str) -> int:
+    """Finds an image of an index, and never looks at the file system: for names that strangers send.
+
+    Args:
+        index: the index. Hold it (`index.held()`) for as long as the row is used.
+        name: the image's id, its path, or its base name if that is unique.
+
+    Returns:
+        The image's row.
+
+    Raises:
+        InputError: no image has this name (the message suggests similar ones), or several have.
+    """
+    try:
+        return index.records.find(name)
+    except RunError:
+        raise
+    except InputError as error:
+        raise InputError(str(error).replace(", and there is no such file", "")) from None
+
+
+def resolve(index: Index, name: str) -> int | Path:
+    """Finds an image of an index, or else an image file.
+
+    Args:
+        index: the index. Hold it (`index.held()`) for as long as a row is used.
+        name: as in `find_indexed`, or the path of any other file. A name that begins with '.', '/' or '~' always
+            means a file if there is one of that name.
+
+    Returns:
+        The image's row, or the path of a file that is not in the index.
+
+    Raises:
+        InputError: no image and no file has this name (the message suggests similar ones), or several images have.
+    """
+    file = existing(os.path.expanduser(name))  # in the Unicode form in which it exists
+    exists = os.path.lexists(file)  # a file that is no image is refused when it is read
+    if exists and name.startswith((".", "/", "~")):
+        row = _row_of_file(index, file)
+        return Path(file) if row is None else row
+    try:
+        return index.records.find(name)
+    except InputError:
+        if exists and not os.path.isdir(file):
+            return Path(file)
+        raise
+
+
+def _row_of_file(index: Index, file: str) -> int | None:
+    paths = (os.path.abspath(file), os.path.realpath(file))  # class folders may be symbolic links
+    ids = (image_id(path, index.root) for path in paths)
+    return next((row for id in ids if (row := index.records.row(id)) is not None), None)

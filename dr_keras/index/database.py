@@ -1,0 +1,175 @@
+"""The database of an index: its tables, how connections to it are opened, and what its errors become."""
+
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dr_keras.atomic_files import sync_names
+from dr_keras.errors import RunError
+from dr_keras.invocation import command
+
+FORMAT = 2
+DATABASE = "index.sqlite"
+BUSY_TIMEOUT_SECONDS = 30
+COPY_ATTEMPTS = 100  # to read a copy of the database while another process writes to it
+COPY_POLL_SECONDS = 0.05
+# Free space below which an I/O error is taken for a full disk: SQLite enlarges the file that coordinates its log by
+# half as much.
+FULL_DISK_BYTES = 2**16
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE classes (label TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE images (
+    row INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    label TEXT NOT NULL,
+    split TEXT NOT NULL,
+    hash BLOB,
+    size INTEGER,
+    mtime_ns INTEGER,
+    attributes TEXT NOT NULL,
+    crc INTEGER NOT NULL
+);
+CREATE INDEX images_name ON images (name);
+CREATE INDEX images_label ON images (label);
+CREATE INDEX images_time ON images (mtime_ns);
+CREATE TABLE hidden (row INTEGER PRIMARY KEY);
+CREATE TABLE segments (start INTEGER PRIMARY KEY, count INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE skipped (id TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+FileVersion = tuple[int, int]  # size in bytes and mtime_ns, which change whenever the file does
+
+
+def create_database(folder: Path, meta: dict[str, Any]) -> None:
+    """Makes the database of an index without images; it appears complete or not at all.
+
+    Args:
+        folder: the index's folder.
+        meta: the content of the `meta` table: plain values by key.
+    """
+    unfinished = folder / f"{DATABASE}.new"
+    unfinished.unlink(missing_ok=True)
+    db = sqlite3.connect(unfinished, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(SCHEMA)
+        pairs = [(key, json.dumps(value)) for key, value in meta.items()]
+        db.executemany("INSERT INTO meta VALUES (?, ?)", pairs)
+    finally:
+        db.close()
+    unfinished.replace(folder / DATABASE)  # now there is an index
+    sync_names(folder)
+
+
+def connect(folder: Path, *, write: bool) -> tuple[sqlite3.Connection, FileVersion | None]:
+    """Opens the database of an index.
+
+    Returns:
+        The connection, and, where it reads a copy in memory, the version of the file that was copied; else None.
+    """
+    address = (folder / DATABASE).absolute().as_uri()
+
+    def opened(mode: str) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            f"{address}?{mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_TIMEOUT_SECONDS,
+        )
+        return _checked(db)
+
+    if write:
+        db = opened("mode=rw")
+        db.execute("PRAGMA synchronous = FULL")  # a change that was acknowledged survives a power failure
+        db.execute("CREATE INDEX IF NOT EXISTS images_time ON images (mtime_ns)")  # older indexes lack it
+        return db, None
+    # The last connection to close removes the files that SQLite keeps beside a database in use, if it may write; one
+    # that can only read leaves them behind.
+    with suppress(sqlite3.OperationalError):
+        db = opened("mode=rw")
+        db.execute("PRAGMA query_only = ON")
+        return db, None
+    with suppress(sqlite3.OperationalError):
+        return opened("mode=ro"), None
+    # SQLite cannot create the files that coordinate readers with a writer.
+    if _is_read_only(folder):
+        return opened("immutable=1"), None
+    return _copy_in_memory(folder)
+
+
+def file_version(file: Path) -> FileVersion:
+    """The size of a file in bytes and its mtime_ns."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def as_text(value: str) -> bytes:
+    """Text as the database keeps it: file names need not be valid UTF-8."""
+    return value.encode("utf-8", "surrogateescape")
+
+
+@contextmanager
+def one_line_errors(folder: Path) -> Iterator[None]:
+    """Turns what the system or SQLite reports about the files in a folder into a `RunError` of one line."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+        reason = "no space left on device" if _disk_is_full(folder, error) else error
+        raise RunError(f"{folder} cannot be used: {reason}") from error
+    except sqlite3.DatabaseError as error:
+        raise RunError(
+            f"{folder / DATABASE} is damaged: {error}; move {folder} away and make the index again with "
+            f"{command('index')} add"
+        ) from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{folder} cannot be used: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
+    db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    try:
+        db.execute("SELECT count(*) FROM meta")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether the folder's file system is mounted read-only, so that nobody can write to the index meanwhile."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def _copy_in_memory(folder: Path) -> tuple[sqlite3.Connection, FileVersion]:
+    """Reads a copy of the database, as another user may be writing to it. What is still in the log is not seen."""
+    file, log = folder / DATABASE, folder / f"{DATABASE}-wal"
+    for _ in range(COPY_ATTEMPTS):
+        before = file_version(file)
+        data = bytearray(file.read_bytes())
+        if before == file_version(file) and not (log.exists() and log.stat().st_size):
+            data[18:20] = b"\1\1"  # a copy in memory has no log
+            db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            db.deserialize(bytes(data))
+            return _checked(db), before
+        time.sleep(COPY_POLL_SECONDS)
+    raise RunError(f"{folder} is being changed, and may not be written here, which reading it during a change requires")
+
+
+def _disk_is_full(folder: Path, error: sqlite3.Error) -> bool:
+    """Whether SQLite ran out of space, which it reports as an I/O error when it could not enlarge a file."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return True
+    with suppress(OSError):
+        return code == sqlite3.SQLITE_IOERR and shutil.disk_usage(folder).free < FULL_DISK_BYTES
+    return False

@@ -1,0 +1,254 @@
+"""The language of `--where`: conditions on what an index knows of its images, compiled to SQL with bound parameters.
+
+    label = n01443537 AND NOT split = validation
+    attributes.year >= 2020 AND (camera.model LIKE 'Pixel%' OR label IN (cat, dog))
+
+A field is `id`, `name` (base name), `label`, `class_name`, `split`, `size` (bytes) or `time` (of the last change, in
+seconds since 1970 or as a date such as 2026-01-31); anything else is an attribute of the image, with dots for
+nested attributes. A value is a word, a number, or a string in quotes. Comparisons: = == != <> < <= > >=,
+LIKE (% and _ stand for any text and any character; the case of English letters does not matter), GLOB (* and ?),
+IN (..., ...), IS NULL, IS NOT NULL; they are combined by AND, OR, NOT and parentheses. An image without an attribute
+matches no comparison with it, not even !=; it does match the NOT of one.
+
+No part of the text ever becomes SQL: fields come from a fixed table, names of attributes and values are bound.
+"""
+
+import datetime
+import re
+from dataclasses import dataclass
+
+from dr_keras.errors import InputError
+
+MAX_CHARACTERS = 10_000  # SQLite takes far more, and nobody writes as many
+MAX_COMPARISONS = 500  # SQLite's expressions may be nested 1,000 deep
+MAX_DEPTH = 50  # of nested parentheses and NOTs
+
+# Text columns compare as text, whatever the value looks like: the class '007' is not the number 7.
+TEXT_FIELDS = {
+    "id": "id",
+    "name": "name",
+    "label": "label",
+    "class": "label",
+    "class_name": "(SELECT classes.name FROM classes WHERE classes.label = images.label)",
+    "split": "split",
+}
+NUMBER_FIELDS = {"size": "size", "time": "(mtime_ns / 1e9)"}
+COMPARISONS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+KEYWORDS = frozenset({"AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "GLOB"})
+
+TOKEN = re.compile(
+    r"\s*(?:(?P<string>'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")|(?P<sign><>|[<>=!]=|[<>=(),])|(?P<word>[^\s'\"<>=!(),]+))"
+)
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+WHOLE = re.compile(r"[+-]?[0-9]+")
+Value = str | int | float
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An SQL expression over the table `images`, and the values of its question marks."""
+
+    sql: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # 'string', 'sign', 'word' or 'end'
+    text: str
+    place: int
+
+    @property
+    def keyword(self) -> str:
+        """The keyword that an unquoted word is, in capitals; else an empty string."""
+        word = self.text.upper()
+        return word if self.kind == "word" and word in KEYWORDS else ""
+
+
+def parse_where(text: str) -> Condition:
+    """Parses a condition in the language that the module's docstring describes.
+
+    Args:
+        text: what was given as `--where`.
+
+    Returns:
+        The condition as SQL.
+
+    Raises:
+        InputError: `text` is empty, too long, or not a condition; the message names the place.
+
+    Example:
+        >>> parse_where("label = cats AND year >= 2020")
+        Condition(sql='(label = ? AND json_extract(attributes, ?) >= ?)', values=('cats', '$."year"', 2020))
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"where has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
+    parser = _Parser(text)
+    sql = parser.any_of(0)
+    if parser.token.kind != "end":
+        raise parser.error("AND, OR or the end")
+    return Condition(sql, tuple(parser.values))
+
+
+class _Parser:
+    """A recursive-descent parser; each method reads what it is named after, returns SQL and adds to `values`."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens = _tokens(text)
+        self._next = 0
+        self._comparisons = 0
+        self.values: list[Value] = []
+
+    @property
+    def token(self) -> _Token:
+        return self._tokens[self._next]
+
+    def any_of(self, depth: int) -> str:
+        parts = [self._all_of(depth)]
+        while self._took("OR"):
+            parts.append(self._all_of(depth))
+        return parts[0] if len(parts) == 1 else "(" + " OR ".join(parts) + ")"
+
+    def _all_of(self, depth: int) -> str:
+        parts = [self._one(depth)]
+        while self._took("AND"):
+            parts.append(self._one(depth))
+        return parts[0] if len(parts) == 1 else "(" + " AND ".join(parts) + ")"
+
+    def _one(self, depth: int) -> str:
+        if depth >= MAX_DEPTH:
+            raise InputError(f"where nests more than {MAX_DEPTH} conditions")
+        if self._took("NOT"):
+            # Not SQL's own NOT: there, a comparison with a missing attribute is NULL, and so is its negation.
+            return f"(({self._one(depth + 1)}) IS NOT 1)"
+        if self._took_sign("("):
+            inner = self.any_of(depth + 1)
+            if not self._took_sign(")"):
+                raise self.error("')'")
+            return inner
+        return self._comparison()
+
+    def _comparison(self) -> str:
+        token = self.token
+        if token.kind not in ("word", "string") or token.keyword:
+            raise self.error("a field")
+        self._next += 1
+        name = _unquoted(token)
+        self._comparisons += 1
+        if self._comparisons > MAX_COMPARISONS:
+            raise InputError(f"where has more than {MAX_COMPARISONS} comparisons; use IN (..., ...) for many values")
+        self._check_utf8(token)
+        sql, is_text = self._field(name)
+        if self.token.kind == "sign" and self.token.text in COMPARISONS:
+            comparison = COMPARISONS[self._take().text]
+            self.values.append(self._number(name) if name in NUMBER_FIELDS else self._value(is_text))
+            return f"{sql} {comparison} ?"
+        if self._took("IS"):
+            negated = self._took("NOT")
+            if not self._took("NULL"):
+                raise self.error("NULL")
+            return f"{sql} IS {'NOT ' if negated else ''}NULL"
+        prefix = "NOT " if self._took("NOT") else ""
+        if self.token.keyword in ("LIKE", "GLOB"):
+            comparison = self._take().keyword
+            self.values.append(str(self._value(True)))
+            return f"{sql} {prefix}{comparison} ?"
+        if self._took("IN"):
+            if not self._took_sign("("):
+                raise self.error("'('")
+            count = 0
+            while not count or self._took_sign(","):
+                self.values.append(self._number(name) if name in NUMBER_FIELDS else self._value(is_text))
+                count += 1
+            if not self._took_sign(")"):
+                raise self.error("',' or ')'")
+            return f"{sql} {prefix}IN ({', '.join('?' * count)})"
+        raise self.error("a comparison such as = or LIKE")
+
+    def _field(self, name: str) -> tuple[str, bool]:
+        """The SQL of a field, and whether its values are text."""
+        if name in TEXT_FIELDS:
+            return TEXT_FIELDS[name], True
+        if name in NUMBER_FIELDS:
+            return NUMBER_FIELDS[name], False
+        keys = name.removeprefix("attributes.").split(".")
+        self.values.append("$" + "".join('."' + key.replace('"', "") + '"' for key in keys))
+        return "json_extract(attributes, ?)", False
+
+    def _value(self, is_text: bool) -> Value:
+        token = self.token
+        if token.kind not in ("word", "string") or token.keyword:
+            raise self.error("a value")
+        self._next += 1
+        self._check_utf8(token)
+        if token.kind == "string" or is_text:
+            return _unquoted(token)
+        if token.text.lower() in ("true", "false"):  # as SQLite returns those of JSON
+            return int(token.text.lower() == "true")
+        if NUMBER.fullmatch(token.text):
+            value = float(token.text)
+            return int(token.text) if WHOLE.fullmatch(token.text) and abs(value) < 2**63 else value
+        return token.text
+
+    def _number(self, name: str) -> Value:
+        """The value of a field that is a number."""
+        token = self.token
+        value = self._value(False)
+        if isinstance(value, str) and name == "time":
+            try:
+                return datetime.datetime.fromisoformat(value).timestamp()
+            except ValueError:
+                pass
+        if isinstance(value, str):
+            wanted = "a number, or a date such as 2026-01-31" if name == "time" else "a number of bytes"
+            raise InputError(
+                f"where {self._text!r}: {wanted}, was expected at character {token.place + 1}, not {value!r}"
+            )
+        return value
+
+    def _check_utf8(self, token: _Token) -> None:
+        if token.text.encode(errors="replace").decode() != token.text:
+            raise InputError(f"where {self._text!r}: the text at character {token.place + 1} is not valid UTF-8")
+
+    def _take(self) -> _Token:
+        self._next += 1
+        return self._tokens[self._next - 1]
+
+    def _took(self, keyword: str) -> bool:
+        found = self.token.keyword == keyword
+        self._next += found
+        return found
+
+    def _took_sign(self, sign: str) -> bool:
+        found = self.token.kind == "sign" and self.token.text == sign
+        self._next += found
+        return found
+
+    def error(self, expected: str) -> InputError:
+        token = self.token
+        found = "its end" if token.kind == "end" else repr(token.text)
+        return InputError(f"where {self._text!r}: {expected} was expected at character {token.place + 1}, not {found}")
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens, place = [], 0
+    end = len(text.rstrip())
+    while place < end:
+        match = TOKEN.match(text, place)
+        if match is None:
+            rest = text[place:end].lstrip()
+            problem = "is not closed" if rest[0] in "'\"" else "is not a comparison"
+            raise InputError(f"where {text!r}: {rest[:10]!r} at character {end - len(rest) + 1} {problem}")
+        kind = match.lastgroup
+        assert kind is not None
+        tokens.append(_Token(kind, match[kind], match.start(kind)))
+        place = match.end()
+    return [*tokens, _Token("end", "", end)]
+
+
+def _unquoted(token: _Token) -> str:
+    if token.kind != "string":
+        return token.text
+    quote = token.text[0]
+    return token.text[1:-1].replace(2 * quote, quote)

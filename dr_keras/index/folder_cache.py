@@ -1,0 +1,73 @@
+"""A folder as the gallery of a search: an index in the cache that is brought up to date before each use."""
+
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from dr_keras.atomic_files import cache_folder
+from dr_keras.errors import InputError, RunError
+from dr_keras.index.index import Index
+from dr_keras.index.sync import Reader, sync_folder
+from dr_keras.index.writer_lock import Locked
+
+POLL_SECONDS = 0.2  # between checks whether another process has finished
+
+
+def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console: Console) -> Index:
+    """The index of all images below a folder; an image's class is the subfolder that it lies in.
+
+    Args:
+        folder: the folder.
+        model: what the vectors depend on; each model has an index of its own.
+        dim: D, the length of a vector.
+        reader: how files become vectors.
+        console: shows progress and which files could not be read.
+
+    Returns:
+        The index, open for reading. It is kept in the cache: the next time only files that are new, or whose size or
+        time has changed, are read, and those that are gone are removed. Ctrl-C keeps what is embedded by then.
+
+    Raises:
+        InputError: there is no such folder, or it holds no readable image.
+    """
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise InputError(f"--gallery is {folder}; there is no such folder")
+    key = hashlib.sha256(f"{root}\n{model}".encode(errors="surrogateescape")).hexdigest()[:20]
+    kept = cache_folder() / "galleries" / key
+    try:
+        index = _opened(kept, dim, root, model, console)
+    except RunError as error:
+        console.print(f"the gallery's vectors are not kept: {error}")
+        kept = Path(tempfile.mkdtemp(prefix="dr_keras-")) / key
+        index = _opened(kept, dim, root, model, console)
+    with index:
+        report = sync_folder(index, root, reader, console=console, empty=True, remove_missing=True)
+        for line in report.details():
+            console.print(line)
+        if not len(index):
+            raise InputError(f"{root} holds no image that can be read")
+        index.engine.update()
+    return Index.open(kept)
+
+
+def _opened(kept: Path, dim: int, root: Path, model: str, console: Console) -> Index:
+    """The index in the cache, open for writing; a new one where there is none or a damaged one."""
+    told = False
+    while True:
+        try:
+            try:
+                return Index.open(kept, write=True)
+            except Locked:
+                raise
+            except RunError:  # there is none, or it is damaged: all images are embedded again
+                return Index.create(kept, dim, root=root, model=model, replace=True)
+        except Locked as error:
+            if not told:
+                console.print(f"waiting: {error}")
+            told = True
+            time.sleep(POLL_SECONDS)

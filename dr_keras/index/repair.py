@@ -1,0 +1,50 @@
+"""Repairs a damaged index from the files of its images."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from rich.console import Console
+
+from dr_keras.data.image_ids import image_path
+from dr_keras.errors import RunError
+from dr_keras.index.index import NO_CLASS, Index
+from dr_keras.index.sync import Reader, take_files
+from dr_keras.index.sync_report import SyncReport
+from dr_keras.invocation import command
+
+
+def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console) -> SyncReport:
+    """Repairs what `Index.verify` finds: embeds damaged images again, and removes those whose files are gone.
+
+    Args:
+        index: open for writing, with `repair=True`.
+        reader: returns how files become vectors; called only where an image has to be embedded.
+        console: shows progress, and what was removed.
+
+    Raises:
+        RunError: something else is wrong with it, which cannot be repaired.
+    """
+    damage = index.verify()
+    ids = [one.id for one in damage if one.id is not None]
+    again = {id for id in ids if os.path.isfile(image_path(id, index.root))}
+    gone = [id for id in ids if id not in again]
+    report = SyncReport(unchanged=len(index) - len(ids), removed=len(gone))
+    index.remove(gone)
+    for id in gone:
+        console.print(f"{id} was removed: its vector is damaged and its file is gone")
+    if again:
+        index.image_files.forget_stamps(again)
+        files = {image_path(id, index.root): NO_CLASS for id in sorted(again)}
+        done = take_files(index, files, reader(), None, None, console)
+        report = replace(report, updated=done.updated, unread=done.unread)
+    index.engine.repair()
+    if damage:
+        index.compact()  # so that the file no longer holds damaged vectors
+    left = index.verify()
+    if left:
+        raise RunError(
+            f"{index.folder} cannot be repaired: {left[0].what}; move it away and make it again with "
+            f"{command('index')} add"
+        )
+    return report

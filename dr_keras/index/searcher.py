@@ -1,0 +1,163 @@
+"""Searches an index: which of its rows may be found, by which engine, and under which condition."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+
+from dr_keras.errors import InputError, RunError
+from dr_keras.index import approximate_search
+from dr_keras.index.approximate_search import ApproximateSearch, EngineInfo
+from dr_keras.index.database import one_line_errors
+from dr_keras.index.exact_search import nearest, ranked
+from dr_keras.index.filters import parse_where
+from dr_keras.index.store import Store
+
+CLOCK_STEPS = 10_000  # of SQLite's virtual machine between two looks at the clock: about a millisecond
+# Neighbors more than were asked for that are ranked by their exact distances. A matrix product rounds, so that what is
+# almost equally near may come in any order.
+SPARE_NEIGHBORS = 32
+
+
+class Searcher:
+    """The search of a store, as of the moment that it is at; callers keep other threads from refreshing meanwhile.
+
+    Args:
+        store: the index's files.
+
+    Attributes:
+        engine: the approximate engine that searches, or None where every vector is compared.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.engine: EngineInfo | None = None
+        self._loaded: ApproximateSearch | None = None
+        # (N,) the rows that a search may return. None stands for all rows, which is the usual case, and saves memory.
+        self._searchable: np.ndarray | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what searches need of the state that the store is at.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        with one_line_errors(self._store.folder):
+            rows = self._store.db.execute("SELECT row FROM hidden ORDER BY row")
+            hidden = np.fromiter((row for (row,) in rows), np.int64)
+        searchable = None
+        if len(hidden):
+            allowed = np.ones(self._store.rows, bool)
+            allowed[hidden] = False
+            searchable = np.flatnonzero(allowed)
+        self._searchable = searchable
+        engine = EngineInfo.from_meta(self._store.meta)
+        if engine != self.engine:
+            self.engine, self._loaded = engine, None
+
+    def __len__(self) -> int:
+        searchable = self._searchable  # another thread may refresh in between
+        return self._store.rows if searchable is None else len(searchable)
+
+    def rows(self) -> np.ndarray:
+        """The rows that a search may return: (N,) int64, ascending."""
+        searchable = self._searchable
+        return np.arange(self._store.rows) if searchable is None else searchable
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """A transaction of the store; afterwards searches see its result. Raises as `Store.transaction`."""
+        try:
+            with self._store.transaction():
+                yield
+        finally:
+            with suppress(RunError):  # what is wrong was raised above, or will be when the index is used next
+                self.refresh()
+
+    def search(
+        self, queries: np.ndarray, k: int, where: str | None, exclude: np.ndarray, condition_seconds: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` nearest images of each query; see `dr_keras.index.index.Index.search`.
+
+        Args:
+            queries: (Q, D) float32.
+            k: at least 1.
+            where: a condition on the images to search, or None.
+            exclude: (Q, X) rows to leave out for each query; -1 for none.
+            condition_seconds: how long evaluating the condition may take; None for no limit.
+
+        Returns:
+            rows (Q, K) int64 and Euclidean distances (Q, K) float32, nearest first.
+        """
+        searchable = self._searchable if where is None else self._rows_where(where, condition_seconds)
+        rows = self._candidates(queries, k + exclude.shape[1], searchable)
+        rows[(rows[:, :, None] == exclude[:, None, :]).any(axis=2)] = -1  # (Q, C, X): few
+        rows, found = ranked(queries, self._store.vectors, rows, k)
+        keep = int((rows >= 0).sum(axis=1).max(initial=0))
+        return rows[:, :keep], found[:, :keep]
+
+    def _rows_where(self, where: str, seconds: float | None) -> np.ndarray:
+        condition = parse_where(where)
+        with one_line_errors(self._store.folder), self._limited_to(seconds):
+            rows = self._store.db.execute(
+                f"SELECT row FROM images WHERE {condition.sql} AND row NOT IN hidden ORDER BY row", condition.values
+            )
+            return np.fromiter((row for (row,) in rows), np.int64)
+
+    @contextmanager
+    def _limited_to(self, seconds: float | None) -> Iterator[None]:
+        """Interrupts a statement that takes longer than `seconds`."""
+        if seconds is None:
+            yield
+            return
+        end = time.monotonic() + seconds
+        db = self._store.db
+        db.set_progress_handler(lambda: time.monotonic() > end, CLOCK_STEPS)
+        try:
+            yield
+        except sqlite3.OperationalError:
+            if time.monotonic() <= end:
+                raise
+            raise InputError(
+                f"the condition takes more than {seconds:g} seconds for {len(self):,} images; "
+                "compare with = or IN, which need not look into each name"
+            ) from None
+        finally:
+            db.set_progress_handler(None, 0)
+
+    def _candidates(self, queries: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
+        """Rows (Q, C) among which the k nearest are, all of them or nearly so; -1 where there are fewer."""
+        engine = self._load_engine()
+        if engine is None:
+            return self._exact(queries, k, searchable)
+        assert self.engine
+        built = self.engine.rows
+        head, tail = searchable, np.arange(built, self._store.rows)  # the tail came after the engine was built
+        if searchable is not None:
+            inside = int(np.searchsorted(searchable, built))
+            head, tail = searchable[:inside], searchable[inside:]
+            if not approximate_search.is_worthwhile(inside, built):
+                return self._exact(queries, k, searchable)
+        rows = engine.search(queries, k, head)
+        few = (rows >= 0).sum(axis=1) < min(k, built if head is None else len(head))
+        if few.any():  # the rows that may be found are far from these queries: only an exact search finds them
+            found = self._exact(queries[few], k, head if head is not None else np.arange(built))
+            wide = np.full((len(rows), max(rows.shape[1], found.shape[1])), -1)
+            wide[:, : rows.shape[1]] = rows
+            wide[few] = -1
+            wide[few, : found.shape[1]] = found
+            rows = wide
+        return np.concatenate([rows, self._exact(queries, k, tail)], axis=1) if len(tail) else rows
+
+    def _exact(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
+        return nearest(queries, self._store.vectors, k + SPARE_NEIGHBORS, rows=rows, unit=True)[0]
+
+    def _load_engine(self) -> ApproximateSearch | None:
+        """The engine, or None where there is none, or where a writer has just replaced it."""
+        if self._loaded is None and self.engine is not None:
+            with suppress(FileNotFoundError):
+                self._loaded = approximate_search.load_engine(self._store.folder, self.engine)
+        return self._loaded

@@ -1,0 +1,399 @@
+"""The files of an index: an SQLite database that describes the images, and one file of vectors that only ever grows.
+
+    index.sqlite       what is known of each image and the row of its vector; which rows are hidden from searches
+    vectors-G.f32      float32 (rows, D), row after row; G counts how often it was rewritten without its gaps
+    engine-....faiss   where one was built: an approximate index of the first rows, made from the vectors
+    map.npz            where `index.py map` made one: where images lie in the page's map (`dr_keras.index.umap_layout`)
+    lock               held by the one process that writes
+
+A change first appends its vectors behind the rows in use and brings them to the disk, then commits its transaction. If
+the process is killed before that, nothing has changed: the next change overwrites what lies behind the rows in use. A
+row in use is never written again, so readers may map the file while others write. A reader keeps one SQLite snapshot
+until it asks for a newer one; with a write-ahead log, readers and the writer do not wait for each other.
+"""
+
+import json
+import os
+import sqlite3
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dr_keras.atomic_files import new_folder, sync_names
+from dr_keras.errors import RunError
+from dr_keras.index.database import (
+    DATABASE,
+    FORMAT,
+    FileVersion,
+    connect,
+    create_database,
+    file_version,
+    one_line_errors,
+)
+from dr_keras.index.vector_file import (
+    QUICK_CHECK_BYTES,
+    VALUE_BYTES,
+    damaged_segments,
+    map_vectors,
+    sync_data,
+    vectors_name,
+    write_at,
+    write_rows,
+)
+from dr_keras.index.writer_lock import LOCK_FILE, take_lock
+from dr_keras.invocation import command
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+FORGET_ENGINE = "DELETE FROM meta WHERE key LIKE 'engine%' AND key != 'engine'"
+REFRESH_ATTEMPTS = 100  # while a writer replaces the file of vectors
+REFRESH_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a store sees: its meta values, and its vectors (rows, D) float32."""
+
+    meta: dict[str, Any]
+    vectors: np.ndarray
+
+
+class Store:
+    """The files of one index, as of one moment; `refresh` moves on to the newest state. See the module's docstring.
+
+    Args:
+        folder: where `create` made it.
+        write: take the lock and allow changes.
+        repair: open the index even if its vectors are damaged; what is missing from their file reads as zeros.
+        lock: a lock of the folder that is held already; the store releases it.
+
+    Attributes:
+        folder: the folder.
+
+    Raises:
+        Locked: another process writes to the index.
+        RunError: there is no index, or it is damaged.
+    """
+
+    def __init__(
+        self, folder: Path, *, write: bool = False, repair: bool = False, lock: "BaseFileLock | None" = None
+    ) -> None:
+        self.folder = folder
+        self._state: _State | None = None
+        self._db: sqlite3.Connection | None = None
+        self._lock = lock
+        self._repair = repair
+        self._checked_rows = 0  # the first rows, whose checksums were compared
+        self._copied: FileVersion | None = None  # of the database, where a copy of it is read
+        try:
+            if not (folder / DATABASE).is_file():
+                raise RunError(f"{folder} is not an index: {folder / DATABASE} does not exist")
+            if write and lock is None:
+                self._lock = take_lock(folder)
+            self.refresh()
+            if write:
+                self._remove_strays()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(cls, folder: Path, dim: int, meta: dict[str, Any], *, replace: bool = False) -> "Store":
+        """Makes the files of an index without images and opens them for writing.
+
+        Args:
+            folder: where to make them; nothing may be there, or an empty folder.
+            dim: D, the length of a vector.
+            meta: more to keep with the index; plain values.
+            replace: replace an index that is there, even a damaged one.
+
+        Raises:
+            Locked: another process makes an index there, or writes to it.
+            RunError: something else is there, or nothing can be written there.
+        """
+        with one_line_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(folder)
+            try:
+                there = [file for file in folder.iterdir() if file.name not in (LOCK_FILE, f"{DATABASE}.new")]
+                if there and not replace:
+                    raise RunError(f"{folder} exists and is not empty; choose another place for the index")
+                for file in there:
+                    if file.name.startswith(("index.", "vectors-", "engine-", "map.")) and file.is_file():
+                        file.unlink()
+                (folder / vectors_name(0)).write_bytes(b"")
+                known = {"format": FORMAT, "dim": dim, "generation": 0, "rows": 0, "version": 0} | meta
+                create_database(folder, known)
+            except BaseException:
+                lock.release()
+                raise
+        return cls(folder, write=True, lock=lock)
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, inside a read transaction."""
+        self._seen()
+        assert self._db is not None
+        return self._db
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What was kept by `set_meta`, with `dim`, `generation`, `rows` and `version`."""
+        return self._seen().meta
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(rows, D) float32, memory-mapped."""
+        return self._seen().vectors
+
+    def _seen(self) -> _State:
+        state = self._state
+        if state is None:
+            raise RunError(f"{self.folder} is closed, or could not be refreshed; open it again")
+        return state
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the vectors are in use, gaps included."""
+        return len(self.vectors)
+
+    @property
+    def vectors_file(self) -> Path:
+        """The file of the vectors."""
+        return self.folder / vectors_name(self.meta["generation"])
+
+    def refresh(self) -> bool:
+        """Moves to the newest state.
+
+        Returns:
+            Whether it differs from the state before.
+
+        Raises:
+            RunError: the newest state cannot be read. The store cannot be used until a refresh succeeds.
+        """
+        try:
+            # Other threads may ask for the state meanwhile: they get the old one until the new one is complete.
+            state = self._newest()
+        except BaseException:
+            self._state = None
+            raise
+        changed = state is not self._state
+        self._state = state
+        return changed
+
+    def _newest(self) -> _State:
+        old = self._state
+        with one_line_errors(self.folder):
+            self._connect()
+            assert self._db is not None
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+            for attempt in range(REFRESH_ATTEMPTS):
+                self._db.execute("BEGIN")
+                meta = self._read_meta(self._db)
+                if old is not None and meta == old.meta:
+                    return old
+                file = self.folder / vectors_name(meta["generation"])
+                try:
+                    vectors = self._map(file, meta["rows"], meta["dim"])
+                    break
+                except FileNotFoundError:
+                    # Between the two steps a writer has replaced the file of vectors.
+                    self._db.execute("COMMIT")
+                    if attempt == REFRESH_ATTEMPTS - 1:
+                        raise RunError(f"{self.folder} is damaged: {file} does not exist") from None
+                    time.sleep(REFRESH_POLL_SECONDS)
+            if old is None or meta["generation"] != old.meta["generation"]:
+                self._checked_rows = 0
+            if not self._repair and vectors.nbytes <= QUICK_CHECK_BYTES:
+                self._compare(self._db, file, vectors)
+            self._checked_rows = len(vectors)
+        return _State(meta, vectors)
+
+    def _read_meta(self, db: sqlite3.Connection) -> dict[str, Any]:
+        meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+        if meta.get("format") != FORMAT:
+            raise RunError(
+                f"{self.folder} has index format {meta.get('format')}, this version reads {FORMAT}; "
+                f"move it away and make it again with {command('index')} add"
+            )
+        return meta
+
+    def _connect(self) -> None:
+        """Opens the database, or opens it again where a copy of it is read and the file has changed."""
+        if self._copied is not None and self._copied != file_version(self.folder / DATABASE):
+            assert self._db is not None
+            self._db.close()
+            self._db = None
+        if self._db is None:
+            self._db, self._copied = connect(self.folder, write=self._lock is not None)
+
+    def _map(self, file: Path, rows: int, dim: int) -> np.ndarray:
+        return map_vectors(file, rows, dim, repair=self._repair)
+
+    def _compare(self, db: sqlite3.Connection, file: Path, vectors: np.ndarray) -> None:
+        """Compares the checksums of the segments that were not compared before."""
+        if any(True for _ in damaged_segments(db, vectors, self._checked_rows)):
+            raise RunError(
+                f"{file} was altered or damaged: a checksum differs; find out what is lost with "
+                f"{command('index')} verify, and "
+                "repair it with --repair"
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Makes a change, all of it or, on an error, nothing of it; afterwards the store is at the new state.
+
+        Yields:
+            The connection, inside a write transaction.
+
+        Raises:
+            RunError: the disk is full, the folder may not be written, or the index was opened for reading.
+        """
+        if self._lock is None:
+            raise RunError(f"{self.folder} was opened for reading; open it with write=True")
+        db = self.db
+        with one_line_errors(self.folder):
+            db.execute("COMMIT")
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                self.set_meta("version", self.meta["version"] + 1)
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # the first failure is the one to report
+                    db.execute("ROLLBACK")
+                with suppress(RunError):
+                    self.refresh()
+                raise
+        self.refresh()
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Keeps a plain value, inside a transaction."""
+        self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def append(self, vectors: np.ndarray) -> int:
+        """Writes vectors (n, D) behind the rows in use, inside a transaction, at most once in it.
+
+        Returns:
+            The row of the first.
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        start = self.rows
+        end = start * self.meta["dim"] * VALUE_BYTES
+        with open(self.vectors_file, "r+b", buffering=0) as file:
+            try:
+                write_at(file, vectors, end)
+                sync_data(file)
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)  # free what was written in vain on a full disk
+                raise
+        self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (start, len(vectors), zlib.crc32(vectors.data)))
+        self.set_meta("rows", start + len(vectors))
+        self._checked_rows = start + len(vectors)  # if the transaction fails, there are fewer rows than that
+        return start
+
+    def compact(self) -> None:
+        """Rewrites the vectors without the rows of no image; rows get new numbers, and the engine is dropped."""
+        generation = self.meta["generation"] + 1
+        file = self.folder / vectors_name(generation)
+        old_file = self.vectors_file
+        old_engine = self.meta.get("engine_file")
+        try:
+            with self.transaction() as db:
+                kept = np.fromiter((row for (row,) in db.execute("SELECT row FROM images ORDER BY row")), np.int64)
+                crc = write_rows(file, self.vectors, kept)
+                sync_names(self.folder)
+                _renumber(db, kept)
+                db.execute("DELETE FROM segments")
+                if len(kept):
+                    db.execute("INSERT INTO segments VALUES (0, ?, ?)", (len(kept), crc))
+                self.set_meta("rows", len(kept))
+                self.set_meta("generation", generation)
+                self.forget_engine()
+        except BaseException:
+            # The error may have come after the commit, while the result was read: then the file is needed.
+            if self._state is not None and self.meta["generation"] != generation:
+                file.unlink(missing_ok=True)
+            raise
+        self.remove_file(old_file.name)
+        if old_engine:
+            self.remove_file(old_engine)
+
+    def forget_engine(self) -> None:
+        """Drops the description of the engine, inside a transaction; which one was chosen stays."""
+        self.db.execute(FORGET_ENGINE)
+
+    def _remove_strays(self) -> None:
+        """Removes what a killed process has left behind."""
+        known = {self.vectors_file.name, self.meta.get("engine_file")}
+        with one_line_errors(self.folder):
+            for file in self.folder.iterdir():
+                if file.name not in known and file.suffix in (".f32", ".faiss"):
+                    self.remove_file(file.name)
+
+    def remove_file(self, name: str) -> None:
+        """Removes a file from the folder; Windows keeps one that a process has open, and the next writer removes it."""
+        with suppress(PermissionError) if os.name == "nt" else nullcontext():
+            (self.folder / name).unlink(missing_ok=True)
+
+    def copy(self, folder: Path) -> None:
+        """Copies the state that the store is at to a new place, without its engine.
+
+        Raises:
+            RunError: something is there already, or it cannot be written.
+        """
+        with one_line_errors(folder):
+            if folder.exists():
+                raise RunError(f"{folder} exists; choose another place for the copy")
+            with new_folder(folder, replace=False) as temporary:
+                target = sqlite3.connect(temporary / DATABASE, isolation_level=None)
+                try:
+                    self.db.backup(target)
+                    target.execute("PRAGMA journal_mode = WAL")
+                    target.execute(FORGET_ENGINE)
+                finally:
+                    target.close()
+                write_rows(temporary / self.vectors_file.name, self.vectors, np.arange(self.rows))
+
+    def file_bytes(self) -> int:
+        """The size of all files in the folder, from which a writer may remove some meanwhile."""
+        size = 0
+        for file in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                size += file.stat().st_size if file.is_file() else 0
+        return size
+
+    def close(self) -> None:
+        """Closes the database and releases the lock."""
+        self._state = None
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def __del__(self) -> None:
+        if sys.meta_path is not None:  # else Python is exiting, and the system releases the lock
+            self.close()
+
+
+def _renumber(db: sqlite3.Connection, kept: np.ndarray) -> None:
+    """Gives the images in the rows `kept`, (n,) int64 ascending, the rows 0 to n - 1."""
+    hidden = {row for (row,) in db.execute("SELECT row FROM hidden")}
+    db.execute("DELETE FROM hidden")
+    still_hidden = ((new,) for new, old in enumerate(kept.tolist()) if old in hidden)
+    db.executemany("INSERT INTO hidden VALUES (?)", still_hidden)
+    # In ascending order each new number is free: it is never above the old one.
+    moved = ((new, old) for new, old in enumerate(kept.tolist()) if new != old)
+    db.executemany("UPDATE images SET row = ? WHERE row = ?", moved)

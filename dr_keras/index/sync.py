@@ -1,0 +1,326 @@
+"""Brings images on the disk into an index: only what is new or has changed is read, and what is gone can be removed."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dr_keras.data.catalog import data_folder
+from dr_keras.data.decoding import decode_files
+from dr_keras.data.folders import Walker
+from dr_keras.data.formats import needs_decoder
+from dr_keras.data.image_ids import image_id, image_path
+from dr_keras.data.splits import meaning
+from dr_keras.errors import InputError
+from dr_keras.index.file_stamps import file_stamps, file_status
+from dr_keras.index.index import NO_CLASS, Entry, Index
+from dr_keras.index.records import Stamp
+from dr_keras.index.sync_report import SyncReport
+from dr_keras.invocation import command
+from dr_keras.progress import bar
+
+# Images that are decoded, embedded and committed together: the most that a killed process loses. Each chunk starts
+# child processes for decoding, which takes a third of a second.
+CHUNK_IMAGES = 8192
+CHUNK_BYTES = 256 * 2**20  # of their pixels; large images come in smaller chunks
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How image files become vectors.
+
+    Attributes:
+        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
+        size, resize: how images are decoded, see `dr_keras.data.images.decode`.
+    """
+
+    embed: Callable[[np.ndarray], np.ndarray]
+    size: int
+    resize: str
+
+
+def add_files(
+    index: Index,
+    paths: Iterable[str | os.PathLike[str]],
+    reader: Reader,
+    *,
+    label: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    console: Console,
+) -> SyncReport:
+    """Adds files and all images below folders; those that are in the index and have not changed are left alone.
+
+    A file that several paths lead to, through symbolic or hard links, is one image and is added once.
+
+    Args:
+        index: open for writing.
+        paths: files and folders.
+        reader: how files become vectors.
+        label: the class of all of them. By default the innermost folder that is a class of the run's own data, else the
+            first folder below the given one; train/, val/ and the like are passed over.
+        attributes: set on all of them; an image keeps the other attributes that it has.
+        console: shows progress.
+
+    Returns:
+        What was done. Images are committed in chunks of `CHUNK_IMAGES`; when it is stopped, the next call continues.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no image.
+        RunError: the index cannot be written.
+    """
+    walker = Walker()
+    files: dict[str, str] = {}  # by path, the class that its folder gives it
+    again = []  # files that were named themselves are tried even if they could not be read before
+    for path in paths:
+        place = os.path.abspath(path)
+        if os.path.isdir(place):
+            known = len(walker.troubles)
+            found = walker.pictures(place)
+            if not found and len(walker.troubles) == known and not files:
+                raise InputError(f"{path} holds no images")
+            files |= _classes(found, place)
+        elif os.path.lexists(place):
+            files.setdefault(place, NO_CLASS)
+            walker.add(place)
+            again.append(image_id(place, index.root))
+        else:
+            raise InputError(f"{path} does not exist")
+    if again:
+        index.image_files.unskip(again)
+    for other in walker.again():
+        files.pop(other, None)
+    report = take_files(index, files, reader, label, attributes, console)
+    return replace(report, unlisted=walker.troubles)
+
+
+def sync_folder(
+    index: Index,
+    folder: str | os.PathLike[str],
+    reader: Reader,
+    *,
+    console: Console,
+    empty: bool = False,
+    remove_missing: bool = False,
+) -> SyncReport:
+    """Makes the index agree with a folder: adds images, embeds changed ones again, and finds those that are gone.
+
+    Args:
+        index: open for writing.
+        folder: the folder; the index keeps images that lie elsewhere, or in folders that cannot be read.
+        reader: how files become vectors.
+        console: shows progress.
+        empty: accept a folder without images; else it is taken for a disk that is not mounted.
+        remove_missing: remove from the index the images that are gone.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: the folder does not exist, cannot be read, or holds no image.
+        RunError: the index cannot be written.
+    """
+    place = os.path.abspath(folder)
+    if not os.path.isdir(place):
+        raise InputError(f"there is no folder {folder}")
+    walker = Walker()
+    found = walker.pictures(place)
+    if walker.troubles and walker.troubles[0][0] == place:
+        raise InputError(f"{folder} cannot be read: {walker.troubles[0][1]}")
+    if not found and not walker.troubles and not empty:
+        raise InputError(f"{folder} holds no images; if that is meant, remove them with {command('index')} remove")
+    links = walker.again()
+    files = _classes((file for file in found if file not in links), place)
+    report = take_files(index, files, reader, None, None, console)
+    gone = _gone(index.root, place, found, [name for name, _ in walker.troubles])
+    missing = [id for _, id, *_ in index.records.listing() if gone(id)]
+    if remove_missing:
+        index.remove(missing)
+    if forgotten := [id for id in index.image_files.skipped() if gone(id)]:
+        index.image_files.unskip(forgotten)
+    removed = len(missing) if remove_missing else 0
+    return replace(report, removed=removed, missing=missing, unlisted=walker.troubles)
+
+
+def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]) -> Callable[[str], bool]:
+    """A function that tells whether the image of an id was in a folder and is no longer there.
+
+    Args:
+        root: the folder that ids are relative to.
+        folder: the absolute path of the folder.
+        found: the images found in it.
+        unlisted: files and folders in it that could not be accessed, so that what is in them may be there still.
+    """
+    present = {image_id(file, root) for file in found}
+    inside = os.path.join(folder, "")
+    unknown = tuple(os.path.join(name, "") for name in unlisted)
+
+    def gone(id: str) -> bool:
+        file = image_path(id, root)
+        if id in present or not file.startswith(inside) or os.path.lexists(file):  # a named file may have any ending
+            return False
+        return file not in unlisted and not file.startswith(unknown)
+
+    return gone
+
+
+def _classes(files: Iterable[str], place: str) -> dict[str, str]:
+    """The class of each file below a folder: the first folder on the way to it, or the one below a split's folder."""
+    try:
+        splits = data_folder(Path(place))[1]
+    except InputError:  # ambiguous; training has to know, but here a class is only a name
+        splits = None
+
+    def is_split(folder: str) -> bool:
+        if splits:
+            return splits.kind(folder) is not None
+        known = meaning(folder)
+        return known is not None and not known[1]
+
+    def class_of(file: str) -> str:
+        folders = Path(os.path.relpath(file, place)).parts[:-1]
+        if len(folders) > 1 and is_split(folders[0]):
+            folders = folders[1:]
+        return folders[0] if folders else NO_CLASS
+
+    return {file: class_of(file) for file in files}
+
+
+def take_files(
+    index: Index,
+    files: Mapping[str, str],
+    reader: Reader,
+    label: str | None,
+    attributes: Mapping[str, Any] | None,
+    console: Console,
+) -> SyncReport:
+    """Adds the files that are new, and embeds again those that have changed.
+
+    Args:
+        index: open for writing.
+        files: the class that its folder gives each file, by absolute path.
+        reader, label, attributes, console: as in `add_files`.
+
+    Returns:
+        What was done.
+    """
+    root = index.root
+    ids = {file: image_id(file, root) for file in files}
+    known, bad = index.image_files.stamps(ids.values()), index.image_files.skipped()
+    fresh, touched = [], []
+    unread: dict[str, str] = {}
+    for file, id in ids.items():
+        status = file_status(file)
+        if id in known and known[id][1:] == status:
+            touched.append(id)
+        elif id in bad and bad[id][:2] == status:
+            unread[id] = bad[id][2]
+        elif id not in known and (other := _other_name(index, file, status)):
+            touched.append(other)
+        else:
+            fresh.append(file)
+    added = updated = 0
+    size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * reader.size**2)))
+    if fresh:
+        batch = _Batch(index, reader, ids, files, known, index.records.own_classes(), label, attributes)
+        with bar(f"embedding {len(fresh):,} images", len(fresh), console) as advance:
+            for start in range(0, len(fresh), size):
+                chunk = fresh[start : start + size]
+                new, changed, failed = batch.take(chunk)
+                added, updated, unread = added + new, updated + changed, unread | failed
+                advance(len(chunk))
+    if label is not None or attributes:
+        for start in range(0, len(touched), CHUNK_IMAGES):
+            part = touched[start : start + CHUNK_IMAGES]
+            index.put([_old(index, id, None, label, attributes) for id in part], None)
+    return SyncReport(added, updated, len(files) - added - updated - len(unread), unread=unread)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Takes new or changed files into an index, a chunk at a time."""
+
+    index: Index
+    reader: Reader
+    ids: Mapping[str, str]  # by path
+    folder_classes: Mapping[str, str]  # by path
+    known: Mapping[str, Stamp]  # by id
+    own_classes: set[str]
+    label: str | None
+    attributes: Mapping[str, Any] | None
+
+    def take(self, files: Sequence[str]) -> tuple[int, int, dict[str, str]]:
+        """Returns how many were added, how many were embedded again, and the reason for each id that was not read."""
+        index, ids, known = self.index, self.ids, self.known
+        stamps = dict(zip(files, file_stamps(files), strict=True))
+        # A file is not embedded again if only its time has changed and not its content.
+        same = {
+            file for file in files if ids[file] in known and stamps[file][0] and known[ids[file]][0] == stamps[file][0]
+        }
+        if same:
+            index.put([self._entry(file, stamps[file]) for file in files if file in same], None)
+        other = [file for file in files if file not in same]
+        pixels, failures = decode_files(other, self.reader.size, self.reader.resize)
+        good = [row for row in range(len(other)) if row not in failures]
+        if good:
+            entries = [self._entry(other[row], stamps[other[row]]) for row in good]
+            index.put(entries, self.reader.embed(pixels[good] if failures else pixels))
+        self._keep_failures({other[row]: reason for row, reason in failures.items()}, stamps)
+        changed = sum(ids[other[row]] in known for row in good)
+        return len(good) - changed, changed, {ids[other[row]]: reason for row, reason in failures.items()}
+
+    def _entry(self, file: str, stamp: Stamp) -> Entry:
+        id = self.ids[file]
+        if id in self.known:
+            return _old(self.index, id, stamp, self.label, self.attributes)
+        own = self.label or _class(id, self.own_classes, self.folder_classes[file])
+        return Entry(id, own, "", *stamp, dict(self.attributes or {}))
+
+    def _keep_failures(self, failures: Mapping[str, str], stamps: Mapping[str, Stamp]) -> None:
+        """Remembers what is not an image, and removes it.
+
+        A file that cannot be opened now, or whose decoder is not installed, may be read later: the index keeps what it
+        knows of it.
+        """
+        broken = {
+            self.ids[file]: (*stamps[file][1:], reason)
+            for file, reason in failures.items()
+            if stamps[file][0] is not None and not needs_decoder(reason)
+        }
+        if broken:
+            self.index.image_files.skip(broken)
+            self.index.remove([id for id in broken if id in self.known])
+
+
+def _other_name(index: Index, file: str, status: tuple[int | None, int | None]) -> str | None:
+    """The id by which the index already knows a file, through a link or another path."""
+    for id in index.image_files.ids_by_stamp(*status):
+        try:
+            if Path(file).samefile(image_path(id, index.root)):
+                return id
+        except OSError:
+            continue  # that file is gone
+    return None
+
+
+def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attributes: Mapping[str, Any] | None) -> Entry:
+    """What is known of an image, with what is new about it."""
+    entry = index.records.entries([index.records.known_rows([id])[id]])[0]
+    hash, size, time = stamp or (entry.hash, entry.size, entry.mtime_ns)
+    return replace(
+        entry,
+        hash=hash,
+        size=size,
+        mtime_ns=time,
+        label=label or entry.label,
+        attributes={**entry.attributes, **(attributes or {})},
+    )
+
+
+def _class(id: str, classes: set[str], default: str) -> str:
+    """The innermost folder of an id that is one of `classes`, or else the default."""
+    folders = [part for part in id.split("/")[:-1] if part]
+    return next((part for part in reversed(folders) if part in classes), default)

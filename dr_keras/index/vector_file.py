@@ -1,0 +1,133 @@
+"""The file of an index's vectors: float32, row after row, without a header; it only ever grows."""
+
+import io
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dr_keras.errors import InputError, RunError
+from dr_keras.invocation import command
+
+VALUE_BYTES = 4
+# Files up to this size are compared with their checksums whenever they are opened, which takes a tenth of a second.
+QUICK_CHECK_BYTES = 128 * 2**20
+COPY_BLOCK_ROWS = 65536  # vectors copied at a time
+LENGTH_TOLERANCE = 1e-3  # how far a vector's length may be from 1; half precision leaves 5e-4
+
+
+def vectors_name(generation: int) -> str:
+    """The name of the file of vectors; `generation` counts how often they were rewritten without gaps."""
+    return f"vectors-{generation}.f32"
+
+
+def map_vectors(file: Path, rows: int, dim: int, *, repair: bool) -> np.ndarray:
+    """Maps the first rows of a file of vectors into memory.
+
+    Args:
+        file: the file.
+        rows: how many rows are in use.
+        dim: D, the length of a vector.
+        repair: read rows that are missing from the file as zeros instead of raising.
+
+    Returns:
+        (rows, D) float32, read-only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RunError: the file is too short.
+    """
+    size = file.stat().st_size
+    wanted = rows * dim * VALUE_BYTES
+    if size < wanted and not repair:
+        raise RunError(
+            f"{file} is damaged: it has {size:,} bytes and should have {wanted:,}; repair it with "
+            f"{command('index')} verify --repair"
+        )
+    if not rows:
+        return np.empty((0, dim), np.float32)
+    if size < wanted:
+        there = np.fromfile(file, np.float32, count=size // VALUE_BYTES)
+        return np.concatenate([there, np.zeros(rows * dim - len(there), np.float32)]).reshape(rows, dim)
+    return np.memmap(file, np.float32, "r", shape=(rows, dim))
+
+
+def write_at(file: io.FileIO, vectors: np.ndarray, offset: int) -> None:
+    """Writes contiguous vectors at an offset in bytes of a file that is opened without a buffer."""
+    file.seek(offset)
+    data = vectors.data.cast("B")
+    while data:
+        data = data[file.write(data) :]
+
+
+def sync_data(file: io.FileIO) -> None:
+    """Brings a file's content to the disk; its times may follow later, where the system makes a difference."""
+    getattr(os, "fdatasync", os.fsync)(file.fileno())
+
+
+def write_rows(file: Path, vectors: np.ndarray, rows: np.ndarray) -> int:
+    """Writes chosen vectors to a new file and brings it to the disk.
+
+    Args:
+        file: the file to make.
+        vectors: (R, D) float32.
+        rows: (n,) int64, which of them to write, in this order.
+
+    Returns:
+        The CRC-32 of what was written.
+    """
+    crc = 0
+    with open(file, "wb") as out:
+        for start in range(0, len(rows), COPY_BLOCK_ROWS):
+            block = np.ascontiguousarray(vectors[rows[start : start + COPY_BLOCK_ROWS]]).data
+            crc = zlib.crc32(block, crc)
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return crc
+
+
+def damaged_segments(db: sqlite3.Connection, vectors: np.ndarray, start: int = 0) -> Iterator[tuple[int, int]]:
+    """The segments, each written by one change, whose checksum differs.
+
+    Args:
+        db: the index's database.
+        vectors: (R, D) float32.
+        start: the row of the first segment to check.
+
+    Yields:
+        The first row and the number of rows of each.
+    """
+    for first, count, crc in db.execute("SELECT start, count, crc FROM segments WHERE start >= ?", (start,)):
+        if zlib.crc32(vectors[first : first + count].data) != crc:
+            yield first, count
+
+
+def check_vectors(vectors: np.ndarray, count: int, dim: int) -> np.ndarray:
+    """Vectors as an index keeps them.
+
+    Args:
+        vectors: what was given.
+        count, dim: the shape that it should have.
+
+    Returns:
+        (count, dim) float32, contiguous.
+
+    Raises:
+        InputError: it has another shape, or a vector is not finite or not of unit length.
+    """
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    if vectors.shape != (count, dim):
+        raise InputError(f"vectors are {vectors.shape}; expected ({count}, {dim})")
+    bad = np.flatnonzero(~(np.abs(lengths(vectors) - 1) < LENGTH_TOLERANCE))
+    if len(bad):
+        raise InputError(f"vector {bad[0]} is not finite or not of unit length")
+    return vectors
+
+
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """The Euclidean length of each vector (N, D): (N,) float32, not finite where the vector is not."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))

@@ -1,0 +1,61 @@
+"""A cache that forgets what was used least recently."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class LRUCache(Generic[K, V]):
+    """Keeps values up to a total size. Its methods may be called from several threads.
+
+    Args:
+        limit: the total size that is kept. The value added last stays even if it alone is larger.
+        size_of: the size of a value; by default each counts as one.
+
+    Example:
+        >>> cache = LRUCache[str, bytes](limit=4, size_of=len)
+        >>> cache.put("a", b"12")
+        >>> cache.put("b", b"34")
+        >>> cache.get("a")
+        b'12'
+        >>> cache.put("c", b"56")
+        >>> print(cache.get("b"), len(cache), cache.size)
+        None 2 4
+    """
+
+    def __init__(self, limit: int, size_of: Callable[[V], int] = lambda _: 1) -> None:
+        self._limit = limit
+        self._size_of = size_of
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._size = 0
+        self._guard = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        """Returns the value of a key, or None."""
+        with self._guard:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def put(self, key: K, value: V) -> None:
+        """Keeps a value, in place of the key's former one."""
+        with self._guard:
+            if key in self._values:
+                self._size -= self._size_of(self._values.pop(key))
+            self._values[key] = value
+            self._size += self._size_of(value)
+            while self._size > self._limit and len(self._values) > 1:
+                self._size -= self._size_of(self._values.popitem(last=False)[1])
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def size(self) -> int:
+        """The total size of what is kept."""
+        return self._size

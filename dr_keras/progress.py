@@ -1,0 +1,41 @@
+"""Progress bars on standard error, so that standard output holds nothing but results."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def stderr() -> Console:
+    """Returns a console on standard error that prints file names verbatim: no markup, and no line breaks in a path."""
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar that disappears when its block ends.
+
+    Without a terminal, `text` is printed once instead.
+
+    Args:
+        text: what is being done.
+        total: the count at which the work is complete.
+        console: where the bar is shown.
+
+    Yields:
+        A function that takes the count done since its last call.
+
+    Example:
+        >>> with bar("reading images", 2, Console(quiet=True)) as advance:
+        ...     advance(1)
+        ...     advance(1)
+    """
+    if not console.is_terminal:
+        console.print(text, highlight=False)
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.advance(task, count)

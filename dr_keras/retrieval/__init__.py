@@ -1,1 +1,0 @@
-"""Embedding images, searching a gallery, measuring how well it is ranked."""

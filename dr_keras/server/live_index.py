@@ -1,0 +1,331 @@
+"""The model and the index as the server uses them: from several threads, always in their newest state."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dr_keras.data.image_ids import image_id, image_path, is_outside_root
+from dr_keras.errors import InputError, RunError
+from dr_keras.index.index import NO_CLASS, Entry, Index
+from dr_keras.index.writer_lock import Locked
+from dr_keras.search_model import Model
+from dr_keras.search_results import Answer, Result
+from dr_keras.server.errors import Problem, busy
+from dr_keras.server.image_files import Format, Opened, open_image, remove_upload, store_upload
+from dr_keras.server.map import Map, Mapper, Snapshot
+from dr_keras.server.queries import Query, Resolved, answer_to, find_row, resolve
+
+T = TypeVar("T")
+
+CONDITION_SECONDS = 2.0  # limit for a condition, which strangers send
+
+
+class LiveIndex:
+    """The index that the server searches. Its methods may be called from several threads.
+
+    Args:
+        model: a model with an index.
+        uploads: the folder that stores the images that clients add, or None.
+    """
+
+    def __init__(self, model: Model, uploads: Path | None = None) -> None:
+        self.model = model
+        self.index = model.index
+        self.index.condition_seconds = CONDITION_SECONDS
+        self.uploads = uploads
+        # Between two calls another thread could refresh the index, which may renumber its rows.
+        self._guard = self.index.held()
+        self._writing = threading.Lock()
+        self._mapping = threading.Lock()
+        self._mapper = Mapper(self.index)
+        self._cached: dict[str, Any] = {}  # computed from the present state
+
+    def refresh(self) -> None:
+        """Moves on to the newest state of the index."""
+        with self._guard:
+            if self.index.refresh():
+                self._cached.clear()
+
+    def _cache(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` returns, computed once for each state of the index; the caller holds the guard."""
+        if name not in self._cached:
+            self._cached[name] = compute()
+        return self._cached[name]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    # Reading
+
+    def search(self, query: Query, k: int) -> Answer:
+        """Finds the `k` nearest images.
+
+        Raises:
+            Problem: 404 if an image has no such name, 400 if the query cannot be answered.
+        """
+        answer = self.search_many([(query, k)])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def search_many(self, searches: Sequence[tuple[Query, int]]) -> list[Answer | Exception]:
+        """`search` for several queries, all in one state of the index.
+
+        Args:
+            searches: each query, with the number of images to find.
+
+        Returns:
+            For each query its answer, or the Problem in its place.
+        """
+        answers: dict[int, Answer | Exception] = {}
+        groups: dict[tuple[str | None, int], dict[int, Resolved]] = {}  # those that one call can search for
+        with self._guard:
+            self.refresh()
+            for number, (query, k) in enumerate(searches):
+                try:
+                    resolved = resolve(self.model, query)
+                except RunError:
+                    raise
+                except Exception as error:  # whatever it is, it concerns this query alone
+                    answers[number] = error
+                else:
+                    groups.setdefault((query.where or None, k), {})[number] = resolved
+            for (where, k), group in groups.items():
+                try:
+                    found = self._neighbors(list(group.values()), k, where)
+                except RunError:
+                    raise
+                except InputError as error:
+                    answers |= dict.fromkeys(group, Problem(400, str(error)))
+                    continue
+                for (number, resolved), results in zip(group.items(), found, strict=True):
+                    answers[number] = answer_to(searches[number][0], resolved, results)
+        return [answers[number] for number in range(len(searches))]
+
+    def _neighbors(self, queries: Sequence[Resolved], k: int, where: str | None) -> list[list[Result]]:
+        excluded = np.full((len(queries), max(len(query.excluded) for query in queries)), -1)
+        for row, query in zip(excluded, queries, strict=True):
+            row[: len(query.excluded)] = query.excluded
+        return self.model.neighbors(np.stack([query.vector for query in queries]), k, exclude=excluded, where=where)
+
+    def place(self, query: Query, k: int) -> dict[str, Any]:
+        """Places a query on the map.
+
+        Returns:
+            The map's key, the query's x and y, and the numbers of the points of its `k` neighbors and of the query's
+            own images, as in `dr_keras.server.schemas.Place`.
+
+        Raises:
+            Problem: as in `search`, and 409 if the map has changed meanwhile.
+        """
+        map = self.map()
+        with self._guard:
+            resolved = resolve(self.model, query)
+            answer = self.search(query, k)
+            self._check_current(map)
+            rows = [self.index.records.row(result.id) for result in answer.results]
+            own = [self.index.records.row(result.id) for result in resolved.known]
+        x, y = map.projector(resolved.vector[None])[0].tolist()
+        return {"key": map.key, "x": x, "y": y, "neighbors": map.numbers(rows), "queries": map.numbers(own)}
+
+    def find(self, name: str) -> Result:
+        """Finds an image by its id or its unique base name.
+
+        Raises:
+            Problem: 404 if no image has this name, or several have.
+        """
+        with self._guard:
+            self.refresh()
+            return self.model.result(find_row(self.index, name))
+
+    def open_image(self, id: str) -> Opened:
+        """Opens the file of an image of the index.
+
+        Raises:
+            Problem: as `dr_keras.server.image_files.open_image`, and 404 if the index has no such id.
+        """
+        with self._guard:
+            self.refresh()
+            if self.index.records.row(id) is None:
+                raise Problem(404, "the index has no image of this id")
+            path = Path(image_path(id, self.index.root))
+        return open_image(path, self._folders(path, id))
+
+    def _folders(self, path: Path, id: str) -> Iterable[Path]:
+        yield self.index.root
+        if self.uploads is not None:
+            yield self.uploads
+        if is_outside_root(id) and os.path.normpath(id) == id:
+            # An image outside the root has its whole path as its id; it may not be a link that leads out of its folder.
+            yield path.parent
+
+    def sample(self, count: int) -> list[Result]:
+        """Picks images at random."""
+        with self._guard:
+            self.refresh()
+            searched = self.index.searched_rows()
+            rows = np.random.default_rng().choice(searched, min(count, len(searched)), replace=False)
+            return [self.model.result(row) for row in rows.tolist()]
+
+    def stats(self) -> dict[str, Any]:
+        """Returns what `index.py stats` reports, without the server's paths, and what the page needs."""
+        with self._guard:
+            self.refresh()
+            stats = dict(self._cache("stats", self.index.stats))  # it counts all images, which takes time
+        for name in ("path", "root"):
+            stats.pop(name, None)
+        stats["run"] = self.model.run.path.name
+        try:
+            stats["calibrated"] = self.model.calibrated_distance()
+        except RunError:
+            stats["calibrated"] = None
+        return stats
+
+    def classes(self) -> list[dict[str, Any]]:
+        """Returns label, name and number of images of each class, held-out images excluded."""
+        with self._guard:
+            self.refresh()
+            return self._cache("classes", self._count_classes)
+
+    def _count_classes(self) -> list[dict[str, Any]]:
+        names = self.index.records.class_names()
+        counts = self.index.records.class_counts().items()
+        return [{"label": label, "name": names.get(label, label), "count": count} for label, count in counts]
+
+    # The map
+
+    def map(self) -> Map:
+        """Returns the map of the newest state; it is made on first use, and again after a change."""
+        with self._mapping:
+            with self._guard:
+                self.refresh()
+                if "map" in self._cached:
+                    return self._cached["map"]
+                state = self._snapshot()
+            made = self._mapper.make(state)  # takes seconds; searches go on meanwhile
+            with self._guard:
+                if self.index.version == state.version:
+                    self._cached["map"] = made
+            return made
+
+    def _snapshot(self) -> Snapshot:
+        labels = {row: label for row, _, label, _ in self.index.records.listing()}
+        searched = self.index.searched_rows()
+        rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
+        return Snapshot(
+            self.index.version,
+            self.index.generation,
+            rows,
+            [labels[row] for row in rows.tolist()],
+            self.classes(),
+            self.index.vectors,
+        )
+
+    def point(self, key: str, number: int) -> Result:
+        """Returns the image of a point of the map.
+
+        Args:
+            key: the map's key.
+            number: the point's number in it.
+
+        Raises:
+            Problem: 404 if the map has no such point, 409 if the map has changed.
+        """
+        map = self.map()
+        if key != map.key:
+            raise Problem(409, f"the map {key} has been replaced by {map.key}; load it again")
+        if not 0 <= number < len(map.rows):
+            raise Problem(404, f"the map has {len(map.rows):,} points; there is no point {number}")
+        with self._guard:
+            self._check_current(map)
+            return self.model.result(int(map.rows[number]))
+
+    def _check_current(self, map: Map) -> None:
+        """Raises Problem 409 if another thread has refreshed the index since the map was made."""
+        if self._cached.get("map") is not map:
+            raise Problem(409, "the map has changed; load it again")
+
+    # Writing
+
+    def add(
+        self, data: bytes, format: Format, vector: np.ndarray, label: str | None, attributes: dict[str, Any]
+    ) -> tuple[Result, bool]:
+        """Stores an image in the uploads folder and adds it to the index.
+
+        Args:
+            data: the encoded image.
+            format: its format.
+            vector: (D,) float32, its vector.
+            label: its class, or None.
+            attributes: its attributes.
+
+        Returns:
+            The image, and whether it is new to the index.
+
+        Raises:
+            Problem: 503 while another process writes, 507 if the change cannot be written.
+        """
+        assert self.uploads is not None
+        with self._writing:
+            try:
+                with Index.open(self.index.folder, write=True) as writer:
+                    file, digest, stored = store_upload(data, format, self.uploads)
+                    id = image_id(os.path.abspath(file), writer.root)
+                    old = writer.records.row(id)
+                    status = file.stat()
+                    try:
+                        if old is not None:
+                            kept = writer.records.entries([old])[0]
+                            label = label or kept.label
+                            attributes = {**kept.attributes, **attributes}
+                        entry = Entry(id, label or NO_CLASS, "", digest, status.st_size, status.st_mtime_ns, attributes)
+                        writer.put([entry], vector[None])
+                    except BaseException:
+                        if stored and old is None:
+                            file.unlink(missing_ok=True)
+                        raise
+            except Locked:
+                raise _locked() from None
+            except (OSError, RunError) as error:
+                raise _not_written() from error
+        with self._guard:
+            self.refresh()
+            row = self.index.records.row(id)
+            if row is None:
+                raise Problem(409, "the image was added and removed again by another client")
+            return self.model.result(row), old is None
+
+    def remove(self, id: str) -> bool:
+        """Removes an image from the index.
+
+        Returns:
+            Whether its file was removed too: only uploaded files are.
+
+        Raises:
+            Problem: 404 if the index has no such id, 503 while another process writes, 507 if the change cannot be
+                written.
+        """
+        with self._writing:
+            try:
+                with Index.open(self.index.folder, write=True) as writer:
+                    if writer.records.row(id) is None:
+                        raise Problem(404, "the index has no image of this id")
+                    writer.remove([id])
+                    path = Path(image_path(id, writer.root))
+                    return self.uploads is not None and remove_upload(path, self.uploads)
+            except Locked:
+                raise _locked() from None
+            except (OSError, RunError) as error:
+                raise _not_written() from error
+
+
+def _locked() -> Problem:
+    return busy("another process is writing to the index; try again", seconds=2)
+
+
+def _not_written() -> Problem:
+    return Problem(507, "the change could not be written; the server's log says why")

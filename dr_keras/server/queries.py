@@ -1,0 +1,120 @@
+"""Searches as clients ask for them, and as the index takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dr_keras.errors import InputError, RunError
+from dr_keras.image_names import find_indexed
+from dr_keras.index.index import Index
+from dr_keras.invocation import command
+from dr_keras.search_model import Model
+from dr_keras.search_results import Answer, Result, make_answer, refined_query
+from dr_keras.server.errors import Problem
+
+UPLOADED = "uploaded image"  # stands for the name of an uploaded image in the answer
+
+
+@dataclass(frozen=True)
+class Query:
+    """A search: for uploaded images, which come first, and for images of the index.
+
+    Attributes:
+        uploaded: (n, D) float32, the vectors of the uploaded images.
+        positives: ids or unique base names of images to be like.
+        negatives: ids or unique base names of images to be unlike.
+        where: as in `dr_keras.Model.retrieve`.
+        max_distance: as in `dr_keras.Model.retrieve`.
+        include_self: as in `dr_keras.Model.retrieve`.
+    """
+
+    uploaded: np.ndarray
+    positives: Sequence[str] = ()
+    negatives: Sequence[str] = ()
+    where: str | None = None
+    max_distance: float | str | None = None
+    include_self: bool = False
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A query as the index takes it.
+
+    Attributes:
+        vector: (D,) float32.
+        limit: the greatest distance of a result, or None.
+        known: its images that are in the index.
+        excluded: rows that are no results.
+    """
+
+    vector: np.ndarray
+    limit: float | None
+    known: list[Result]
+    excluded: list[int]
+
+
+def resolve(model: Model, query: Query) -> Resolved:
+    """Finds the images and the vector of a query; the caller holds the index.
+
+    Args:
+        model: a model with an index.
+        query: the query.
+
+    Returns:
+        The query as the index takes it.
+
+    Raises:
+        Problem: 404 if an image has no such name, 400 if the query cannot be answered.
+    """
+    index = model.index
+    if not len(query.uploaded) and not query.positives:
+        raise Problem(400, "no query was given; send an image, or ids of the index as positives")
+    limit = query.max_distance
+    try:
+        if limit == "auto":
+            limit = model.calibrated_distance()
+    except RunError:
+        raise Problem(
+            400, f"this run is not calibrated, so max_distance must be a number; see {command('evaluate')} --calibrate"
+        ) from None
+    if isinstance(limit, str):
+        raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")
+    positives = [find_row(index, name) for name in query.positives]
+    negatives = [find_row(index, name) for name in query.negatives]
+    good = np.concatenate([query.uploaded.reshape(-1, index.dim), index.vectors[positives]])
+    try:
+        vector = refined_query(good, np.asarray(index.vectors[negatives], np.float32))
+    except InputError as error:
+        raise Problem(400, str(error)) from None
+    excluded = negatives if query.include_self else positives + negatives
+    return Resolved(vector, limit, [model.result(row) for row in positives], excluded)
+
+
+def find_row(index: Index, name: str) -> int:
+    """Finds the row of an image by its id, path or unique base name; the caller holds the index.
+
+    Raises:
+        Problem: 404 if no image has this name, or several have.
+    """
+    try:
+        return find_indexed(index, name)
+    except RunError:
+        raise
+    except InputError as error:
+        raise Problem(404, str(error)) from None
+
+
+def answer_to(query: Query, resolved: Resolved, found: list[Result]) -> Answer:
+    """Makes the answer to a query.
+
+    Args:
+        query: the query.
+        resolved: the same query, as the index took it.
+        found: the results, nearest first.
+    """
+    names = [UPLOADED] * len(query.uploaded) + list(query.positives)
+    known = [None] * len(query.uploaded) + resolved.known
+    path = known[0].path if known[0] else Path(UPLOADED)
+    return make_answer(names, path, known, found, negatives=query.negatives, max_distance=resolved.limit)

@@ -1,0 +1,158 @@
+"""The types of the HTTP API."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+MAX_K = 1000  # results of a search: more than a person looks at
+MAX_IDS = 64  # positives of a query, and as many negatives
+MAX_ID = 1024  # characters
+MAX_WHERE = 2000  # characters: strangers send conditions, and SQLite evaluates them for every image
+MAX_LABEL = 200  # characters
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID:
+        raise ValueError(f"an id has 1 to {MAX_ID:,} characters")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("an id cannot contain half of a surrogate pair") from None
+    return value
+
+
+# Not pydantic's own string: an id need not be UTF-8, and a lone surrogate stands for each byte that is not.
+Id = Annotated[
+    str, PlainValidator(_id), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID}, mode="validation")
+]
+Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SearchRequest(BaseModel):
+    """A search."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    positives: list[Id] = Field(
+        default=[], max_length=MAX_IDS, description="Images that the results should be like: ids, or unique base names."
+    )
+    negatives: list[Id] = Field(
+        default=[],
+        max_length=MAX_IDS,
+        description="Images that the results should be unlike: ids, or unique base names.",
+    )
+    where: str | None = Field(
+        default=None,
+        max_length=MAX_WHERE,
+        description="Search only images that meet this condition, such as `label = cats`.",
+    )
+    max_distance: Distance | Literal["auto"] | None = Field(
+        default=None, description="Leave out results farther than this; `auto` is the calibrated distance."
+    )
+    include_self: bool = Field(default=False, description="Whether a query may find itself.")
+
+
+class Neighbor(BaseModel):
+    """An image that a search found."""
+
+    rank: int = Field(description="1 for the nearest.")
+    name: str = Field(description="The base name of its file.")
+    id: str
+    path: str = Field(default="", description="The path of its file on the server; only with serve.py --show-paths.")
+    label: str
+    class_name: str
+    distance: float = Field(description="Euclidean, from 0 to 2.")
+    attributes: dict[str, Any]
+
+
+class SearchResponse(BaseModel):
+    """The answer to a search: the object that `retrieve.py --json` prints, without the paths of files."""
+
+    query: str
+    label: str | None = Field(description="The class that all images of the query share, or null.")
+    results: list[Neighbor] = Field(description="Nearest first; empty if no image is near enough.")
+    queries: list[str]
+    negatives: list[str]
+    max_distance: float | None
+
+
+class Image(BaseModel):
+    """An image of the index."""
+
+    id: str
+    name: str
+    label: str
+    class_name: str
+    attributes: dict[str, Any]
+
+
+class Added(Image):
+    """An uploaded image that is in the index now."""
+
+    created: bool = Field(description="False if the index had this image already.")
+
+
+class Removed(BaseModel):
+    """An image that is no longer in the index."""
+
+    id: str
+    file_removed: bool = Field(description="Whether its file was removed too: only uploaded files are.")
+
+
+class Class(BaseModel):
+    """A class of images."""
+
+    label: str
+    name: str
+    count: int
+
+
+class Place(BaseModel):
+    """Where a query lies on the map."""
+
+    key: str = Field(description="The map that the numbers refer to.")
+    x: float
+    y: float
+    neighbors: list[int] = Field(description="Numbers of the points of its neighbors.")
+    queries: list[int] = Field(description="Numbers of the points of its own images.")
+
+
+class Engine(BaseModel):
+    """What searches the vectors."""
+
+    name: str
+    chosen: str
+    exact: bool
+    rows: int
+    recall: float
+
+
+class Stats(BaseModel):
+    """What `index.py stats` reports, and more."""
+
+    run: str
+    searched: int = Field(description="How many images a search may find.")
+    images: int
+    classes: int
+    splits: dict[str, int]
+    skipped: int
+    dim: int
+    engine: Engine
+    rows: int
+    gaps: int
+    bytes: int
+    version: int
+    calibrated: float | None = Field(description="The distance that `evaluate.py --calibrate` found, or null.")
+    writable: bool
+
+
+class Error(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Health(BaseModel):
+    """That all is well."""
+
+    status: Literal["ok"]

@@ -1,0 +1,246 @@
+"""What the routes do: work with the model and the index, in threads beside the event loop."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.security import HTTPAuthorizationCredentials
+from starlette.responses import Response
+
+from dr_keras.data.images import decode
+from dr_keras.errors import ImageError, InputError, RunError
+from dr_keras.lru import LRUCache
+from dr_keras.search_model import Model
+from dr_keras.search_results import Answer, Result
+from dr_keras.server.batching import Batcher
+from dr_keras.server.errors import Problem, busy
+from dr_keras.server.image_files import Format, Opened, Thumbnails, examine
+from dr_keras.server.live_index import LiveIndex
+from dr_keras.server.prometheus import Metrics
+from dr_keras.server.queries import Query
+from dr_keras.server.requests import path_id, read_search, read_upload
+from dr_keras.server.responses import FileResponse, matches_etag, requested_range
+from dr_keras.server.schemas import SearchRequest
+from dr_keras.server.settings import Settings
+
+T = TypeVar("T")
+
+log = logging.getLogger("uvicorn.error")
+
+EMBED_BATCH_IMAGES = 32  # LiteRT on a CPU gains hardly anything from a larger batch
+SEARCH_BATCH_QUERIES = 64  # as many requests as are answered at the same time by default
+READER_THREADS = 4  # the index serves one at a time; another may be busy with a map
+CACHED_VECTORS = 256  # of uploaded images: a person who changes a filter sends the same image again
+REFRESH_SECONDS = 10.0  # after this an idle server lets go of an old state, so that the writer's log does not grow
+IMAGE_CACHE_CONTROL = "private, max-age=300"  # an image may be replaced; five minutes are enough for scrolling back
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        model: a model with an index, as `dr_keras.load` returns it.
+        settings: the settings.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.live_index = LiveIndex(model, settings.uploads if settings.writable else None)
+        self.thumbnails = Thumbnails()
+        embed = model.reader.embed
+        self.embedder: Batcher[np.ndarray, np.ndarray] = Batcher(
+            lambda images: list(embed(np.stack(images))), "embed", EMBED_BATCH_IMAGES, self.metrics.batches.observe
+        )
+        self.searcher: Batcher[tuple[Query, int], Answer] = Batcher(
+            self.live_index.search_many, "search", SEARCH_BATCH_QUERIES
+        )
+        self._size, self._resize = model.reader.size, model.reader.resize
+        self._vectors: LRUCache[bytes, np.ndarray] = LRUCache(CACHED_VECTORS)
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._readers = ThreadPoolExecutor(READER_THREADS, "read")
+        self._writer = ThreadPoolExecutor(1, "write")
+
+    @asynccontextmanager
+    async def running(self, _: FastAPI) -> AsyncIterator[None]:
+        """Runs the threads from the start of the server to its stop."""
+        if self.live_index.uploads is not None:
+            self.live_index.uploads.mkdir(parents=True, exist_ok=True)
+        self.embedder.start()
+        self.searcher.start()
+        await self.embedder.do(np.zeros((self._size, self._size, 3), np.uint8))  # loads the network
+        refresher = asyncio.create_task(self._refresh())
+        try:
+            yield
+        finally:
+            refresher.cancel()
+            with suppress(asyncio.CancelledError):
+                await refresher
+            await self.embedder.stop()
+            await self.searcher.stop()
+            for pool in (self._decoders, self._readers, self._writer):
+                pool.shutdown()
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                await self.read(self.live_index.refresh)
+            except RunError as error:
+                log.error("%s", error)
+
+    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a function that reads the index, outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
+
+    async def write(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a function that changes the index, outside the event loop; one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, function, *arguments)
+
+    async def ready(self) -> None:
+        """Checks that the server can search.
+
+        Raises:
+            Problem: 503 if it cannot.
+        """
+        if not (self.embedder.working and self.searcher.working):
+            raise busy("the network is not loaded")
+        try:
+            await self.read(self.live_index.refresh)
+        except RunError as error:
+            log.error("%s", error)
+            raise busy("the index cannot be read; the server's log says why", seconds=10) from None
+
+    def authorize(self, credentials: HTTPAuthorizationCredentials | None) -> None:
+        """Checks that a client may change the index.
+
+        Args:
+            credentials: the bearer token that it sent, or None.
+
+        Raises:
+            Problem: 403 if the server is read-only, 401 if the token is missing or wrong.
+        """
+        if not self.settings.writable or self.settings.token is None:
+            raise Problem(403, "this server takes no changes; it was started without --writable")
+        given = credentials.credentials.strip() if credentials else ""
+        # The time of the comparison does not depend on how much of the token is right.
+        if not hmac.compare_digest(given.encode(errors="replace"), self.settings.token.encode()):
+            raise Problem(
+                401,
+                "a token is needed: send Authorization: Bearer TOKEN",
+                {"WWW-Authenticate": 'Bearer realm="dr_keras"'},
+            )
+
+    async def query(self, request: Request) -> Query:
+        """Reads a search from a request, and embeds its images.
+
+        Raises:
+            Problem: the request is not a search, or one of its images cannot be used.
+        """
+        return await self._embed_query(*await read_search(request))
+
+    async def search(self, query: Query, k: int) -> Answer:
+        """Finds the `k` nearest images of a query."""
+        if query.where:  # a condition takes time, for which the searches of the same batch would have to wait
+            return await self.read(self.live_index.search, query, k)
+        return await self.searcher.do((query, k))
+
+    async def _embed_query(self, search: SearchRequest, images: list[bytes]) -> Query:
+        examined = await asyncio.gather(*(self._examine(data) for data in images))
+        return Query(
+            np.stack([vector for _, vector in examined]) if examined else np.empty((0, 0), np.float32),
+            search.positives,
+            search.negatives,
+            search.where,
+            search.max_distance,
+            search.include_self,
+        )
+
+    async def _examine(self, data: bytes) -> tuple[Format, np.ndarray]:
+        """The format and the vector (D,) of an uploaded image.
+
+        Raises:
+            Problem: it is not an image, or too large.
+        """
+        digest = hashlib.sha256(data).digest()
+        format = await self._decoding(examine, data, self.settings.pixels)
+        vector = self._vectors.get(digest)
+        if vector is None:
+            try:
+                pixels = await self._decoding(decode, data, self._size, self._resize)
+            except ImageError as error:
+                raise Problem(415, f"the image {error}") from None
+            vector = (await self.embedder.do(pixels)).copy()  # a view would keep the whole batch in memory
+            self._vectors.put(digest, vector)
+        return format, vector
+
+    async def _decoding(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+
+    async def image(self, request: Request, side: int | None) -> Response:
+        """Answers with an image's file, or with a thumbnail.
+
+        Args:
+            request: the request; its path names the image.
+            side: pixels of the thumbnail's longer side, or None for the file.
+
+        Raises:
+            Problem: there is no such image, or its file cannot be served.
+        """
+        opened = await self._open(path_id(request))
+        with ExitStack() as owned:
+            owned.callback(opened.close)
+            etag = opened.etag if side is None else f'{opened.etag[:-1]}-{side}"'
+            headers = {"ETag": etag, "Cache-Control": IMAGE_CACHE_CONTROL}
+            if matches_etag(request, etag):
+                return Response(status_code=304, headers=headers)
+            if side is None:
+                response = FileResponse(opened, self._decoders, headers, requested_range(request, etag, opened.size))
+                owned.pop_all()  # the response closes the file
+                return response
+            thumbnail = await self._decoding(self.thumbnails.get, opened, side)
+        return Response(thumbnail, media_type="image/jpeg", headers=headers)
+
+    async def _open(self, id: str) -> Opened:
+        """`LiveIndex.open_image` in a thread. If the request is canceled meanwhile, the file is closed."""
+        opening = self._decoders.submit(self.live_index.open_image, id)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unused)
+            raise
+
+    async def add(self, request: Request) -> tuple[Result, bool]:
+        """Adds an uploaded image to the index.
+
+        Args:
+            request: the request.
+
+        Returns:
+            The image, and whether it is new to the index.
+
+        Raises:
+            Problem: the request is wrong, or the image cannot be added.
+        """
+        upload = await read_upload(request)
+        format, vector = await self._examine(upload.image)
+        try:
+            return await self.write(self.live_index.add, upload.image, format, vector, upload.label, upload.attributes)
+        except RunError:
+            raise
+        except InputError as error:  # its message names the image by its id, which may be a path on this machine
+            log.error("%s", error)
+            raise Problem(422, "the image cannot be added; the server's log says why") from None
+
+
+def _close_unused(opening: "Future[Opened]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

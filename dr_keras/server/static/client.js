@@ -1,0 +1,75 @@
+// The HTTP API.
+import { condition, uploads } from "./state.js";
+
+export const MAX_UPLOAD_BYTES = 20 * 2 ** 20; // the server's default limit, checked before anything is sent
+const THUMBNAIL_PIXELS = 256; // cards are at most 200 pixels wide, and screens may have two for one
+const ATTEMPTS = 4; // of a request, while the server is busy
+
+export class RequestError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function request(path, options = {}) {
+  for (let attempt = 1; ; attempt++) {
+    let response;
+    try {
+      response = await fetch(path, options);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new RequestError(0, "The server does not answer. Is it still running?");
+    }
+    if (response.ok) return response;
+    if (response.status === 503 && attempt < ATTEMPTS) {
+      const seconds = Number(response.headers.get("Retry-After") || 1);
+      await new Promise((wake) => setTimeout(wake, 1000 * seconds));
+      continue;
+    }
+    const body = await response.json().catch(() => ({}));
+    throw new RequestError(response.status, body.detail || `The server answered with status ${response.status}.`);
+  }
+}
+
+const json = async (path, options) => (await request(path, options)).json();
+
+// A file name need not be UTF-8. Each byte that is not arrives as a lone surrogate, and is sent back as that byte.
+function encodeId(id) {
+  let text = "";
+  for (const character of id) {
+    const code = character.codePointAt(0);
+    if (code >= 0xdc80 && code <= 0xdcff) text += `%${(code - 0xdc00).toString(16)}`;
+    else text += character === "/" && text ? "/" : encodeURIComponent(character);
+  }
+  return text;
+}
+
+export const imageURL = (id) => `v1/images/${encodeId(id)}?thumbnail=${THUMBNAIL_PIXELS}`;
+
+function searchOptions(state, signal) {
+  const where = condition(state);
+  if (!state.upload) {
+    const body = { positives: state.q, negatives: state.not };
+    if (where) body.where = where;
+    if (state.d !== null) body.max_distance = state.d === "auto" ? "auto" : Number(state.d);
+    const headers = { "Content-Type": "application/json" };
+    return { method: "POST", headers, body: JSON.stringify(body), signal };
+  }
+  const form = new FormData();
+  form.append("image", uploads.get(state.upload).file, "image");
+  for (const id of state.q) form.append("positives", id);
+  for (const id of state.not) form.append("negatives", id);
+  if (where) form.append("where", where);
+  if (state.d !== null) form.append("max_distance", state.d);
+  return { method: "POST", body: form, signal };
+}
+
+export const search = (state, signal) => json(`v1/search?k=${state.k}`, searchOptions(state, signal));
+export const placeQuery = (state, signal) => json(`v1/map/query?k=${state.k}`, searchOptions(state, signal));
+export const findImage = (name, signal) => json(`v1/find?name=${encodeId(name)}`, { signal });
+export const sampleImages = (k, signal) => json(`v1/sample?k=${k}`, { signal });
+export const getStats = () => json("v1/stats");
+export const getClasses = () => json("v1/classes");
+export const getMap = async () => (await request("v1/map")).arrayBuffer();
+export const getPoint = (key, number) => json(`v1/map/${encodeURIComponent(key)}/${number}`);

@@ -1,0 +1,77 @@
+// What the page shows. The search is in the URL; what a person has sent, marked or seen stays in this tab.
+
+export const COUNTS = [10, 20, 30, 50, 100, 200, 500, 1000];
+export const MAX_DISTANCE = 2; // between unit vectors; the right end of the slider means any distance
+export const NO_CLASS = "-"; // the label of images without a class
+const DEFAULT_COUNT = 30;
+
+export const uploads = new Map(); // key in the URL -> {file, url}
+export const marks = new Map(); // id -> "more" or "less": marked for the next search
+export const known = new Map(); // id -> what the server said about the image
+export const gallery = { stats: null, classes: [] };
+
+export function readState() {
+  const from = new URLSearchParams(location.search);
+  return {
+    q: from.getAll("q"),
+    not: from.getAll("not"),
+    upload: from.get("upload"),
+    k: Number(from.get("k")) || DEFAULT_COUNT,
+    d: from.has("d") ? from.get("d") : null,
+    classes: from.getAll("class"),
+    where: from.get("where") || "",
+    view: from.get("view") === "map" ? "map" : "grid",
+  };
+}
+
+export function stateURL(state) {
+  const to = new URLSearchParams();
+  if (state.upload) to.append("upload", state.upload);
+  for (const id of state.q) to.append("q", id);
+  for (const id of state.not) to.append("not", id);
+  if (state.k !== DEFAULT_COUNT) to.set("k", state.k);
+  if (state.d !== null) to.set("d", state.d);
+  for (const label of state.classes) to.append("class", label);
+  if (state.where) to.set("where", state.where);
+  if (state.view === "map") to.set("view", "map");
+  const text = to.toString();
+  return text ? `?${text}` : "./"; // relative, as all URLs here: a proxy may serve the page below a path
+}
+
+export const hasQuery = (state) => Boolean(state.upload || state.q.length);
+
+// The condition that the classes and the condition of a person make together.
+export function condition(state) {
+  const quote = (text) => `'${text.replaceAll("'", "''")}'`;
+  const parts = [];
+  if (state.classes.length) parts.push(`label IN (${state.classes.map(quote).join(", ")})`);
+  if (state.where) parts.push(state.classes.length ? `(${state.where})` : state.where);
+  return parts.join(" AND ");
+}
+
+// The state after a search with the marked images.
+export function withMarks(state) {
+  const chosen = (kind) => [...marks].filter(([, one]) => one === kind).map(([id]) => id);
+  const more = chosen("more");
+  const less = chosen("less");
+  const kept = (ids) => ids.filter((id) => !marks.has(id));
+  return { ...state, q: [...kept(state.q), ...more], not: [...kept(state.not), ...less] };
+}
+
+// The state without one image of the query.
+export function without(state, id) {
+  const left = (ids) => ids.filter((other) => other !== id);
+  const rest = { ...state, q: left(state.q), not: left(state.not) };
+  return hasQuery(rest) ? rest : { ...rest, not: [] };
+}
+
+export async function addUpload(file) {
+  let key = String(uploads.size + 1);
+  if (crypto.subtle) {
+    // Browsers have it only for HTTPS and localhost. Elsewhere a number is enough, as the image stays in this tab.
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+    key = [...digest.slice(0, 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  }
+  if (!uploads.has(key)) uploads.set(key, { file, url: URL.createObjectURL(file) });
+  return key;
+}

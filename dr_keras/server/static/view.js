@@ -1,0 +1,257 @@
+// Draws the page. What a person does is told to the functions in `actions`, which app.js sets.
+import { imageURL } from "./client.js";
+import {
+  COUNTS,
+  condition,
+  gallery,
+  hasQuery,
+  known,
+  MAX_DISTANCE,
+  marks,
+  NO_CLASS,
+  readState,
+  uploads,
+  without,
+} from "./state.js";
+
+export const $ = (id) => document.getElementById(id);
+export const actions = { go: null, searchWith: null, mark: null };
+
+const number = new Intl.NumberFormat("en");
+const RETRY_MILLISECONDS = 1500; // until a thumbnail is asked for again
+
+// ---- Text
+
+export const plural = (count, word, more = `${word}s`) => `${number.format(count)} ${count === 1 ? word : more}`;
+export const bytes = (count) => plural(count, "byte");
+export const printable = (text) => text.replace(/[\ud800-\udfff]/gu, "\ufffd");
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".");
+const className = (image) => (image.class_name === NO_CLASS ? "" : image.class_name);
+const description = (image) => [className(image), image.name].filter(Boolean).join(", ");
+
+// ---- Images
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function thumbnail(id, alt) {
+  const image = element("img", { alt: printable(alt), decoding: "async", loading: "lazy", draggable: false });
+  let attempts = 0;
+  image.addEventListener("error", () => {
+    image.classList.add("failed");
+    attempts++;
+    if (attempts > 2) {
+      image.replaceWith(element("span", { className: "gone" }, "no image"));
+      return;
+    }
+    setTimeout(() => {
+      image.src = imageURL(id);
+    }, RETRY_MILLISECONDS * attempts); // the server may be busy
+  });
+  image.addEventListener("load", () => image.classList.remove("failed"));
+  image.src = imageURL(id);
+  return image;
+}
+
+function markButtons(image) {
+  const kinds = [
+    ["more", "+", "More like"],
+    ["less", "\u2212", "Less like"],
+  ];
+  return kinds.map(([kind, sign, words]) => {
+    const button = element("button", { type: "button", className: `mark ${kind}`, title: `${words} this` }, sign);
+    button.dataset.kind = kind;
+    button.setAttribute("aria-label", `${words} ${printable(description(image))}`);
+    button.addEventListener("click", () => actions.mark(image.id, kind));
+    return button;
+  });
+}
+
+function card(image, label) {
+  known.set(image.id, image);
+  const find = element("button", { type: "button", className: "find", title: printable(image.id) });
+  find.setAttribute("aria-label", `Search with ${printable(description(image))}`);
+  find.append(thumbnail(image.id, description(image)));
+  find.addEventListener("click", () => actions.searchWith(image.id));
+  const found = image.distance !== undefined;
+  const title = element("span", { className: "class" }, printable(className(image) || image.name));
+  const below = found ? image.distance.toFixed(3) : className(image) ? printable(image.name) : "";
+  const distance = element("span", { className: "distance" }, below);
+  const line = element("div", { className: "line" }, distance, ...markButtons(image));
+  const made = element("li", { className: "card" }, find, title, line);
+  made.dataset.id = image.id;
+  if (label !== null && found) {
+    made.classList.add(image.label === label ? "same" : "other");
+    distance.title = image.label === label ? "same class as the query" : "another class";
+  } else distance.classList.add("plain-distance");
+  return made;
+}
+
+export function showMarks() {
+  for (const one of $("grid").children) {
+    const kind = marks.get(one.dataset.id);
+    one.classList.toggle("is-more", kind === "more");
+    one.classList.toggle("is-less", kind === "less");
+    for (const button of one.querySelectorAll(".mark")) {
+      button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
+    }
+  }
+  const kinds = [...marks.values()];
+  const more = kinds.filter((kind) => kind === "more").length;
+  const less = kinds.length - more;
+  $("marked").hidden = !kinds.length;
+  $("marked-count").textContent = [more && `${more} more like this`, less && `${less} less`].filter(Boolean).join(", ");
+  $("marked-search").disabled = !hasQuery(readState()) && !more;
+}
+
+// ---- The query and the filters
+
+function queryItem(kind, first, image, text, title, remove) {
+  const button = element("button", { type: "button", title: "Remove" }, "\u00d7");
+  button.setAttribute("aria-label", `Remove ${title}`);
+  button.addEventListener("click", remove);
+  const relation = kind === "less" ? "less like" : first ? "like" : "more like";
+  const words = [element("span", { className: "kind" }, relation), element("span", {}, text)];
+  return element("li", { className: kind, title }, image, ...words, button);
+}
+
+export function showQuery(state) {
+  const items = [];
+  if (state.upload) {
+    const upload = uploads.get(state.upload);
+    const image = upload
+      ? element("img", { alt: "Your image", src: upload.url })
+      : element("span", { className: "gone" }, "no image");
+    const text = upload ? "your image" : "not available";
+    items.push(queryItem("more", true, image, text, "your image", () => actions.go({ upload: null })));
+  }
+  for (const [kind, ids] of [
+    ["more", state.q],
+    ["less", state.not],
+  ]) {
+    for (const id of ids) {
+      const image = known.get(id) || { class_name: NO_CLASS, name: id.split("/").pop() };
+      const text = printable(className(image) || image.name);
+      const remove = () => actions.go(without(readState(), id));
+      const title = printable(description(image));
+      items.push(queryItem(kind, !items.length, thumbnail(id, description(image)), text, title, remove));
+    }
+  }
+  $("query-images").replaceChildren(...items);
+  $("query").hidden = !items.length;
+}
+
+function classChip(state, label) {
+  const name = gallery.classes.find((one) => one.label === label)?.name || label;
+  const button = element("button", { type: "button" }, `${printable(name)} \u00d7`);
+  button.setAttribute("aria-label", `Remove the filter ${printable(name)}`);
+  button.addEventListener("click", () => actions.go({ classes: state.classes.filter((one) => one !== label) }));
+  return element("li", {}, button);
+}
+
+export function showFilters(state) {
+  const calibrated = gallery.stats?.calibrated ?? null;
+  $("class-chips").replaceChildren(...state.classes.map((label) => classChip(state, label)));
+  $("near").value = state.d === "auto" ? (calibrated ?? MAX_DISTANCE) : (state.d ?? MAX_DISTANCE);
+  $("near-auto").hidden = calibrated === null;
+  showDistance(state.d);
+  const place = COUNTS.findIndex((count) => count >= state.k);
+  $("k").value = place < 0 ? COUNTS.length - 1 : place;
+  $("k-value").textContent = state.k;
+  $("where").value = state.where;
+  const count = (state.classes.length > 0) + (state.d !== null) + (state.where !== "");
+  $("filters-count").textContent = count ? ` \u00b7 ${count} set` : "";
+}
+
+export function showDistance(d) {
+  const text = d === null ? "any distance" : d === "auto" ? "calibrated" : `up to ${Number(d).toFixed(2)}`;
+  $("near-value").textContent = text;
+}
+
+// ---- Results
+
+function showStatus(text, ...more) {
+  $("status").replaceChildren(...(text ? [element("b", {}, text), ...more] : []));
+}
+
+function showResults(results, label) {
+  $("grid").replaceChildren(...results.map((image) => card(image, label)));
+  $("none").hidden = true;
+  showMarks();
+}
+
+export function showAnswer(state, answer) {
+  const found = answer.results;
+  showResults(found, answer.label);
+  if (!found.length) {
+    showNoMatch(state, answer);
+    return;
+  }
+  const nearest = found[0].distance.toFixed(3);
+  const farthest = found[found.length - 1].distance.toFixed(3);
+  const range = found.length > 1 ? `, at distances from ${nearest} to ${farthest}` : "";
+  const same = found.filter((one) => one.label === answer.label);
+  const share =
+    answer.label === null ? "" : `; ${same.length} of class ${printable(same[0]?.class_name || answer.label)}`;
+  showStatus(plural(found.length, "image"), range + share);
+}
+
+function showNoMatch(state, answer) {
+  const limited = answer.max_distance !== null;
+  const filtered = condition(state) !== "";
+  const near = limited ? `within a distance of ${answer.max_distance.toFixed(2)}` : "in the gallery";
+  showStatus("");
+  $("none").hidden = false;
+  $("none-why").textContent = `There is no image ${filtered ? "that meets the filters " : ""}${near}.`;
+  $("none-near").hidden = !limited;
+  $("none-filters").hidden = !filtered;
+}
+
+export function showNearestDistance(distance) {
+  $("none-why").textContent += ` The nearest is at ${distance.toFixed(3)}.`;
+}
+
+export function showSample(images, onMap) {
+  showResults(images, null);
+  if (!images.length) showStatus("The gallery is empty", "; add images with index.py add");
+  else if (onMap) showStatus("The gallery", "; point at a dot to see its image, click it to search with it");
+  else showStatus("Some images of the gallery", "; choose one to search with it");
+}
+
+export function showView(view) {
+  for (const button of document.querySelectorAll("[data-view]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.view === view));
+  }
+  $("map").hidden = view !== "map";
+  $("grid").hidden = view === "map";
+}
+
+export function showProblem(text) {
+  $("problem").textContent = printable(text);
+  $("problem").hidden = false;
+}
+
+export function showFailure(text) {
+  showProblem(sentence(text));
+  $("none").hidden = true;
+  $("grid").replaceChildren();
+  showStatus("");
+}
+
+export function showGallery() {
+  const { stats, classes } = gallery;
+  const of = stats.classes > 1 ? ` of ${plural(stats.classes, "class", "classes")}` : "";
+  $("about").textContent = `${plural(stats.searched, "image")}${of}, searched with ${stats.run}`;
+  const option = (one) => element("option", { value: one.name, label: `${one.name} (${one.count})` });
+  $("classes").replaceChildren(...classes.map(option));
+}
+
+// The card beside, above or below another one.
+export function nextCard(here, key) {
+  const cards = [...$("grid").children];
+  const columns = cards.filter((one) => one.offsetTop === cards[0].offsetTop).length;
+  return cards[cards.indexOf(here) + { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key]];
+}
