@@ -23,7 +23,7 @@ from dr_keras.invocation import command
 if TYPE_CHECKING:
     import keras
 
-    from dr_keras.data.pixel_store import Images
+    from dr_keras.data.pixel_store import Pixels
     from dr_keras.runs import Run
 
 BATCH_IMAGES = 256
@@ -62,7 +62,7 @@ def check_finite(vectors: np.ndarray) -> np.ndarray:
 
 @keras_defaults()
 def embed_with_network(
-    network: "keras.Model", images: "Images", rows: np.ndarray | None = None, *, advance: Advance | None = None
+    network: "keras.Model", images: "Pixels", rows: np.ndarray | None = None, *, advance: Advance | None = None
 ) -> np.ndarray:
     """Embeds decoded images with a Keras network, on the backend and device that it is on.
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dr_keras.data.image_ids import image_id
-from dr_keras.errors import InputError, RunError
+from dr_keras.errors import InputError
 from dr_keras.filenames import existing
 from dr_keras.index.index import Index
 
@@ -22,12 +22,7 @@ def find_indexed(index: Index, name: str) -> int:
     Raises:
         InputError: no image has this name (the message suggests similar ones), or several have.
     """
-    try:
-        return index.records.find(name)
-    except RunError:
-        raise
-    except InputError as error:
-        raise InputError(str(error).replace(", and there is no such file", "")) from None
+    return index.records.find(name)
 
 
 def resolve(index: Index, name: str) -> int | Path:
@@ -50,7 +45,7 @@ def resolve(index: Index, name: str) -> int | Path:
         row = _row_of_file(index, file)
         return Path(file) if row is None else row
     try:
-        return index.records.find(name)
+        return index.records.find(name, hint=", and there is no such file")
     except InputError:
         if exists and not os.path.isdir(file):
             return Path(file)

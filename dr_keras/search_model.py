@@ -129,6 +129,11 @@ class Model:
 
         Raises:
             InputError: the folder does not exist or holds no readable image, or the run has no network.
+
+        Example:
+            >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
+            >>> len(model.index)
+            4
         """
         from dr_keras.index.folder_cache import gallery_index
 
@@ -188,6 +193,12 @@ class Model:
 
         Returns:
             For each image its results, nearest first.
+
+        Example:
+            >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
+            >>> neighbors = model.search(["my-pictures/apples/red.png"], k=4)[0]
+            >>> neighbors[0].id, round(neighbors[0].distance, 3)
+            ('apples/red.png', 0.0)
         """
         return self.neighbors(self.embed(images), k)
 
@@ -220,6 +231,12 @@ class Model:
         Raises:
             InputError: no image has this name, or several have; the file is not a usable image; `where` is not a
                 condition; or the run is not calibrated.
+
+        Example:
+            >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
+            >>> answer = model.retrieve("red.png", where="label = apples")
+            >>> answer.label, [result.name for result in answer.results]
+            ('apples', ['maroon.png'])
         """
         names = [query] if isinstance(query, str) else list(query)
         if not names:

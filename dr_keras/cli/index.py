@@ -57,22 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return made
 
     made = action("add", add, "add images; unchanged images of the index are skipped", which, engine)
-    made.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
-    made.add_argument("--label", help="the class of all of them (default: by their folders)")
-    made.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an attribute of all of them, for --where; the value is JSON, or else text",
-    )
-    made = action(
-        "sync",
-        sync,
-        "make the index match a folder: add new images, embed changed ones, report missing ones",
-        which,
-        engine,
-    )
+    add_arguments_of_add(made)
+    about = "make the index match a folder: add new images, embed changed ones, report missing ones"
+    made = action("sync", sync, about, which, engine)
     made.add_argument("folder", metavar="FOLDER")
     made.add_argument("--remove-missing", action="store_true", help="remove images whose file is missing")
     made = action("move", move, "tell the index where the images are now; nothing is embedded again", which)
@@ -82,25 +69,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = action("stats", stats, "show what the index holds", which)
     made.add_argument("--json", action="store_true", help="print JSON and nothing else")
     made = action("verify", verify, "check every vector and file; exit status 1 if anything is wrong", which)
-    made.add_argument(
-        "--repair", action="store_true", help="embed damaged images again; remove those whose file is missing"
-    )
+    repair = "embed damaged images again; remove those whose file is missing"
+    made.add_argument("--repair", action="store_true", help=repair)
     made = action("build", build, "build the engine that searches", which)
     made.add_argument("engine", choices=ENGINES)
     made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
     made.add_argument("file", metavar="FILE")
-    action(
-        "map",
-        lay_out,
-        f"lay the images out by UMAP for the map of {program('serve')}, which otherwise shows their PCA",
-        which,
-    )
+    about = f"lay the images out by UMAP for the map of {program('serve')}, which otherwise shows their PCA"
+    action("map", lay_out, about, which)
     made = action("duplicates", duplicates, "find duplicates, near-duplicates, and leaks between splits")
-    made.add_argument("folder", metavar="FOLDER")
-    made.add_argument("--json", metavar="FILE", help="write the groups as JSON")
-    made.add_argument("--html", metavar="FILE", help="write an HTML page that shows the groups")
-    made.add_argument("--run", metavar="NAME", help="also compare embeddings by this run")
-    made.add_argument(
+    add_arguments_of_duplicates(made)
+
+
+def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
+    parser.add_argument("--label", help="the class of all of them (default: by their folders)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an attribute of all of them, for --where; the value is JSON, or else text",
+    )
+
+
+def add_arguments_of_duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--json", metavar="FILE", help="write the groups as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write an HTML page that shows the groups")
+    parser.add_argument("--run", metavar="NAME", help="also compare embeddings by this run")
+    parser.add_argument(
         "--max-distance",
         type=float,
         metavar="D",

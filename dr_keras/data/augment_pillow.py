@@ -17,13 +17,13 @@ from dr_keras.data.augmentation_draws import (
     draw_mixing,
     draw_moves,
 )
-from dr_keras.data.pixel_store import Images
+from dr_keras.data.pixel_store import Pixels
 
 SAME_COLORS = np.eye(4)
 
 
 def augmented(
-    pixels: Images,
+    pixels: Pixels,
     rows: np.ndarray,
     how: Augmentation,
     *,
@@ -98,7 +98,7 @@ def mixed(
 
 
 def gather(
-    pixels: Images,
+    pixels: Pixels,
     rows: np.ndarray,
     *,
     flip: bool = False,
@@ -125,7 +125,7 @@ def gather(
     return _moved(pixels, rows[part], Moves(moves.down[part], moves.right[part], moves.mirrored[part]))
 
 
-def _moved(pixels: Images, rows: np.ndarray, moves: Moves) -> np.ndarray:
+def _moved(pixels: Pixels, rows: np.ndarray, moves: Moves) -> np.ndarray:
     if not isinstance(pixels, np.ndarray):
         pixels, rows = pixels[rows], np.arange(len(rows))
     batch, (height, width) = len(rows), pixels.shape[1:3]

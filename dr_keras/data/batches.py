@@ -13,7 +13,7 @@ import numpy as np
 
 from dr_keras.data import augment_pillow as augment
 from dr_keras.data.augmentation_draws import Augmentation
-from dr_keras.data.pixel_store import Images
+from dr_keras.data.pixel_store import Pixels
 from dr_keras.data.samplers import ImageSampler, TripletSampler
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class TripletSource:
         augmenter: gathers the images from `pixels` and augments them.
     """
 
-    pixels: Images
+    pixels: Pixels
     rows: np.ndarray
     sampler: TripletSampler
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
@@ -173,7 +173,7 @@ class ImageSource:
         augmenter: gathers the images from `pixels` and augments them.
     """
 
-    pixels: Images
+    pixels: Pixels
     rows: np.ndarray
     labels: np.ndarray
     sampler: ImageSampler

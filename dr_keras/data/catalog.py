@@ -17,6 +17,7 @@ from rich.console import Console
 
 from dr_keras.data import held_out
 from dr_keras.data.folders import Walker, contents, folders_with_pictures, has_pictures, pictures_in
+from dr_keras.data.image_ids import image_id, image_path
 from dr_keras.data.sources import digits
 from dr_keras.data.sources.archives import archive_folder, is_archive
 from dr_keras.data.sources.download import tiny_imagenet
@@ -69,7 +70,7 @@ class Catalog:
 
     def paths(self) -> list[str]:
         """Returns the N files."""
-        return [os.path.join(self.root, name) for name in self.ids]
+        return [image_path(id, self.root) for id in self.ids]
 
 
 @dataclass(frozen=True)
@@ -233,15 +234,10 @@ def _list_folders(root: Path) -> _Listing:
     train = {name: files for name, files in train.items() if files}
     if not train:
         raise InputError(_nothing_found(train_root))
-    prefix = str(root) + os.sep
-
-    def own(file: str) -> str:
-        return file.removeprefix(prefix).replace(os.sep, "/")
-
     return _Listing(
-        train={name: [own(file) for file in files] for name, files in train.items()},
-        held=[(own(file), name) for file, name in held if file not in again and name in train],
-        missing=tuple(map(own, missing)),
+        train={name: [image_id(file, root) for file in files] for name, files in train.items()},
+        held=[(image_id(file, root), name) for file, name in held if file not in again and name in train],
+        missing=tuple(image_id(file, root) for file in missing),
         notes=tuple(notes),
         names=place,
     )

@@ -79,12 +79,12 @@ class StreamedImages:
             return np.full(self.shape[1:], 128, np.uint8)
 
 
-Images = np.ndarray | StreamedImages
+Pixels = np.ndarray | StreamedImages
 
 
 def load_pixels(
     catalog: Catalog, size: int, resize: str = "stretch", *, store: str = "memory", console: Console | None = None
-) -> tuple[Catalog, Images, dict[str, Any]]:
+) -> tuple[Catalog, Pixels, dict[str, Any]]:
     """Decodes the images of a catalog, leaving out those that cannot be decoded.
 
     Args:
@@ -104,7 +104,7 @@ def load_pixels(
     console = console or stderr()
     kind = _choose_store(len(catalog) * size * size * 3) if store == "auto" else store
     files = catalog.paths()
-    pixels: Images
+    pixels: Pixels
     if kind == "memory":
         with bar("reading images", len(files), console) as advance:
             pixels, failures = decode_files(files, size, resize, advance=advance)

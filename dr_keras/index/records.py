@@ -182,11 +182,12 @@ class Records:
             raise InputError(f"{unknown!r} is not in the index {self._store.folder}")
         return rows
 
-    def find(self, name: str) -> int:
+    def find(self, name: str, *, hint: str = "") -> int:
         """The row of an image by its id, its path, or its base name where that is unique.
 
         Args:
             name: the name, in either normal form of Unicode.
+            hint: what the error adds when no image has that name, such as ", and there is no such file".
 
         Raises:
             InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
@@ -207,9 +208,7 @@ class Records:
             some = ", ".join(told_apart(id for _, id in found[: 2 * MAX_SUGGESTIONS])[:MAX_SUGGESTIONS])
             more = f" and {len(found) - MAX_SUGGESTIONS} more" if len(found) > MAX_SUGGESTIONS else ""
             raise InputError(f"{name!r} is the name of {len(found)} images: {some}{more}. Give one of these paths")
-        raise InputError(
-            f"no image is called {name!r}, and there is no such file" + (f". Similar names: {near}" if near else "")
-        )
+        raise InputError(f"no image is called {name!r}{hint}" + (f". Similar names: {near}" if near else ""))
 
     def matching(self, pattern: str) -> list[str]:
         """The ids that a person may mean by an id, a base name or a pattern.

@@ -40,6 +40,11 @@ def embedding_network(config: NetworkConfig, *, size: int | None = None, weights
 
     Raises:
         InputError: `config.backbone` is unknown or does not accept this image size, or its weights cannot be loaded.
+
+    Example:
+        >>> network = embedding_network(NetworkConfig(image_size=32, backbone="resnet10", width=8, embedding_dim=64))
+        >>> tuple(network(keras.ops.zeros((2, 32, 32, 3), "uint8")).shape)
+        (2, 64)
     """
     full = config.image_size
     size = size or full
@@ -145,6 +150,12 @@ def training_network(network: keras.Model, config: RankingConfig, classes: int |
     Returns:
         A functional model of the inputs `query`, `positive`, `negative` (B, H, W, 3) uint8 and `classes` (B, 2) int32,
         whose outputs are the statistics of `TripletRanking`, its loss as `triplet_loss`, and of `CosineClassifier`.
+
+    Example:
+        >>> network = embedding_network(NetworkConfig(image_size=32, backbone="resnet10", width=8))
+        >>> model = training_network(network, RankingConfig(margin=1.0))
+        >>> sorted(model.input)
+        ['classes', 'negative', 'positive', 'query']
     """
     inputs = {
         name: keras.Input(network.input_shape[1:], dtype="uint8", name=name)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dr_keras.atomic_files import read_json
 from dr_keras.data.catalog import Catalog
-from dr_keras.data.pixel_store import Images, StreamedImages
+from dr_keras.data.pixel_store import Pixels, StreamedImages
 from dr_keras.invocation import command
 from dr_keras.runs import Run
 
@@ -55,7 +55,7 @@ def print_data(console: Console, catalog: Catalog, report: dict[str, Any], run: 
         )
 
 
-def print_lost(console: Console, pixels: Images) -> None:
+def print_lost(console: Console, pixels: Pixels) -> None:
     """Prints how many images disappeared or broke during the run.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.held_out import among_themselves
-from dr_keras.data.pixel_store import Images
+from dr_keras.data.pixel_store import Pixels
 from dr_keras.data.splits import MONITOR, TRAIN
 from dr_keras.evaluation.metrics import KS, evaluate, nearest_others, triplet_distances
 from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbor, Tile, from_pixels, grid, neighbor_tiles
@@ -32,7 +32,7 @@ class Monitor:
         seed: Chooses the 16 queries, and the triplets of the distance histograms.
     """
 
-    def __init__(self, catalog: Catalog, pixels: Images, board: Board, seed: int) -> None:
+    def __init__(self, catalog: Catalog, pixels: Pixels, board: Board, seed: int) -> None:
         self._catalog, self.pixels, self.board, self._seed = catalog, pixels, board, seed
         self.queries, self.gallery = catalog.rows(MONITOR), catalog.rows(TRAIN)
         self._leave_one_out = among_themselves(catalog.labels, self.queries, self.gallery)

@@ -28,7 +28,7 @@ from dr_keras.data import augment_pillow as augment
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
-from dr_keras.data.pixel_store import Images, StreamedImages, load_pixels
+from dr_keras.data.pixel_store import Pixels, StreamedImages, load_pixels
 from dr_keras.data.samplers import ImageSampler, TripletSampler
 from dr_keras.data.splits import TRAIN, VALIDATION
 from dr_keras.duplicates.leaks import leaks_between
@@ -114,7 +114,7 @@ class _Images:
     """The usable images, the report on the others, and a checksum that a resumed run compares."""
 
     catalog: Catalog
-    pixels: Images
+    pixels: Pixels
     report: dict[str, Any]
     checksum: int
 
@@ -291,7 +291,7 @@ def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
 
 
 def training_sources(
-    config: Config, pixels: Images, rows: np.ndarray, labels: np.ndarray, share: Share
+    config: Config, pixels: Pixels, rows: np.ndarray, labels: np.ndarray, share: Share
 ) -> dict[str, TripletSource | ImageSource]:
     """Returns what makes the batches of each stage; a step of either passes equally many images through the network.
 
@@ -353,7 +353,7 @@ def _export(run: Run, console: Console) -> dict[str, float]:
         return {}
 
 
-def _leaks(catalog: Catalog, pixels: Images) -> list[list[str]]:
+def _leaks(catalog: Catalog, pixels: Pixels) -> list[list[str]]:
     """Returns the ids of validation images that are equal, pixel by pixel, to training or monitor images."""
     if isinstance(pixels, StreamedImages):
         return []  # all would have to be decoded again
