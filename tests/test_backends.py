@@ -125,6 +125,7 @@ def test_the_whole_line_runs_on(name, tmp_path, folders):
     assert np.abs(found - model.index.vectors[rows]).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [backend("jax"), backend("torch")])
 @pytest.mark.usefixtures("export_here")
 def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, folders, refuse):

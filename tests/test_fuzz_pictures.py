@@ -85,6 +85,7 @@ def changed(data, changes):
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds in metadata
 @given(st.sampled_from(range(len(SEEDS))), CHANGES, st.sampled_from(["stretch", "crop", "pad"]))
 @settings(max_examples=examples(4000), deadline=None, suppress_health_check=list(HealthCheck))
@@ -189,6 +190,7 @@ def place_of(file):
     return status.st_dev, status.st_ino
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, TREES, max_size=8))
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_tree_is_walked_through_and_each_picture_found_once(tree):

@@ -268,6 +268,7 @@ def test_neighbors_without_the_query_itself():
     assert rows[3, 1] in (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("export_here", "eagerly")
 def test_the_whole_line_of_few_shot_data(tmp_path):
     """Trained, watched, stopped early, evaluated; the figures are those of the index's own vectors."""

@@ -311,6 +311,7 @@ def test_a_person_reads_the_network_by_keras_itself(imports, workplace):
     assert result.stdout == "embedding_network\n"
 
 
+@pytest.mark.slow
 def test_evaluating_on_an_odd_machine_gives_the_same_figures(workplace, tmp_path):
     arguments = ("evaluate.py", "--run", workplace / "runs" / "small", "--json")
     plain, odd = (

@@ -50,6 +50,7 @@ def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     assert apart[0] < 0.02  # half precision, at the first step after
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("export_here")
 def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tmp_path):
     run = Run(workplace / "runs" / "small")

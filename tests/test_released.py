@@ -172,6 +172,7 @@ def test_evaluate_a_released_model_on_a_data_set(released, tmp_path, folders):
     assert json.loads(result.stdout)["queries"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("export_here", "eagerly")
 def test_training_starts_from_a_released_model(released, samples, tmp_path, folders):
     flags = ("--data", folders, "--epochs", 1, "--steps-per-epoch", 1, "--batch-size", 4, "--learning-rate", 1e-9)

@@ -243,6 +243,7 @@ def test_an_unknown_tfds_set_is_a_clear_error(tfds_home, monkeypatch, cache):
     assert not (cache / "tfds").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("export_here", "eagerly")
 def test_an_archive_cropped_and_streamed_goes_down_the_whole_line(tmp_path, folders, cache):
     """What is set for training holds in search: a file embeds to its indexed vector, however it is resized."""
