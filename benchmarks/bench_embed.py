@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How fast do files become vectors? The product against each runtime alone on the decoded pixels of the same files.
+"""How fast are files embedded? The product against each runtime alone on the decoded pixels of the same files.
 
     pip install -e .[bench]
     python benchmarks/bench_embed.py [--data tiny-imagenet-200/val/images] [--run tiny-imagenet-64] [--images 2048]
 
-First every way to run each runtime (TensorFlow, LiteRT, ONNX Runtime, OpenVINO), with every batch size, is tried for a
-moment; then each at its best, and the product, take turns for `--rounds` rounds. Each is a process of its own that has
-all cores, whose start (until the first vector) is given apart and whose first call is not counted. A runtime whose
-vectors differ from the Keras network's by more than 1e-4 is not taken for the fastest.
+First, every way to run each runtime (TensorFlow, LiteRT, ONNX Runtime, OpenVINO) is tried briefly with every batch
+size; then each runtime at its best and the product take turns for `--rounds` rounds. Each runs in its own process with
+all cores; its startup (until the first vector) is reported separately and its first call is not counted. A runtime
+whose vectors differ from the Keras network's by more than 1e-4 is never reported as the fastest.
 
-Decoding is part of the product's time, so images much larger than the network's measure the decoder.
+Decoding counts toward the product's time, so images much larger than the network's input measure the decoder.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
 from dr_keras.runs import Run, open_run
 
-TOLERANCE = 1e-4  # as dr_keras.export.write.TOLERANCE, whose module imports TensorFlow
-THREADS = os.cpu_count() or 1  # what the product takes
-BATCHES = (1, 8, 32, 64, 256)  # each divides the next one, so that a multiple of the last has no odd batch
-TRIED = 2 * BATCHES[-1]  # images of one try of a way: a second or so
-TRIES = 2  # the better one counts; they only choose
+TOLERANCE = 1e-4  # same as dr_keras.export.write.TOLERANCE, whose module imports TensorFlow
+THREADS = os.cpu_count() or 1  # what the product uses
+BATCHES = (1, 8, 32, 64, 256)  # each divides the next, so a multiple of the last never leaves a partial batch
+TRIED = 2 * BATCHES[-1]  # images per trial: a second or so
+TRIES = 2  # the better one counts; trials only select
 PRODUCT = "dr_keras"
 
 # Ways to run each: one call on all threads, or a call on each thread ("side by side").
@@ -51,12 +51,12 @@ WAYS = {
     "TensorFlow": ("SavedModel", "frozen", "frozen, side by side"),
     "LiteRT": ("one", "side by side"),
     "ONNX Runtime": ("one", "side by side"),
-    "OpenVINO": ("one", "side by side", "side by side, SavedModel"),  # it reads the LiteRT file, unless it says so
+    "OpenVINO": ("one", "side by side", "side by side, SavedModel"),  # reads the LiteRT file unless stated
 }
 PACKAGES = {
     "TensorFlow": ("tensorflow",),
     "LiteRT": ("ai-edge-litert",),
-    "ONNX Runtime": ("onnxruntime", "onnx", "tf2onnx"),  # the last two make the file
+    "ONNX Runtime": ("onnxruntime", "onnx", "tf2onnx"),  # the last two create the file
     "OpenVINO": ("openvino",),
 }
 
@@ -65,11 +65,11 @@ EmbedAll = Callable[[np.ndarray, int], np.ndarray]  # pixels and a batch size ->
 
 
 class Failed(Exception):
-    """A contender cannot run; its message is the reason."""
+    """Raised when a contender cannot run; the message says why."""
 
 
 class Place:
-    """The temporary folder that the contenders share."""
+    """The temporary folder shared by the contenders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class Place:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of images, at any depth (default: drawn ones)")
+    parser.add_argument("--data", type=Path, help="a folder of images, at any depth (default: generated ones)")
     parser.add_argument("--run", default="tiny-imagenet-64")
     parser.add_argument("--images", type=int, default=2048, help=f"how many, a multiple of {BATCHES[-1]}")
     parser.add_argument("--rounds", type=int, default=7)
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def compare(place: Place, options: argparse.Namespace) -> None:
-    """Makes the files, chooses each runtime's best way, lets all take turns, and prints what came out."""
+    """Writes the files, picks each runtime's best way, runs all of them in turns, and prints the results."""
     run = open_run(options.run)
     about = write_files(place, options.data, options.images, run)
     with Contender("prepare", "", place, options.run) as child:
@@ -130,7 +130,7 @@ def compare(place: Place, options: argparse.Namespace) -> None:
 def best_way(
     name: str, place: Place, run: str, made: dict[str, Any], starts: dict[str, list[float]]
 ) -> tuple[str, int] | None:
-    """The fastest way and batch size of a runtime, or None; prints all that was tried, or why nothing was."""
+    """The fastest way and batch size of a runtime, or None; prints everything tried, or why nothing was."""
     missing = [package for package in PACKAGES[name] if version(package) is None]
     if missing:
         print(f"  {name} is left out: {', '.join(missing)} not installed; pip install {' '.join(missing)}")
@@ -157,7 +157,7 @@ def best_way(
 def turns(
     best: dict[str, tuple[str, int]], place: Place, options: argparse.Namespace, starts: dict[str, list[float]]
 ) -> None:
-    """The rounds and their result."""
+    """Runs the rounds and prints the results."""
     names = [*best, PRODUCT]
     rates: dict[str, list[float]] = {name: [] for name in names}
     differences = {}
@@ -191,7 +191,7 @@ def turns(
 
 
 class Contender:
-    """A child process that waits for its turn; a context. `start` is how many seconds its first vector took."""
+    """A child process that waits for its turn; a context manager. `start` is the seconds until its first vector."""
 
     def __init__(self, name: str, way: str, place: Place, run: str) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
@@ -205,9 +205,9 @@ class Contender:
             env=os.environ
             | {
                 "TF_CPP_MIN_LOG_LEVEL": "3",
-                "CUDA_VISIBLE_DEVICES": "-1",  # processors are compared
-                "KERAS_BACKEND": "tensorflow",  # which all files are made from
-                "DR_KERAS_CACHE": str(place.cache),  # the person's own cache stays as it is
+                "CUDA_VISIBLE_DEVICES": "-1",  # this compares CPUs
+                "KERAS_BACKEND": "tensorflow",  # the source of all files
+                "DR_KERAS_CACHE": str(place.cache),  # leaves the user's own cache alone
             },
         )
         try:
@@ -226,13 +226,13 @@ class Contender:
         self._errors.close()
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """What `answer` answers to that question. Raises `Failed` where the child has died."""
+        """The reply of `answer` to that question. Raises `Failed` if the child has died."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # reading says why
+            pass  # reading reports why
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -247,12 +247,12 @@ class Contender:
 
 
 def answer(name: str, way: str, place: Place, run: str) -> None:
-    """The child process: says when the first vector is there, then answers each line that it gets by one line.
+    """The child process: reports its first vector, then answers each input line with one line.
 
-    A question has `batch`, `images` (the first so many are embedded) and maybe `save`, a file for the vectors.
+    A question has `batch`, `images` (how many to embed) and optionally `save`, a file for the vectors.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print shall not be taken for an answer
+    os.dup2(2, 1)  # keeps library output from being read as an answer
 
     def say(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
@@ -274,10 +274,10 @@ def answer(name: str, way: str, place: Place, run: str) -> None:
 
 
 def alone(embed: EmbedAll, place: Place) -> Callable[[int, int], tuple[float, np.ndarray]]:
-    """Work of a runtime: the decoded pixels become vectors."""
+    """The work of a runtime: embeds the decoded pixels."""
     pixels = np.load(place.pixels, mmap_mode="r")
     embed(np.array(pixels[:1]), 1)
-    held: list[np.ndarray] = []  # read after the start, which has nothing to do with them
+    held: list[np.ndarray] = []  # read after startup, which should not include them
 
     def work(images: int, batch: int) -> tuple[float, np.ndarray]:
         if not held:
@@ -290,7 +290,7 @@ def alone(embed: EmbedAll, place: Place) -> Callable[[int, int], tuple[float, np
 
 
 def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndarray]]:
-    """Work of the product: all files become vectors that are kept; `images` and `batch` say nothing to it."""
+    """The work of the product: embeds all files and stores the vectors; ignores `images` and `batch`."""
     from dr_keras.search_model import load
 
     model = load(run)
@@ -308,7 +308,7 @@ def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndar
 
 
 def add(model: Any, folder: Path) -> Any:
-    """`index.py add` of a folder of new files to a new index; THE CALL THAT IS MEASURED."""
+    """`index.py add` of a folder of new files to a new index: THE CALL BEING MEASURED."""
     from rich.console import Console
 
     from dr_keras.index.index import Index
@@ -322,7 +322,7 @@ def add(model: Any, folder: Path) -> Any:
 
 
 def prepare(run: Run, place: Place) -> dict[str, Any]:
-    """Writes the network of a run as a SavedModel, a LiteRT and an ONNX file, all in float32, and its own vectors."""
+    """Writes the network of a run as float32 SavedModel, LiteRT and ONNX files, along with its own vectors."""
     import tensorflow as tf
 
     from dr_keras.embedders import embed_with_network
@@ -338,7 +338,7 @@ def prepare(run: Run, place: Place) -> dict[str, Any]:
     if all(version(package) for package in PACKAGES["ONNX Runtime"]):
         try:
             network.export(str(place.onnx), format="onnx", verbose=False)
-        except Exception as error:  # the converter of another version may fail in any way; the others go on
+        except Exception as error:  # another converter version may fail in any way; the other runtimes still run
             failed["ONNX Runtime"] = f"the network cannot be exported: {error}"
     return {"weights": network.count_params(), "length": network.output_shape[-1], "failed": failed}
 
@@ -358,7 +358,7 @@ def runner(name: str, way: str, place: Place) -> EmbedAll:
 
 
 def in_turn(embed: Embed) -> EmbedAll:
-    """One batch after the other."""
+    """Runs one batch after another."""
 
     def run(pixels: np.ndarray, batch: int) -> np.ndarray:
         return np.concatenate([embed(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
@@ -367,31 +367,31 @@ def in_turn(embed: Embed) -> EmbedAll:
 
 
 def in_threads(embeds: Sequence[Embed]) -> EmbedAll:
-    """Each of `embeds` in a thread of its own, which takes the next batch when it has done one."""
+    """Runs each of `embeds` in its own thread, which takes the next batch when it finishes one."""
     pool = ThreadPoolExecutor(len(embeds))
 
     def run(pixels: np.ndarray, batch: int) -> np.ndarray:
-        starts = iter(range(0, len(pixels), batch))  # next() of it holds the interpreter's lock
+        starts = iter(range(0, len(pixels), batch))  # its next() holds the GIL
         done: dict[int, np.ndarray] = {}
 
         def by_one(embed: Embed) -> None:
             for start in starts:
                 done[start] = embed(pixels[start : start + batch])
 
-        list(pool.map(by_one, embeds))  # list() raises what a thread raised
+        list(pool.map(by_one, embeds))  # list() reraises a thread's exception
         return np.concatenate([done[start] for start in sorted(done)])
 
     return run
 
 
 def tensorflow_runner(place: Place, *, frozen: bool, side_by_side: bool) -> EmbedAll:
-    """The SavedModel's signature, or the same with its variables frozen, which folds the normalizations."""
+    """The SavedModel's signature, optionally with its variables frozen, which folds the normalizations."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf.config.threading.set_intra_op_parallelism_threads(1 if side_by_side else THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-    model = tf.saved_model.load(str(place.saved_model))  # kept by the functions below
+    model = tf.saved_model.load(str(place.saved_model))  # the functions below keep it alive
     signature = model.signatures["serving_default"]
     (key,) = signature.structured_input_signature[1]
     constant = convert_variables_to_constants_v2(signature) if frozen else None
@@ -435,11 +435,11 @@ def onnx_embed(place: Place, threads: int) -> Embed:
 
 
 def openvino_runner(file: Path, *, streams: int) -> EmbedAll:
-    """OpenVINO with so many streams, each of which has its share of the threads."""
+    """OpenVINO with `streams` streams that split the threads evenly."""
     import openvino
 
     core = openvino.Core()
-    compiled: dict[int, Any] = {}  # by batch size: what is compiled for one size is a little faster
+    compiled: dict[int, Any] = {}  # by batch size: compiling for a fixed size is slightly faster
 
     def queue_of(batch: int) -> Any:
         if batch not in compiled:
@@ -448,9 +448,9 @@ def openvino_runner(file: Path, *, streams: int) -> EmbedAll:
             settings = {
                 "INFERENCE_NUM_THREADS": THREADS,
                 "NUM_STREAMS": streams,
-                "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it, which is not the network
+                "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 on CPUs that have it, a different network
             }
-            # Two requests for each stream, so that the next one waits while one is computed.
+            # Two requests per stream, so one is always queued while another is computed.
             compiled[batch] = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * streams)
         return compiled[batch]
 
@@ -467,7 +467,7 @@ def openvino_runner(file: Path, *, streams: int) -> EmbedAll:
 
 
 def write_files(place: Place, data: Path | None, count: int, run: Run) -> str:
-    """Writes the files and their pixels; returns what they are, in words."""
+    """Writes the files and their pixels; returns a description of them."""
     config = run.config()
     place.files.mkdir()
     sizes, total = set(), 0
@@ -489,7 +489,7 @@ def write_files(place: Place, data: Path | None, count: int, run: Run) -> str:
 
 
 def readable(data: Path, size: int) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """The readable images below a folder, mixed, the same ones each time: ending, content, width and height."""
+    """The readable images below a folder, in a fixed shuffled order: extension, content, (width, height)."""
     paths, _ = all_pictures([data])
     for row in np.random.default_rng(0).permutation(len(paths)):
         content = Path(paths[row]).read_bytes()
@@ -502,7 +502,7 @@ def readable(data: Path, size: int) -> Iterator[tuple[str, bytes, tuple[int, int
 
 
 def drawn(count: int, size: int) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """JPEGs of the network's own size: soft colors under fine noise, about as large as those of photos."""
+    """JPEGs at the network's input size: soft colors under fine noise, with file sizes similar to photos."""
     random = np.random.default_rng(0)
     for _ in range(count):
         soft = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8))

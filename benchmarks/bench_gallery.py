@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How long until a released model answers for a person's own folder: the first time, and again.
+"""How long does a released model take to search a user's own folder, the first time and after that?
 
     python benchmarks/bench_gallery.py --data tiny-imagenet-200/val/images [--images 1000] [--rounds 3]
 
-Enlarges images to JPEGs of 1600 x 1200 in a temporary folder and times `retrieve.py --gallery` on it, whole processes.
+Upscales images to 1600 x 1200 JPEGs in a temporary folder and times `retrieve.py --gallery` on it as whole processes.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def seconds(run: str, photos: Path, cache: Path) -> float:
-    """The time of one search, the start of Python included."""
+    """The time of one search, including Python startup."""
     command = [sys.executable, str(ROOT / "retrieve.py"), "--run", run, "--gallery", str(photos), "--query", "0.jpg"]
     started = time.monotonic()
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"DR_KERAS_CACHE": str(cache)})

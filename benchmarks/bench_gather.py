@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ways to take an augmented batch out of the store, milliseconds for 192 images of 64 x 64: docs/decisions/001.
+"""Ways to gather an augmented batch from the store, in milliseconds for 192 64 x 64 images: docs/decisions/001.
 
 python benchmarks/bench_gather.py
 """
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def draw() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same draw as `gather` makes: shifts down and right, (B, 1), and who is mirrored, (B, 1)."""
+    """The same random draw as in `gather`: shifts down and right, (B, 1), and the mirrored images, (B, 1)."""
     random = np.random.default_rng(SEED)
     down, right = random.integers(-SHIFT, SHIFT + 1, (2, BATCH, 1))
     return down, right, random.random((BATCH, 1)) < 0.5
 
 
 def flat_take(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """One take of 3-byte pixels by their computed places in the whole store."""
+    """One take of 3-byte pixels by their computed positions in the whole store."""
     down, right, mirrored = draw()
     y, x = (np.clip(np.arange(SIZE) + by, 0, SIZE - 1) for by in (down, right))
     x = np.where(mirrored, x[:, ::-1], x)

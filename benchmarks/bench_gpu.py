@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""How fast is training on a GPU, what share of the chip is that, and how many epochs fit into the time?
+"""How fast is training on a GPU, what fraction of the chip does it use, and how many epochs fit in the given time?
 
     python benchmarks/bench_gpu.py --preset tiny-imagenet-gpu --images 99000 --minutes 20
     python benchmarks/bench_gpu.py --preset tiny-imagenet-gpu --count      # only counts operations, needs no GPU
 
-Runs on JAX, or on PyTorch by KERAS_BACKEND and --store memory. Takes the flags of train.py besides its own, so that
-what holds it back can be looked for: --optimizer sgd, --precision float32, --batch-size 512. The images are noise; no
-data set is needed. For each phase of the run:
+Runs on JAX, or on PyTorch with KERAS_BACKEND and --store memory. Also accepts the flags of train.py, to look for
+bottlenecks: --optimizer sgd, --precision float32, --batch-size 512. The images are noise; no dataset is needed. For
+each phase of the run:
 
-- `alone`: images/s of `fit` on one batch that stays on the device.
-- `fed`: the same with the run's own batches, drawn, taken from the store and augmented. `fed / alone` is the share of
-  the time in which the device does not wait.
-- operations: two for each multiply-add of convolutions and matrices, three times those of the forward pass.
+- `alone`: images/s of `fit` on a single batch that stays on the device.
+- `fed`: the same with the run's own batches: sampled, gathered from the store and augmented. `fed / alone` is the
+  fraction of the time the device is not waiting.
+- operations: two per multiply-add of convolutions and matrix products, times three for forward and backward pass.
 
-Then images/s of embedding, by the network that a SavedModel holds (float32) and in bfloat16.
+Then images/s of embedding, with the network in float32 (as in a SavedModel) and in bfloat16.
 """
 
 import argparse
@@ -42,12 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     own = parser.add_argument_group("the benchmark's own")
-    own.add_argument("--images", type=int, default=99_000, help="of the training set (default: 99000)")
-    own.add_argument("--kept", type=int, default=20_000, help="how many of them there really are (default: 20000)")
-    own.add_argument("--seconds", type=float, default=5, help="about so long each measurement takes (default: 5)")
+    own.add_argument("--images", type=int, default=99_000, help="size of the training set (default: 99000)")
+    own.add_argument("--kept", type=int, default=20_000, help="how many of them to generate (default: 20000)")
+    own.add_argument("--seconds", type=float, default=5, help="approximate length of each measurement (default: 5)")
     own.add_argument("--minutes", type=float, default=20, help="how long a run may take (default: 20)")
     own.add_argument("--peak", type=float, default=989, help="the chip's bf16 TFLOP/s, dense (default: 989, an H100)")
-    own.add_argument("--count", action="store_true", help="only count operations, and time what is drawn on the CPU")
+    own.add_argument("--count", action="store_true", help="only count operations and time the random draws on the CPU")
     said, options = parse(parser)
     config = Config(**said)
     import_framework(config.backend or "jax")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def count(config: Config, options: argparse.Namespace) -> None:
-    """Prints the arithmetic of the network and of the whole run, and how long the CPU draws for a step."""
+    """Prints the operations of the network and the whole run, and how long a step's random draws take on the CPU."""
     from dr_keras.data.augmentation_draws import Augmentation, draw_changes, draw_mixing
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
@@ -90,7 +90,7 @@ def count(config: Config, options: argparse.Namespace) -> None:
 
 
 def phases_of(config: Config, images: int) -> "tuple[Phase, ...]":
-    """The phases of a run with so many training images, each of which can be a query."""
+    """The phases of a run with `images` training images, each of which can be a query."""
     from dr_keras.training.phases import phases
 
     batch = config.batch_size
@@ -108,7 +108,7 @@ def devices() -> str:
 
 
 def matrix_product(seconds: float) -> float:
-    """TFLOP/s of a product of two square bfloat16 matrices: what can be had here."""
+    """TFLOP/s of a product of two square bfloat16 matrices: the most this device can do."""
     import keras
     from keras import ops
 
@@ -122,14 +122,14 @@ def matrix_product(seconds: float) -> float:
 
 
 def rate(step: Callable[[], Any], seconds: float) -> float:
-    """Calls a second of what returns a tensor that is computed later."""
+    """Calls per second of a function that returns a lazily computed tensor."""
     from keras import ops
 
     def run(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
             last = step()
-        float(ops.sum(ops.cast(last, "float32")))  # waits for it
+        float(ops.sum(ops.cast(last, "float32")))  # waits for the result
         return time.perf_counter() - started
 
     run(WARM)
@@ -193,7 +193,7 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
 
 
 class Constant:
-    """A source that gives one batch again and again, from where it lies."""
+    """A source that repeats one batch without moving it."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         import keras
@@ -205,7 +205,7 @@ class Constant:
 
 
 def fitted(model: Any, source: Any, seconds: float) -> tuple[float, float]:
-    """Steps a second of `fit`, and the time at which its first step was done."""
+    """Steps per second of `fit`, and the time at which its first step was done."""
     import keras
 
     from dr_keras.data.batches import batches
@@ -236,7 +236,7 @@ def fitted(model: Any, source: Any, seconds: float) -> tuple[float, float]:
 
 
 def embedding(config: Config, seconds: float) -> None:
-    """Prints images/s of the network that is kept, in float32 as a SavedModel holds it, and in bfloat16."""
+    """Prints images/s of the embedding network, in float32 as in a SavedModel, and in bfloat16."""
     from dr_keras.model.network import embedding_network
     from dr_keras.model.operations import multiply_adds
     from dr_keras.training.compile import training_precision

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The index against what a user would pick instead: raw FAISS, hnswlib, usearch and NumPy, on the same vectors.
+"""The index against what one might use instead: raw FAISS, hnswlib, usearch and NumPy, on the same vectors.
 
     pip install -e .[bench]
     python benchmarks/bench_index.py exact --rows 100000 1000000
@@ -8,9 +8,9 @@
     python benchmarks/bench_index.py ours --rows 10000000 --engine ivfpq      # inside 16 GiB
     python benchmarks/bench_index.py changes --rows 1000000
 
-All threads of the machine for each. Vectors are of unit length and have classes, as a trained network's have: 1,000
-centers, around each a cloud in 24 directions of its own, and a little noise in all. Queries are further vectors of the
-same kind. Contenders take turns in one process; recall is the share of the true 30 nearest that was found.
+Each uses all threads of the machine. Vectors have unit length and form classes, like those of a trained network: 1,000
+centers, each surrounded by a cloud along 24 directions of its own, plus a little noise in all directions. Queries come
+from the same distribution. Contenders take turns in one process; recall is the fraction of the true 30 nearest found.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from dr_keras.index.index import Entry, Index
 QUERIES = 1000
 CLASSES = 1000
 DIRECTIONS = 24
-PART = 100_000  # vectors made, and added, at a time
-BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # nodes of a graph kept in view
-LISTS = (1, 2, 4, 8, *BREADTHS)  # lists looked at
+PART = 100_000  # vectors generated and added at a time
+BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # graph nodes kept as candidates
+LISTS = (1, 2, 4, 8, *BREADTHS)  # lists probed
 
 
 def main() -> None:
@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", choices=("hnsw", "ivfpq"), default="hnsw")
-    parser.add_argument("--folder", type=Path, help="where the index is made (default: a temporary folder)")
-    parser.add_argument("--index", type=Path, help="approximate: the vectors of this index, 1,000 of them as queries")
-    parser.add_argument("--save", type=Path, help="picture of recall against queries a second")
-    parser.add_argument("--engines", nargs="*", default=["hnsw", "ivfpq"], help="ours that are compared")
+    parser.add_argument("--folder", type=Path, help="where to create the index (default: a temporary folder)")
+    parser.add_argument("--index", type=Path, help="approximate: use this index's vectors, 1,000 of them as queries")
+    parser.add_argument("--save", type=Path, help="where to save a plot of recall against queries per second")
+    parser.add_argument("--engines", nargs="*", default=["hnsw", "ivfpq"], help="our engines to compare")
     parser.add_argument("--peers", nargs="*", default=["faiss", "faiss-ivfpq", "hnswlib", "usearch"])
     options = parser.parse_args()
     print(f"{machine()}; {THREADS} threads, {options.dim} values a vector, the {K} nearest", flush=True)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 class Kind:
-    """Makes vectors of one kind: the same for the same seed."""
+    """Generates vectors from one distribution: the same for the same seed."""
 
     def __init__(self, dim: int) -> None:
         random = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def make_index(kind: Kind, rows: int, folder: Path) -> Index:
-    """Our index of so many vectors, on the disk; says how long it took."""
+    """Our index of `rows` vectors, on disk; prints how long it took to build."""
     started = time.perf_counter()
     seconds = 0.0
     index = Index.create(folder, kind.dim, root="/")
@@ -115,7 +115,7 @@ def make_index(kind: Kind, rows: int, folder: Path) -> Index:
 
 
 def split_index(path: Path, folder: Path) -> tuple[Index, np.ndarray]:
-    """An index of another one's vectors, and those that are left out of it, as queries."""
+    """An index of another index's vectors, and the ones left out as queries."""
     with Index.open(path) as other:
         vectors = np.array(other.vectors[np.random.default_rng(0).permutation(other.searched_rows())])
     index = Index.create(folder, vectors.shape[1], root="/")
@@ -144,13 +144,13 @@ def exact(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 asked = queries if count == QUERIES else queries[turn : turn + 1]
                 for name, search in contenders.items():
                     if name == "NumPy" and count > 1 and turn > 1:
-                        continue  # slow, and by so much that two are enough
+                        continue  # so slow that two rounds are enough
                     started = time.perf_counter()
                     found = search(asked)
-                    if turn:  # the first brings memory and threads up
+                    if turn:  # the first one is a warm-up
                         seconds[name].append(1e3 * (time.perf_counter() - started))
                     if count == 1:
-                        assert recall(found, true[turn : turn + 1]) > 0.9  # equal distances may be cut off differently
+                        assert recall(found, true[turn : turn + 1]) > 0.9  # ties may be cut off differently
             base = statistics.median(seconds["FAISS"])
             for name, values in seconds.items():
                 ratio = statistics.median(values) / base
@@ -162,7 +162,7 @@ def exact(options: argparse.Namespace, rows: int, folder: Path) -> None:
 
 @dataclass
 class Contender:
-    """One that searches, at every breadth; what was measured of each."""
+    """A search at every breadth, and its measurements."""
 
     at: Callable[[int], Search]
     breadths: list[int]
@@ -199,7 +199,7 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
 
 
 def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
-    """Our index with one of its engines, as a copy of its own, since an index has one at a time."""
+    """A copy of our index with the given engine, since an index has only one at a time."""
     place = index.folder.with_name(f"{index.folder.name}-{engine}")
     index.save(place)
     own = opened.enter_context(Index.open(place, write=True))
@@ -222,7 +222,7 @@ def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
 
 
 def in_turns(contenders: dict[str, Contender], queries: np.ndarray, true: np.ndarray, rounds: int) -> None:
-    """Recall and queries a second for each breadth, up to a recall of 0.999; all contenders once a round."""
+    """Recall and queries per second at each breadth, up to a recall of 0.999; every contender once per round."""
     for one in contenders.values():
         for place, breadth in enumerate(one.breadths):
             one.recalls[breadth] = recall(one.at(breadth)(queries), true)
@@ -232,11 +232,11 @@ def in_turns(contenders: dict[str, Contender], queries: np.ndarray, true: np.nda
         one.rates = {breadth: [] for breadth in one.breadths}
     for turn in range(rounds):
         names = list(contenders)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody is always the first
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # rotates who goes first
             one = contenders[name]
             for breadth in one.breadths:
                 search = one.at(breadth)
-                search(queries[:100])  # brings its memory and threads up
+                search(queries[:100])  # warm-up
                 started = time.perf_counter()
                 search(queries)
                 one.rates[breadth].append(len(queries) / (time.perf_counter() - started))
@@ -269,7 +269,7 @@ def picture(curves: dict[str, list[tuple[float, float]]], rows: int, dim: int, f
 
 
 def ours(options: argparse.Namespace, rows: int, folder: Path) -> None:
-    """One engine at its own settings: recall, time a query, memory; what is too large to set beside others here."""
+    """One engine at its default settings: recall, time per query, memory; for sizes too large to compare peers at."""
     kind = Kind(options.dim)
     queries = kind.make(QUERIES, 0)
     with make_index(kind, rows, folder) as index:
@@ -293,18 +293,18 @@ def ours(options: argparse.Namespace, rows: int, folder: Path) -> None:
 
 
 def memory() -> float:
-    """MiB that this process has held at most."""
+    """Peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def held() -> float:
-    """MiB that this process holds of its own now, without its pages of mapped files."""
+    """Current memory of this process in MiB, without pages of mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) / 1024
 
 
 def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
-    """Filters, adding to and removing from a large index; and opening it, each time in a process of its own."""
+    """Filtering, adding to and removing from a large index, and opening it, each time in a new process."""
     kind = Kind(options.dim)
     with make_index(kind, rows, folder) as index:
         size = (folder / "index.sqlite").stat().st_size

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Does the data pipeline keep the network busy? Images/s of the real fit over fit on one constant batch.
+"""Does the data pipeline keep the network busy? Images/s of real training relative to `fit` on one constant batch.
 
     python benchmarks/bench_pipeline.py --data FOLDER
 
-Both run the same compiled model, the real one with its history and TensorBoard; they take turns. Two networks: the
-default one, and one that is about five times cheaper, where the pipeline has to be five times as fast. Also the
-images/s of the first decode of the data set.
+Both use the same compiled model, real training with its history and TensorBoard; they take turns. Two networks: the
+default one, and one about five times cheaper, where the pipeline has to be five times as fast. Also measures the
+images/s of decoding the dataset for the first time.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from dr_keras.training.callbacks import StepLog
 from dr_keras.training.compile import compiled_model
 from dr_keras.training.reporters import Board, History
 
-START = 3  # steps of each fit before the clock starts: both begin with an empty buffer
+START = 3  # steps of each fit before timing starts: both begin with an empty buffer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=None)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=6, help="of each of the two fits of a round")
-    parser.add_argument("--network", choices=("default", "cheap"), help="only this one")
+    parser.add_argument("--seconds", type=float, default=6, help="length of each of the two fits per round")
+    parser.add_argument("--network", choices=("default", "cheap"), help="measure only this network")
     options = parser.parse_args()
     print(machine())
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 class Clock(keras.callbacks.Callback):
-    """Notes when each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Clock(keras.callbacks.Callback):
 
 
 def compare(config: Config, source: TripletSource, rounds: int, seconds: float) -> None:
-    """Prints the images/s of both fits, taking turns, and the ratio of each turn."""
+    """Prints the images/s of both fits, run in turns, and the ratio of each pair."""
     model = compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10_000)
     constant = tf.data.Dataset.from_tensors(source.batch(0)).repeat().prefetch(2)
     images = 3 * config.batch_size

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long a person waits for neighbors, whole process, and how long evaluate.py ranks.
+"""How long does a user wait for neighbors (the whole process), and how long does evaluate.py take to rank?
 
     python benchmarks/bench_retrieve.py
 
-Makes a finished run of random vectors in a temporary folder: a gallery of 100,000 x 256 with 5,000 held-out queries,
-and the default network, untrained, as its LiteRT file. The page cache is warm: a command runs once before it is timed.
+Creates a finished run of random vectors in a temporary folder: a 100,000 x 256 gallery with 5,000 held-out queries, and
+the untrained default network as its LiteRT file. The page cache is warm: each command runs once before it is timed.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def compare_engines(index: Index) -> None:
-    """NumPy against FAISS for few and for many queries: docs/decisions/002."""
+    """NumPy against FAISS for few and many queries: docs/decisions/002."""
     import faiss
 
     gallery = np.array(index.vectors[:GALLERY])
@@ -85,7 +85,7 @@ def compare_engines(index: Index) -> None:
 
 
 def make_run(run: Run, place: Path) -> None:
-    """A finished run whose images do not exist, with the network of a real one."""
+    """Writes a finished run whose images do not exist, with the network of a real one."""
     config = Config(data=str(place), run="bench")
     start_run(run, config)
     random = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def make_run(run: Run, place: Path) -> None:
 
 
 def timed(place: Path, arguments: list[str], rounds: int) -> list[float]:
-    """Seconds of each of `rounds` runs of retrieve.py, after one that is not counted."""
+    """Seconds of each of `rounds` runs of retrieve.py, after a warm-up run."""
     seconds = []
     for _ in range(rounds + 1):
         started = time.perf_counter()

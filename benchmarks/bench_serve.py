@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""The HTTP API under load, on this machine alone: the server, and what asks it, share its cores.
+"""The HTTP API under load, on a single machine: the server and its clients share the cores.
 
     apt-get install wrk
     pip install -e .[serve]
-    python benchmarks/bench_serve.py                          # start, searches by id, uploads
-    python benchmarks/bench_serve.py mixed --minutes 20       # all kinds of requests, bad ones among them
+    python benchmarks/bench_serve.py                          # startup, searches by id, uploads
+    python benchmarks/bench_serve.py mixed --minutes 20       # all kinds of requests, including bad ones
 
-A finished run is made in a temporary folder, as in bench_retrieve.py: 100,000 random vectors of 256 values and the
-default network, untrained. Searches and uploads are asked for by wrk; each upload is an image of its own. `mixed` also
-adds and removes images, and at the end the index has to hold what was acknowledged.
+Creates a finished run in a temporary folder, as in bench_retrieve.py: 100,000 random 256-dimensional vectors and the
+untrained default network. wrk sends the searches and uploads; each upload is a different image. `mixed` also adds and
+removes images, and at the end the index must hold exactly what was acknowledged.
 """
 
 import argparse
@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 HOST = "127.0.0.1"
 TOKEN = "a token for a benchmark"
 CLIENTS = 32
-UPLOADS = 4000  # images of their own: more than the server keeps the vectors of
+UPLOADS = 4000  # distinct images, more than the server caches vectors of
 BOUNDARY = "a-boundary-that-no-image-has"
 SEARCHES = """
 local threads = 0
@@ -78,9 +78,9 @@ end
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("load", "mixed"), default="load")
-    parser.add_argument("--seconds", type=int, default=20, help="of a round (default: 20)")
+    parser.add_argument("--seconds", type=int, default=20, help="length of a round (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=20, help="of mixed load (default: 20)")
+    parser.add_argument("--minutes", type=float, default=20, help="length of the mixed load (default: 20)")
     options = parser.parse_args()
     print(f"{machine()}; {GALLERY:,} x {LENGTH}, {CLIENTS} clients", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def main() -> None:
 
 @contextmanager
 def served(place: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int, float]]:
-    """serve.py as a process: it, its port, and the seconds until /readyz said yes."""
+    """Runs serve.py as a process: the process, its port, and the seconds until /readyz succeeded."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
@@ -133,7 +133,7 @@ def ready(port: int) -> bool:
 def asked(
     port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """Status and body of one request on a connection of its own."""
+    """Status and body of one request over a new connection."""
     connection = http.client.HTTPConnection(HOST, port, timeout=60)
     try:
         connection.request(method, path, body, headers or {})
@@ -144,7 +144,7 @@ def asked(
 
 
 def memory(process: subprocess.Popen[bytes]) -> str:
-    """MiB that a process holds of its own, and those of files that it maps."""
+    """The private memory of a process and that of its mapped files, in MiB."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
     own, mapped = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
     return f"{own:,.0f} MiB of its own, {mapped:,.0f} MiB of mapped files"
@@ -182,7 +182,7 @@ def load(place: Path, run: Run, options: argparse.Namespace) -> None:
 
 
 def embedding_alone(run: Run, images: list[bytes]) -> list[float]:
-    """Images a second that the network alone embeds, by all cores."""
+    """Images per second embedded by the network alone, on all cores."""
     embed = LiteRTEmbedder(run.litert_file)
     size = run.config().image_size
     pixels = np.stack([decode(data, size, run.config().resize) for data in images[: 4 * CLIENTS]])
@@ -196,7 +196,7 @@ def embedding_alone(run: Run, images: list[bytes]) -> list[float]:
 
 
 def hammered(port: int, script: Path, seconds: int) -> tuple[float, float]:
-    """Requests a second, and the milliseconds within which 99 % are answered; all have to be answered with 200."""
+    """Requests per second and the 99th-percentile latency in milliseconds; every response must be a 200."""
     command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "--latency", "-s", str(script), f"http://{HOST}:{port}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in said or "Socket errors" in said:
@@ -207,7 +207,7 @@ def hammered(port: int, script: Path, seconds: int) -> tuple[float, float]:
 
 
 def picture(seed: int) -> bytes:
-    """A JPEG of 64 x 64 pixels of soft noise."""
+    """A 64 x 64 JPEG of soft noise."""
     small = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -271,7 +271,7 @@ def mixed(place: Path, run: Run, minutes: float) -> None:
 
 
 class Client:
-    """One of those who ask, at random."""
+    """A client that sends random requests."""
 
     def __init__(self, port: int, number: int) -> None:
         self.port = port
@@ -280,7 +280,7 @@ class Client:
         self.sent = 0
 
     def one(self, mine: list[str]) -> tuple[str, int, str]:
-        """Does one thing: its name, the status, and the id that was added or removed."""
+        """Sends one request: its name, the status, and the id added or removed."""
         json_type = {"Content-Type": "application/json"}
         form_type = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
         bearer = {"Authorization": f"Bearer {TOKEN}"}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long does a person wait for the first step, where does the time go, and how much memory does a run take?
+"""How long does a user wait for the first step, where does the time go, and how much memory does a run take?
 
     python benchmarks/bench_start.py --data FOLDER
 
-Start: the whole of train.py, from its start until history.csv has its first step, the decoded images being kept from
-an earlier run. Parts: the same calls in one process, timed. Memory: the peak of train.py over a run of --steps steps.
+Start: all of train.py, from launch until history.csv has its first step, with the decoded images cached by an earlier
+run. Parts: the same calls in one process, timed. Memory: the peak of train.py over a run of --steps steps.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="of the run whose memory is measured; 0: not")
+    parser.add_argument("--steps", type=int, default=60, help="length of the run whose memory is measured; 0 to skip")
     options = parser.parse_args()
     data = str(Path(options.data).resolve())
     print(machine())
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def first_step(place: Path, data: str, run: str) -> float:
-    """Seconds from the start of train.py until its first step stands in history.csv; then it is ended."""
+    """Seconds from the start of train.py until its first step is in history.csv; then stops it."""
     started = time.perf_counter()
     command = [sys.executable, str(ROOT / "train.py"), "--data", data, "--run", run, *SHORT]
     child = subprocess.Popen(command, cwd=place, stderr=subprocess.DEVNULL)
@@ -99,7 +99,7 @@ def first_step(place: Path, data: str, run: str) -> float:
 
 
 def memory(place: Path, data: str, steps: int) -> str:
-    """The peak of train.py itself and of its largest child process."""
+    """The peak memory of train.py itself and of its largest child process."""
     command = [sys.executable, str(ROOT / "train.py"), "--data", data, "--run", "memory", "--epochs", "1"]
     child = subprocess.Popen(
         [*command, "--steps-per-epoch", str(steps)], cwd=place, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What a large data set costs before the first step: time and memory of the catalog and of each pixel store.
+"""What a large dataset costs before the first step: time and memory of the catalog and of each pixel store.
 
     python benchmarks/bench_store.py --images 1000000
 
-Writes that many small PNGs (32 x 32, 50 different ones a class) in 1,000 class folders, once, below --folder. Each
-figure is of a process of its own, n = 1; memory is the peak of resident memory, shared pages of files included.
+Writes that many small PNGs (32 x 32, 50 distinct ones per class) in 1,000 class folders, once, below --folder. Each
+figure comes from one run of a new process; memory is peak resident memory, including shared pages of files.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 CLASSES = 1000
-PICTURES = 50  # different ones in a class; drawing each file anew would take most of the time
+PICTURES = 50  # distinct ones per class; drawing every file would take most of the time
 STAGES = ("catalog", "disk, first", "disk, again", "stream, first", "stream, again", "memory")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--size", type=int, default=16, help="pixels a side in the store")
-    parser.add_argument("--folder", type=Path, default=Path("bench-store"), help="where they are drawn")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these, in this order")
+    parser.add_argument("--size", type=int, default=16, help="side length in pixels in the store")
+    parser.add_argument("--folder", type=Path, default=Path("bench-store"), help="where to write the images")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="run only these, in this order")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # in the child process
     options = parser.parse_args()
     data = options.folder / f"{options.images}"
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(stage: str, data: Path, size: int) -> dict[str, float]:
-    """Seconds and peak memory (MiB) of listing the images and, but for 'catalog', of making or opening their store."""
+    """Seconds and peak memory (MiB) of listing the images and, except in 'catalog', creating or opening their store."""
     from dr_keras.data.catalog import load_catalog
     from dr_keras.data.pixel_store import load_pixels
 
@@ -75,7 +75,7 @@ def measure(stage: str, data: Path, size: int) -> dict[str, float]:
 
 
 def draw(data: Path, count: int) -> None:
-    """Draws the images, unless they are there."""
+    """Draws the images unless they exist."""
     if (data / "done").exists():
         return
     started = time.perf_counter()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How fast is a training step? Images/s of our fit, and of PyTorch on the same network, batch and threads.
+"""How fast is a training step? Images/s of our `fit` and of PyTorch with the same network, batch and threads.
 
     pip install torch==2.13.0
     python benchmarks/bench_training.py
 
-Each contender runs in a process of its own on one constant batch, and they take turns. PyTorch has channels_last, the
-fused AdamW, and the better of two ways to pass the three branches through the network: one call each (as ours) or one
-call for all. Both print their number of trainable weights, which must agree.
+Each contender runs in its own process on one constant batch, and they take turns. PyTorch uses channels_last, the fused
+AdamW, and the better of two ways to pass the three branches through the network: one call each (like ours) or one call
+for all. Both print their number of trainable weights, which must agree.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15, help="of each contender in each round")
+    parser.add_argument("--seconds", type=float, default=15, help="length of each contender's turn")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)  # in the child process
     options = parser.parse_args()
     if options.contender:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def compare(width: int, rounds: int, seconds: float) -> None:
-    """Prints the rates of all contenders and the ratio of each round to the better of PyTorch's two ways."""
+    """Prints the rates of all contenders and each round's ratio to the better of PyTorch's two ways."""
     rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     weights = set()
     for number in range(rounds):
@@ -63,7 +63,7 @@ def compare(width: int, rounds: int, seconds: float) -> None:
 
 
 def rate(step: Callable[[], object], seconds: float) -> float:
-    """Images/s of the median step."""
+    """Images/s at the median step."""
     for _ in range(4):
         step()
     took = []
@@ -81,7 +81,7 @@ def images() -> list[np.ndarray]:
 
 
 def keras_step(width: int) -> tuple[Callable[[], object], int]:
-    """A step as `fit` makes it: the compiled model of a training run with its default settings."""
+    """A step of `fit`: the compiled model of a training run with default settings."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import tensorflow as tf
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the course of a run, or of several: the loss of each stage, and the precision of the monitor images.
+"""Plots the progress of one or more runs: the loss of each stage and the precision of the monitor images.
 
 python benchmarks/curves.py runs/tiny-imagenet-64 --save docs/images/curves.png
 """
@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-SMOOTHED = 100  # steps that a point of the loss is the mean of
+SMOOTHED = 100  # steps averaged into one point of the loss
 STAGES = {"classifier_loss": "classifier", "triplet_loss": "triplets"}
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def losses(run: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and means of a column of history.csv, over `SMOOTHED` steps each; none where no step has the column."""
+    """Steps and means of a column of history.csv, per `SMOOTHED` steps; empty if no step has the column."""
     with (run / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row[name]]
     whole = len(rows) // SMOOTHED * SMOOTHED
@@ -52,7 +52,7 @@ def losses(run: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def precision(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and precision@30 of the monitor images, as TensorBoard has them."""
+    """Steps and precision@30 of the monitor images, from TensorBoard."""
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     board.Reload()
     events = board.Scalars("monitor/precision_at_30")

@@ -1,4 +1,4 @@
-"""What bench_index.py compares the index with: FAISS, hnswlib, usearch and NumPy, each as its users would call it."""
+"""What bench_index.py compares the index with: FAISS, hnswlib, usearch and NumPy, each called as users would."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 K = 30
 THREADS = os.cpu_count() or 1
-LINKS, CONSTRUCTION = 32, 100  # of every graph
+LINKS, CONSTRUCTION = 32, 100  # for every graph
 
 Search = Callable[[np.ndarray], np.ndarray]  # (Q, D) -> rows (Q, K)
 
@@ -30,7 +30,7 @@ def exact_contenders(vectors: np.ndarray, peers: list[str]) -> dict[str, Search]
 
 
 def by_numpy(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Brute force as one writes it: a product of matrices, as many queries at a time as fit into a gigabyte."""
+    """Straightforward brute force: a matrix product over as many queries at a time as fit in a gigabyte."""
     out = np.empty((len(queries), K), np.int64)
     block = max(1, 2**28 // len(vectors))
     for start in range(0, len(queries), block):
@@ -63,7 +63,7 @@ def faiss_lists(vectors: np.ndarray) -> Callable[[int], Search]:
     index: Any = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 2}x4fs,RFlat")
     index.train(np.asarray(vectors[: 64 * lists]))
     index.add(np.asarray(vectors))
-    index.k_factor = 5  # as many as ours are ranked exactly
+    index.k_factor = 5  # ours reranks as many exactly
     inner: Any = faiss.downcast_index(index.base_index)
 
     def at(breadth: int) -> Search:

@@ -1,4 +1,4 @@
-"""What a benchmark says of the machine, and how it says a measurement."""
+"""How benchmarks describe the machine and format measurements."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ def machine() -> str:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             model = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
-        pass  # not Linux, or an Arm processor: the plain name has to do
+        pass  # not Linux, or an Arm processor: the plain name will do
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
 

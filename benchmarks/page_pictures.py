@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes the README's pictures of the web page, in headless Chromium.
+"""Takes the README's screenshots of the web page, in headless Chromium.
 
 make demo && pip install -e .[dev,map]
 python index.py map --run demo
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--query", required=True, help="the name of an image")
-    parser.add_argument("--save", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--save", type=Path, required=True, help="folder for the screenshots")
     options = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def wait(address: str) -> None:
 
 
 def shoot(browser: Browser, address: str, query: str, folder: Path) -> None:
-    """A refined search, the map in the dark, and a phone."""
+    """Captures a refined search, the map in dark mode, and the page on a phone."""
     page = browser.new_page(viewport=DESK, device_scale_factor=1)
     page.goto(f"{address}/?q={query}")
     page.wait_for_selector("#grid .card")

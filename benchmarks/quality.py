@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What each part of the recipe is worth: trains one network after the other, all on as many images, and makes a table.
+"""What is each part of the recipe worth? Trains several networks, all on the same number of images, and makes a table.
 
-    python benchmarks/quality.py --data tiny-imagenet-200            # all arms; goes on where it was
+    python benchmarks/quality.py --data tiny-imagenet-200            # all arms; picks up where it left off
     python benchmarks/quality.py --data tiny-imagenet-200 --arms softmax "two stages" --seeds 0 1 2
     python benchmarks/quality.py --table                             # docs/quality.json as a table
 
-Each arm is one call of train.py, and its row names what is different from the others. Recipes are chosen by the column
-`monitor`; the validation queries are ranked once, when the arm is done. Results are kept in docs/quality.json.
+Each arm is one call of train.py, and its row names what sets it apart. Recipes are chosen by the `monitor` column; the
+validation queries are ranked only once, when the arm is done. Results are stored in docs/quality.json.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(arm: str, seed: int, data: str, *, baselines: bool) -> list[dict[str, Any]]:
-    """Trains and evaluates an arm; with `baselines`, rows of raw pixels and of the untrained network come first."""
+    """Trains and evaluates an arm; with `baselines`, rows for raw pixels and the untrained network come first."""
     run = "quality-" + "".join(c if c.isalnum() else "-" for c in arm) + f"-{seed}"
     flags = [*COMMON.split(), *ARMS[arm].split(), "--seed", str(seed)]
     started = time.monotonic()
@@ -98,7 +98,7 @@ def call(script: str, *arguments: str) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results in Markdown, an arm a line: of several seeds the mean, with the lowest and the highest."""
+    """The results in Markdown, one arm per line: the mean over the seeds, with the lowest and the highest."""
     lines = [
         "| arm | what is different | monitor | precision@30 | recall@1 | MAP@R | similarity precision | min | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -113,7 +113,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float | None]) -> str:
-    """A figure, or the mean of several with their range."""
+    """A single value, or the mean of several with their range."""
     known = [value for value in values if value is not None]
     if not known:
         return ""

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Compares settings of the softmax stage by a few hundred steps on small images, judged by the monitor images.
+"""Compares settings of the softmax stage over a few hundred steps on small images, judged by the monitor images.
 
     python benchmarks/short_runs.py --data tiny-imagenet-200 -- "--optimizer adamw --learning-rate 2e-3" "--scale 16"
 
-Each argument behind -- holds flags of train.py and is a row of the table. A row trains for `--steps` steps of 192
-images on the network of 64 px at 32 px, as the recipe begins, with a schedule of its own that ends at zero. Its
-figures: the loss of the last 100 steps; the share of the monitor images that the classifier gets right; precision@30
-and MAP@R of the monitor images against 20,000 training images, fewer than evaluate.py takes, so lower; and images/s.
-The validation images are not looked at.
+Each argument after -- holds flags of train.py and becomes a row of the table. A row trains the 64 px network on 32 px
+images, as the recipe begins, for `--steps` steps of 192 images, with its own schedule that ends at zero. Its columns:
+the loss over the last 100 steps; the classifier's accuracy on the monitor images; precision@30 and MAP@R of the monitor
+images against 20,000 training images, fewer than evaluate.py uses, so lower; and images/s. The validation images are
+not used.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def short_run(config: Config, steps: int) -> list[str]:
-    """Trains, and returns the figures."""
+    """Trains and returns the columns of the row."""
     import_framework()
     import keras
 

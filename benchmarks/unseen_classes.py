@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Does the recipe hold for classes that were never trained on? Trains on some classes and searches among the others.
+"""Does the recipe hold for classes it was never trained on? Trains on some classes and searches among the others.
 
     python benchmarks/unseen_classes.py --data tiny-imagenet-200 [--hold-out 50] [flags of train.py]
     python benchmarks/unseen_classes.py --data tiny-imagenet-200 --tune 5 [flags of train.py]
 
-The classes held out are every fourth in the order of their names (for 50 of 200). Prints the figures on them, beside
-raw pixels and the untrained network: a tenth of their images are the queries, the rest of them the gallery. With
-`--tune N`, training then goes on for N epochs on the gallery's images of those classes (`--initial-weights`), and a
-network of the same kind is trained on them for N epochs from nothing; the queries stay what they were.
+The held-out classes are every fourth in alphabetical order (for 50 of 200). Prints the metrics on them, next to raw
+pixels and the untrained network: a tenth of their images are the queries, the rest the gallery. With `--tune N`,
+training then continues for N epochs on the gallery images of those classes (`--initial-weights`), and a network of the
+same kind is trained on them for N epochs from scratch; the queries stay the same.
 """
 
 import argparse
@@ -26,10 +26,10 @@ COLUMNS = ("precision@30", "recall@1", "map@r", "similarity_precision")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder of class folders, or with train/ of them")
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders, or one with them in train/")
     parser.add_argument("--hold-out", type=int, default=50)
     parser.add_argument("--run", default="unseen-classes")
-    parser.add_argument("--tune", type=int, default=0, metavar="N", help="epochs on the classes held out")
+    parser.add_argument("--tune", type=int, default=0, metavar="N", help="epochs on the held-out classes")
     options, flags = parser.parse_known_args()
     train = options.data / "train" if (options.data / "train").is_dir() else options.data
     classes = sorted(folder for folder in train.resolve().iterdir() if folder.is_dir())
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def evaluated(run: str, data: str | None = None) -> dict[str, Any]:
-    """The figures of a run on its own held-out images, or with baselines on another data set."""
+    """The metrics of a run on its own held-out images, or with baselines on another dataset."""
     more = ("--no-baselines",) if data is None else ("--data", data)
     return json.loads(call("evaluate.py", "--run", run, "--json", *more))
 
 
 def without_length(flags: list[str]) -> list[str]:
-    """The flags without those that say how long to train."""
+    """The flags without those that set the training length."""
     length = ("--epochs", "--pretrain-epochs", "--steps-per-epoch")
     return [
         flag

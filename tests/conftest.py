@@ -1,9 +1,9 @@
-"""Pictures that the tests draw themselves, and one small run that many tests look at."""
+"""Generated test pictures, and one small run that many tests share."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core; with more threads they would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core; more threads would compete for them
     for _library in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(_library, "1")
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
-LONG = (  # the files that take longest, in this order
+LONG = (  # the slowest files, slowest first
     *("test_backends", "test_resume", "test_resume_anyway", "test_machine_settings", "test_on_device", "test_pack"),
     *("test_applications", "test_released", "test_fuzz", "test_main_line", "test_cli_errors", "test_fuzz_pictures"),
     *("test_held_out", "test_phases", "test_serve_crowd", "test_duplicates", "test_sources", "test_page"),
 )
 
 
-_left_out = False  # whether slow tests are
+_left_out = False  # whether slow tests are deselected
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,12 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the longest files, as each belongs to one process and the other is not to wait for it at the end."""
+    """Runs the slowest files first: each stays in one process, which should not be left running alone at the end."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def examples(count: int) -> int:
-    """So many examples, requests or changes, or a quarter of them where slow tests are left out."""
+    """`count` examples, requests or changes, or a quarter of that when slow tests are deselected."""
     return count // 4 if _left_out else count
 
 
@@ -79,14 +79,14 @@ def draw(name: str, random: np.random.Generator, size: int = 32) -> Image.Image:
 
 
 def draw_encoded(seed: int = 1, name: str = "disc", kind: str = "PNG", size: int = 32) -> bytes:
-    """A drawn picture as a file's content."""
+    """A drawn picture, encoded as a file."""
     buffer = io.BytesIO()
     draw(name, np.random.default_rng(seed), size).save(buffer, kind)
     return buffer.getvalue()
 
 
 def write_folders(root: Path, *, each: int, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
-    """Class folders of `each` drawn pictures."""
+    """Writes class folders of `each` drawn pictures."""
     random = np.random.default_rng(seed)
     for name in classes:
         (root / name).mkdir(parents=True)
@@ -97,7 +97,7 @@ def write_folders(root: Path, *, each: int, seed: int = 0, classes: tuple[str, .
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the processes of pytest-xdist have in common."""
+    """A folder shared by the processes of pytest-xdist."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -138,7 +138,7 @@ def workplace(shared: Path, folders: Path) -> Path:
 
 
 def indexed(place: Path, workplace: Path, each: int = 4) -> Path:
-    """Puts a copy of the run `small`, class folders `mine` and an index of them, `my-index`, into a working folder."""
+    """Puts a copy of the run `small`, class folders `mine` and their index, `my-index`, into a working folder."""
     shutil.copytree(workplace / "runs" / "small", place / "runs" / "small")
     write_folders(place / "mine", each=each, seed=5)
     result = script(place, "index.py", "add", "mine", "--run", "small", "--index", "my-index")
@@ -154,7 +154,7 @@ def place(workplace: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def page(place: Path) -> Iterator["TestClient"]:
-    """A client of a server of `place`."""
+    """A client of a server that serves `place`."""
     from served import client
 
     with client(place) as made:
@@ -163,7 +163,7 @@ def page(place: Path) -> Iterator["TestClient"]:
 
 @pytest.fixture
 def writable(place: Path) -> Iterator["TestClient"]:
-    """A client of a server of `place` that takes changes with `served.TOKEN`."""
+    """A client of a server that serves `place` and accepts changes with `served.TOKEN`."""
     from served import TOKEN, client
 
     with client(place, writable=True, token=TOKEN, uploads=place / "uploads") as made:
@@ -174,7 +174,7 @@ def writable(place: Path) -> Iterator["TestClient"]:
 def serving(
     place: Path, *arguments: object, env: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """serve.py as a process, and its address."""
+    """Runs serve.py as a process; yields it and its address."""
     with open(place / "serve.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "serve.py"), "--port", "0", *map(str, arguments)],
@@ -212,14 +212,14 @@ def vectors_of(run: Run) -> np.ndarray:
 def script(
     place: Path, name: str, *arguments: object, env: dict[str, str] | None = None, process: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs one of the scripts in a folder, as a person would.
+    """Runs one of the scripts in a folder, as a user would.
 
     Args:
         place: the working folder.
-        name: the script's.
-        *arguments: those of the command line.
-        env: what the environment has besides; needs a process of its own.
-        process: start a process, as the test is about one. Most are not, and TensorFlow alone takes 5 s to import.
+        name: name of the script.
+        *arguments: command-line arguments.
+        env: extra environment variables; implies `process`.
+        process: run it in a new process. Few tests need one, and importing TensorFlow alone takes 5 s.
     """
     command = [str(ROOT / name), *map(str, arguments)]
     if env is None and not process:
@@ -235,7 +235,7 @@ def script(
 
 
 def _script_here(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a script in this process; what it and its child processes write is caught."""
+    """Runs a script in this process and captures its output and that of its child processes."""
     streams = {1: sys.stdout, 2: sys.stderr}
     sys.stdout.flush()
     sys.stderr.flush()
@@ -268,14 +268,14 @@ def _script_here(place: Path, command: list[str]) -> subprocess.CompletedProcess
 
 
 def _forget_the_script() -> None:
-    """Has advice in messages name `dr-keras train` again, as a library's does, and not the script that ran here."""
+    """Makes messages recommend `dr-keras train` again, as in library use, rather than the script that ran here."""
     if invocation := sys.modules.get("dr_keras.invocation"):
         vars(invocation)["_by_script"] = False
 
 
 @pytest.fixture
 def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has a training in this process export in it too, for tests that are not about the child process."""
+    """Makes training in this process export here too, for tests that are not about the child process."""
     from dr_keras.export.write import export
 
     def export_by_graphs(run: Run) -> dict[str, float]:
@@ -289,7 +289,7 @@ def export_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def eagerly() -> Iterator[None]:
-    """Has TensorFlow compute without graphs, for tests of a few steps: making the graphs takes longer than they do."""
+    """Runs TensorFlow without graphs, for tests of a few steps: tracing takes longer than the steps."""
     with running_eagerly(True):
         yield
 
@@ -308,7 +308,7 @@ def running_eagerly(eager: bool) -> Iterator[None]:
 
 @pytest.fixture
 def jax_programs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has JAX compile quickly, and once for all processes of the session: it is most of what a small run takes."""
+    """Makes JAX compile fast, and once for all processes of the session: compilation dominates a small run."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "programs"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -317,7 +317,7 @@ def jax_programs(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def refuse(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """Makes an environment in which importing the named packages fails, for a child process."""
+    """Creates an environment for a child process in which importing the named packages fails."""
 
     def make(*packages: str) -> dict[str, str]:
         hook = tmp_path / "hook"

@@ -1,10 +1,10 @@
-"""Imports every module of dr_keras, as on a system without the modules of Unix where asked; prints those that fail.
+"""Imports every module of dr_keras, optionally as if some standard modules did not exist; prints those that fail.
 
-    python tests/import_all.py                          # what is optional and not installed may be missing
-    python tests/import_all.py --without fcntl,pwd      # as if Python had no such modules
+    python tests/import_all.py                          # optional packages may be missing
+    python tests/import_all.py --without fcntl,pwd      # as if Python lacked these modules
 
-Exit status 1 where a module fails. The standard library may use the modules that are left out, so only imports from
-this package are refused.
+Exits with status 1 if a module fails. The standard library may itself use the refused modules, so only imports from
+this package fail.
 """
 
 import argparse
@@ -21,7 +21,7 @@ MODULES = sorted(".".join(file.parts).removesuffix(".__init__") for file in FILE
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without", default="", metavar="MODULES", help="modules to refuse, with commas between")
+    parser.add_argument("--without", default="", metavar="MODULES", help="modules to refuse, separated by commas")
     refuse(set(parser.parse_args().without.split(",")))
     failed = 0
     for name in MODULES:
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def refuse(modules: set[str]) -> None:
-    """Makes imports of `modules` from dr_keras fail."""
+    """Makes dr_keras fail to import `modules`."""
     original = builtins.__import__
 
     def checked(name, globals=None, locals=None, fromlist=(), level=0):

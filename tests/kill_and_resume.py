@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Kills a run at random moments, resumes it, and compares it row by row with one that was never stopped.
+"""Kills a run at random times, resumes it, and compares it row by row with one that was never stopped.
 
     python tests/kill_and_resume.py --data tiny-imagenet-200
 
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps-per-epoch", type=int, default=300)
     parser.add_argument("--checkpoint-minutes", type=float, default=1.0)
-    parser.add_argument("--most", type=float, default=180.0, help="seconds after which a run is killed at the latest")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--most", type=float, default=180.0, help="longest time before a run is killed, in seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     options = parser.parse_args()
     common = (
         *("--data", options.data, "--epochs", options.epochs, "--steps-per-epoch", options.steps_per_epoch),

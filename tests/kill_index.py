@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Kills a process that changes an index at random moments and compares the index with the truth.
+"""Kills a process at random times while it changes an index, and compares the index with the expected state.
 
     python tests/kill_index.py FOLDER ROUNDS SEED
 
-In odd rounds a child adds, updates, removes and compacts, says each change that has returned, and is killed: the index
-has to hold exactly what was said, or besides that the one change that was under way, whole. In even rounds files come,
-change and go, and a child that syncs is killed: each image is as it was or as it is now, and a second sync makes all
-of them so. Prints how the kills fell.
+In odd rounds a child adds, updates, removes and compacts, reports each change that has returned, and is killed: the
+index must hold exactly the reported changes, or those plus the one in progress, in full. In even rounds files are
+added, changed and deleted, and a child is killed while it syncs: each image is in its old or its new state, and a
+second sync brings all of them up to date. Prints a summary of the kills.
 """
 
 import os
@@ -43,7 +43,7 @@ READER = Reader(embed, 2, "stretch")
 
 
 def change(seed: str, truth: Truth) -> tuple[str, list[str], np.ndarray]:
-    """A change that follows from the seed and from what there is: what, the ids, and their vectors."""
+    """A change determined by the seed and the current state: its kind, the ids, and their vectors."""
     chance = random.Random(seed)
     ours = sorted(id for id in truth if id.startswith("own/"))
     what = chance.choice(["add", "add", "put", "remove", "compact"]) if ours else "add"
@@ -86,7 +86,7 @@ def sync_until_killed(place: Path, files: Path, said: int) -> None:
 
 
 def killed_after(seconds: float, work: object, *arguments: object, changes: int = 0) -> bytes:
-    """Runs `work` in a child, kills it so long after so many changes, and returns what it has said."""
+    """Runs `work` in a child, kills it `seconds` after `changes` changes, and returns what it reported."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -95,7 +95,7 @@ def killed_after(seconds: float, work: object, *arguments: object, changes: int 
         os._exit(0)
     os.close(theirs)
     said = b""
-    while len(said) <= changes:  # the first byte says that the index is open
+    while len(said) <= changes:  # the first byte reports that the index is open
         more = os.read(ours, 1)
         assert more, "the child has ended"
         said += more
@@ -113,7 +113,7 @@ def found_in(place: Path) -> Truth:
         problems = index.verify()
         assert not problems, problems
         rows = index.records.listing()
-        # What may be found is what is known: no row without an image, and none twice.
+        # The searchable rows are those with an image: none without one, and none twice.
         assert sorted(row for row, *_ in rows) == index.searched_rows().tolist()
         return {id: index.vectors[row].tobytes() for row, id, *_ in rows}
 
@@ -142,7 +142,7 @@ def main() -> None:
     files = Path(sys.argv[1]) / "files"
     files.mkdir()
     sync_module.CHUNK_IMAGES = 4
-    index_module.MIN_GAPS = 20  # removals compact, too
+    index_module.MIN_GAPS = 20  # removals compact too
     Index.create(place, DIM, root=files.parent).close()
     truth: Truth = {}
     chance = random.Random(seed)
@@ -178,7 +178,7 @@ def main() -> None:
             with Index.open(place, write=True) as index:
                 starts = time.monotonic()
                 sync_folder(index, files, READER, remove_missing=True, console=stderr())
-                if said.endswith(b".") and found == own | before:  # all of it was left to do
+                if said.endswith(b".") and found == own | before:  # the sync had not started
                     takes = 1.2 * (time.monotonic() - starts)
             found, wanted = found_in(place), own | after
             differing = [id for id in found.keys() | wanted.keys() if found.get(id) != wanted.get(id)]

@@ -1,4 +1,4 @@
-"""A raw photo, as small as libraw reads it: a DNG whose sensor saw one color."""
+"""The smallest raw photo that libraw reads: a DNG whose sensor saw a single color."""
 
 import struct
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def dng(red: int, green: int, blue: int, width: int = 64, height: int = 48) -> bytes:
-    """A DNG of one color, given as values of 16 bits behind the filters of a Bayer pattern RGGB."""
+    """A DNG of one color, given as the 16-bit sensor values behind an RGGB Bayer filter."""
     seen = np.empty((height, width), "<u2")
     seen[0::2, 0::2], seen[0::2, 1::2], seen[1::2, 0::2], seen[1::2, 1::2] = red, green, green, blue
 
@@ -21,7 +21,7 @@ def dng(red: int, green: int, blue: int, width: int = 64, height: int = 48) -> b
 
     matrix = b"".join(struct.pack("<ii", int(10_000 * value), 10_000) for value in np.eye(3).reshape(-1))
     entries = {
-        254: longs(0),  # the first picture is the photo itself
+        254: longs(0),  # the first image is the photo itself
         256: longs(width),
         257: longs(height),
         258: shorts(16),
@@ -29,7 +29,7 @@ def dng(red: int, green: int, blue: int, width: int = 64, height: int = 48) -> b
         262: shorts(32803),  # a color filter array
         271: text(b"Maker"),
         272: text(b"Camera"),
-        273: longs(0),  # where its strip begins; known below
+        273: longs(0),  # offset of its strip; set below
         274: shorts(1),
         277: shorts(1),
         278: longs(height),

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Replays the steps of the Dockerfile where no container engine runs, and then uses the result as its user would.
+"""Replays the steps of the Dockerfile without a container engine, then uses the result as its user would.
 
     python tests/replay_dockerfile.py --target cpu
     python tests/replay_dockerfile.py --target gpu
 
-Each step runs in a clean folder that stands for the image's root, with a new virtual environment as its Python. The
-build context is what git has committed or staged, less .dockerignore. ENV, WORKDIR, COPY, RUN, USER and CMD are
-carried out; absolute paths are moved below the folder. Making a user would change this machine, so `useradd` does
-nothing, `chown` gives files to the user's number, and after USER commands run under that number (as root only).
+Each step runs in a clean folder that stands in for the image's root, with a new virtual environment as its Python. The
+build context is what git has committed or staged, minus .dockerignore. ENV, WORKDIR, COPY, RUN, USER and CMD are
+executed; absolute paths are moved below the folder. Creating a user would change this machine, so `useradd` does
+nothing, `chown` gives files to the user's ID, and after USER, commands run under that ID (only if started as root).
 """
 
 import argparse
@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-UID = 1000  # of the user that the Dockerfile makes
+UID = 1000  # of the user that the Dockerfile creates
 MOVED = ("/app", "/data", "/cache", "/usr/local/bin")  # the places that the Dockerfile writes to
 INSTRUCTIONS = {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "VOLUME", "EXPOSE", "CMD", "USER"}
 
 
 def steps(target: str) -> list[tuple[str, str]]:
-    """The instructions of a stage and of the stages that it is built on, in order."""
+    """The instructions of a stage and the stages it builds on, in order."""
     text = re.sub(
         r"\\\n",
         " ",
@@ -41,7 +41,7 @@ def steps(target: str) -> list[tuple[str, str]]:
     current: list[tuple[str, str]] = []
     for line in filter(str.strip, text.splitlines()):
         name, _, rest = line.strip().partition(" ")
-        assert name in INSTRUCTIONS, f"{name} is not replayed yet"
+        assert name in INSTRUCTIONS, f"{name} is not supported yet"
         if name == "FROM":
             base, _, alias = rest.split()
             current = stages[alias] = list(stages.get(base, []))
@@ -52,7 +52,7 @@ def steps(target: str) -> list[tuple[str, str]]:
 
 @dataclass
 class Image:
-    """The folder that stands for an image's root."""
+    """The folder that stands in for an image's root."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Image:
     command: list[str] = field(default_factory=list)
 
     def inside(self, path: str) -> Path:
-        """Where an absolute path of the image lies on this machine."""
+        """Where an absolute path of the image is on this machine."""
         return self.root / os.path.join(self.workdir, path).lstrip("/")
 
     def run(self, command: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -87,13 +87,13 @@ class Image:
         )
 
     def move(self, text: str) -> str:
-        """The text with the image's places in it moved below the root."""
+        """The text with the image's paths moved below the root."""
         places = "|".join(map(re.escape, MOVED))
         return re.sub(rf"(?<![\w./-])({places})(?=[/\s\"':]|$)", lambda match: str(self.root) + match[1], text)
 
 
 def context() -> list[str]:
-    """The files of the build context: what git knows, less what .dockerignore names."""
+    """The files of the build context: those tracked by git, minus those in .dockerignore."""
     names = subprocess.run(["git", "ls-files", "--cached"], cwd=ROOT, capture_output=True, text=True, check=True)
     ignored = (ROOT / ".dockerignore").read_text().split()
     return [
@@ -105,7 +105,7 @@ def context() -> list[str]:
 
 
 def copy(image: Image, sources: list[str], target: str) -> None:
-    """COPY: files go into the target, the content of a folder becomes the target's."""
+    """COPY: files go into the target; a folder's contents are copied, not the folder itself."""
     known = context()
     for source in sources:
         below = [name for name in known if name == source or name.startswith(f"{source}/")]
@@ -118,7 +118,7 @@ def copy(image: Image, sources: list[str], target: str) -> None:
 
 
 def build(target: str, root: Path, python: str) -> Image:
-    """Carries out the steps of a target."""
+    """Executes the steps of a target."""
     image = Image(root)
     for name in ("stubs", "home", "usr/local/bin"):
         (root / name).mkdir(parents=True)
@@ -155,7 +155,7 @@ def build(target: str, root: Path, python: str) -> Image:
 
 
 def use(image: Image) -> None:
-    """Runs the image's own command and each entry point, as the user that it runs as."""
+    """Runs the image's command and each entry point as the image's user."""
     assert image.user == UID, f"the image runs as user {image.user or 0}"
     small = (
         "--image-size 16 --backbone resnet10 --width 4 --embedding-dim 8 --epochs 1 --steps-per-epoch 3 --batch-size 8"
@@ -181,7 +181,7 @@ def use(image: Image) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--python", default=sys.executable, help="the image's interpreter (default: this one)")
+    parser.add_argument("--python", default=sys.executable, help="Python interpreter of the image (default: this one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         use(build(options.target, Path(folder), options.python))

@@ -1,4 +1,4 @@
-"""What the tests of search and of the index have in common."""
+"""Helpers shared by the tests of search and of the index."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the tests of the server ask it with."""
+"""Helpers with which the tests send requests to the server."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @contextmanager
 def client(place, **settings):
-    """A client of an application on the index `my-index`."""
+    """A client of an application that serves the index `my-index`."""
     model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
     with TestClient(create_app(model, Settings(**settings))) as made:
         yield made
@@ -40,7 +40,7 @@ def refused(answer, status, words):
 
 
 class Raw:
-    """The answer to a request whose path nobody has tidied up, as HTTP clients do."""
+    """The response to a request whose path was not normalized, unlike those of HTTP clients."""
 
     def __init__(self, client, path, method):
         self.headers, self.content = {}, b""
@@ -84,7 +84,7 @@ def raw(client, path, method="GET"):
 
 @contextmanager
 def proxy(address, below, strips):
-    """A reverse proxy that offers a server below a path, and may take that off: its own address."""
+    """A reverse proxy that serves a server below a path and optionally strips that path; yields its own address."""
     target = urlsplit(address).netloc
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Augmentation that changes more than places: seeds, stores, geometry, colors, mixing."""
+"""Augmentation beyond moving pixels: seeds, stores, geometry, colors, mixing."""
 
 import numpy as np
 import pytest
@@ -45,18 +45,18 @@ def test_each_image_is_changed_on_its_own_and_each_step_anew():
 
 
 def test_without_augmentation_smaller_images_are_the_means_of_their_pixels():
-    # Pillow's triangle for half the size reaches one pixel further on each side, so compare smooth images.
+    # Pillow's triangle filter for halving reaches one pixel further on each side, so compare smooth images.
     ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (1, 32, 32, 3)).copy()
     smooth = augmented(ramp, np.array([0]), Augmentation(), size=16)
     expected = ramp.reshape(1, 16, 2, 16, 2, 3).mean(axis=(2, 4))
     assert np.abs(smooth[:, 1:-1].astype(float) - expected[:, 1:-1]).max() <= 1
     flat = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], (10, 32, 32, 3)).copy()
     rows = np.array([3, 0, 9, 3])
-    assert (augmented(flat, rows, Augmentation(), size=16) == flat[rows, :16, :16]).all()  # those that were asked for
+    assert (augmented(flat, rows, Augmentation(), size=16) == flat[rows, :16, :16]).all()  # the requested rows
 
 
 def test_a_crop_shows_a_part_of_at_least_its_share():
-    """On a picture whose colors are its coordinates, the corners of the result say what it shows."""
+    """In a picture whose colors encode coordinates, the corners of the result reveal the crop."""
     y, x = np.mgrid[0:64, 0:64].astype(np.uint8)
     coordinates = np.stack([4 * y, 4 * x, np.zeros_like(x)], axis=-1)[None]
     made = augmented(coordinates, np.zeros(200, int), Augmentation(flip=True, crop=0.3), seed=(0,)).astype(float) / 4
@@ -104,21 +104,21 @@ def test_tables_and_warps():
         still, moved = warp(name, np.array([0.0, 0.7]), 32)
         assert np.allclose(still, np.eye(3))
         assert not np.allclose(moved, np.eye(3))
-        assert np.isclose(np.linalg.det(moved), 1)  # areas stay
+        assert np.isclose(np.linalg.det(moved), 1)  # areas are preserved
 
 
 def test_mixing_equals_its_shares():
     images = np.zeros((400, 8, 8, 3), np.uint8)
     images[:] = (np.arange(400) % 251)[:, None, None, None]
     out, partner, share = mixed(images, mixup=0.3, cutmix=0.3, seed=(1,))
-    assert np.array_equal(images[:, 0, 0, 0], np.arange(400) % 251)  # not changed
+    assert np.array_equal(images[:, 0, 0, 0], np.arange(400) % 251)  # unchanged
     assert sorted(partner) == list(range(400))
     kinds = {"whole": 0, "blend": 0, "paste": 0}
     for number in range(400):
         own, other = float(images[number, 0, 0, 0]), float(images[partner[number], 0, 0, 0])
         values = np.unique(out[number])
         if abs(own - other) < 60 or 0.95 < share[number] < 1 or share[number] < 0.05:
-            continue  # rounding could hide what was done
+            continue  # rounding could hide the change
         if share[number] == 1 and np.array_equal(values, [own]):
             kinds["whole"] += 1
         elif len(values) == 1 and values[0] not in (own, other):

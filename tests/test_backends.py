@@ -1,4 +1,4 @@
-"""Training, evaluation and the library on every backend of Keras, in child processes, as a backend is chosen once."""
+"""Training, evaluation and the library on every Keras backend, in child processes, as a process has only one."""
 
 import csv
 import importlib.util
@@ -52,7 +52,7 @@ def history(run):
 
 
 def losses_by_hand(folders, backend_name, tmp_path):
-    """The losses of the same steps by `train_on_batch` of the same batches, without pipeline or fit."""
+    """The losses of the same steps from `train_on_batch` on the same batches, without pipeline or `fit`."""
     code = (
         "import json, sys, numpy as np\n"
         "from dr_keras.config import Config\n"
@@ -118,7 +118,7 @@ def test_the_whole_line_runs_on(name, tmp_path, folders):
     figures = json.loads(evaluated.stdout)
     assert 0 < figures["precision@30"] <= 1
     assert 0 < figures["baselines"]["untrained"]["precision@30"] <= 1
-    # What was trained on this backend embeds the same by LiteRT.
+    # A model trained on this backend embeds the same with LiteRT.
     model = load(tmp_path / "runs" / "r")
     rows = [0, 30, 60]
     found = model.embed([model.index.root / ids_of(model.index)[row] for row in rows])
@@ -138,7 +138,7 @@ def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, fol
     assert not run.saved_model.exists()
     assert not run.litert_file.exists()
 
-    # A new image is embedded by Keras; an indexed one needs nothing.
+    # Keras embeds a new image; an indexed one needs no framework.
     query = str(folders / "disc" / "disc_3.png")
     copy = tmp_path / "copy.png"
     copy.write_bytes((folders / "disc" / "disc_3.png").read_bytes())
@@ -149,14 +149,14 @@ def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, fol
     assert by_name[0]["name"] == by_file[0]["name"] == "disc_3.png"
     assert by_file[0]["distance"] < 1e-3
 
-    # The command that it printed, where TensorFlow is.
+    # Run the command it printed, with TensorFlow available.
     exported = script(tmp_path, "train.py", "--export-only", "--run", "r")
     assert exported.returncode == 0, exported.stderr
     assert run.litert_file.is_file()
 
 
 def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
-    """Starts train.py on JAX with so many CPU devices a host; returns the history of the first host."""
+    """Runs train.py on JAX with `devices` CPU devices per host; returns the history of the first host."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -183,7 +183,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
 @pytest.mark.jax
 @pytest.mark.slow
 def test_several_devices_and_several_hosts_compute_what_one_does(tmp_path, folders, refuse):
-    env = refuse("tensorflow")  # saves the export
+    env = refuse("tensorflow")  # skips the export
     one = parallel(tmp_path, folders, "one", env, devices=1)
     for run in (
         parallel(tmp_path, folders, "devices", env, devices=2),
@@ -217,7 +217,7 @@ def test_parts_of_hosts_make_up_the_batch(folders):
     def source(**place):
         return TripletSource(pixels, rows, sampler, Augmentation(True, 2), share=Share(**place))
 
-    for step in (0, 9):  # 10 triplets, and the last 6 of an epoch of 96, filled up to 8
+    for step in (0, 9):  # 10 triplets, padded to 12; the last 6 of an epoch of 96, padded to 8
         whole = source(multiple=4).batch(step)
         parts = [source(host=host, hosts=2, multiple=4).batch(step) for host in range(2)]
         for name, values in whole.items():

@@ -1,4 +1,4 @@
-"""A distance limit against the plain loop over all limits."""
+"""A distance limit against a plain loop over all limits."""
 
 import numpy as np
 import pytest
@@ -46,12 +46,12 @@ def test_a_precision_out_of_range(wanted):
         calibrate(*example(0), wanted)
 
 
-def test_too_few_neighbors_say_nothing():
+def test_too_few_neighbors_are_an_error():
     with pytest.raises(InputError, match="fewer than 30 neighbors"):
         calibrate(np.zeros((2, 10)), np.ones((2, 10), bool), np.full(2, 10), 0.9)
     with pytest.raises(InputError, match="no distance reaches"):
         calibrate(np.empty((0, 10)), np.empty((0, 10), bool), np.empty(0, int), 0.9)
 
 
-def test_a_limit_of_nothing():
+def test_a_limit_that_keeps_no_neighbor():
     assert at(np.ones((3, 2)), np.ones((3, 2), bool), np.ones(3, int), 0.5) == (0, 0, 0)

@@ -74,7 +74,7 @@ def test_tiny_imagenet_with_its_validation_images_moved_into_class_folders(tmp_p
         assert catalog.missing == ("val/n3/val_1.JPEG",)
 
 
-def test_a_train_folder_alone_is_no_class(tmp_path):
+def test_a_train_folder_alone_is_not_a_class(tmp_path):
     touch(tmp_path, *(f"train/{c}/{n}.jpg" for c in "ab" for n in range(10)), "docs/readme.md")
     catalog = load(tmp_path)
     assert catalog.classes == ("a", "b")
@@ -131,7 +131,7 @@ def test_names_in_any_script(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["absent", "file", "empty", "flat"])
-def test_unusable_data_is_said_plainly(tmp_path, kind):
+def test_unusable_data_is_a_clear_error(tmp_path, kind):
     data = tmp_path / "data"
     if kind == "file":
         data.write_text("no folder")

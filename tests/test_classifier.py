@@ -16,7 +16,7 @@ def unit(random, *shape):
 
 
 def slow(embedding, proxies, label, other, share, scale, smooth):
-    """The loss of one image, and the class it is taken for."""
+    """The loss and the predicted class of one image."""
     logits = [np.log(np.mean([np.exp(scale * float(embedding @ vector)) for vector in group])) for group in proxies]
     odds = np.exp(logits) / np.exp(logits).sum()
     target = np.full(len(proxies), smooth / len(proxies))
@@ -79,7 +79,7 @@ def test_both_training_networks_round_trip(tmp_path):
 
 def test_a_few_steps_of_the_softmax_stage_learn_a_few_images():
     model = classification_network(initial_network(SMALL), SMALL, 4)
-    model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)  # as in training on a CPU
+    model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)  # as when training on a CPU
     random = np.random.default_rng(0)
     label = np.arange(16) % 4
     images = random.integers(0, 64, (16, 32, 32, 3)) + 48 * label[:, None, None, None]

@@ -1,4 +1,4 @@
-"""The command `dr-keras`, and the scripts that are three lines over it."""
+"""The command `dr-keras`, and the three-line scripts that wrap it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a person typed, mounted or forgot to install is one line; anything else is said to be a bug."""
+"""Errors a user can fix are reported in one line; anything else is reported as a bug."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def raises(error):
         (BrokenPipeError(), BROKEN_PIPE, ""),
     ],
 )
-def test_what_a_person_can_mend_is_one_line(capfd, error, status, message):
+def test_errors_a_user_can_fix_are_one_line(capfd, error, status, message):
     out = os.dup(1)
     try:
         assert run("x.py", raises(error), stopped="what was done is kept") == status
@@ -66,7 +66,6 @@ def test_a_bug_is_one_line_and_its_traceback_a_file(capfd, tmp_path, monkeypatch
 
 
 def test_a_bug_on_a_full_disk_is_shown(capfd, monkeypatch):
-    monkeypatch.setattr(tempfile, "mkstemp", raises(OSError(errno.ENOSPC, "No space left on device")))
     monkeypatch.setattr(tempfile, "mkstemp", lambda **_: raises(OSError(errno.ENOSPC, "No space left on device"))())
     assert run("train.py", raises(ValueError("x"))) == BUG
     assert "Traceback" in capfd.readouterr().err
@@ -93,7 +92,7 @@ LONG = "n" * 300
 
 @pytest.fixture(scope="module")
 def same_place(workplace, tmp_path_factory):
-    """A working folder with an index that what is refused leaves as it is."""
+    """A working folder with an index that refused commands leave unchanged."""
     return indexed(tmp_path_factory.mktemp("refused"), workplace)
 
 
@@ -137,7 +136,7 @@ def test_odd_arguments_are_one_line(same_place, name, arguments, words):
 
 
 def test_no_home_directory(place, tmp_path):
-    """A user of a container that has none: HOME unset, and no entry in the list of users."""
+    """A container's user without one: HOME is unset and there is no passwd entry."""
     code = (
         "import os, pwd, sys\n"
         "os.environ.pop('HOME', None); os.environ.pop('DR_KERAS_CACHE', None)\n"
@@ -177,7 +176,7 @@ def test_class_names_that_are_not_utf8(place, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def test_output_that_nobody_reads_is_no_error(place):
+def test_output_that_nobody_reads_is_not_an_error(place):
     root = Path(__file__).parent.parent
     command = f"{sys.executable} {root}/retrieve.py --index my-index --query bars_0.png --json | true"
     done = subprocess.run(

@@ -131,7 +131,7 @@ def test_data_may_be_a_path():
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_each_field_is_of_one_part_but_the_seed():
+def test_each_field_except_the_seed_belongs_to_one_part():
     names = [field.name for part in PARTS for field in dataclasses.fields(part)]
     assert set(names) == {field.name for field in dataclasses.fields(Config)}
     assert {name for name in names if names.count(name) > 1} == {"seed"}

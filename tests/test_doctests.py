@@ -12,7 +12,7 @@ from PIL import Image
 import dr_keras
 
 PUBLIC = [name for name in dr_keras.__all__ if not name.startswith("_")]
-DOCUMENTED = [  # in docs/reference/library.md besides these
+DOCUMENTED = [  # also in docs/reference/library.md
     "dr_keras.model.network.embedding_network",
     "dr_keras.model.network.training_network",
     "dr_keras.model.ranking.TripletRanking",

@@ -1,4 +1,4 @@
-"""The download of Tiny ImageNet, from a server on this machine that misbehaves as the internet does."""
+"""The download of Tiny ImageNet, from a local server that misbehaves like the internet."""
 
 import hashlib
 import http.server
@@ -16,7 +16,7 @@ from dr_keras.errors import InputError
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends `content`; `behavior` has what it does with each request, the last one for ever."""
+    """Sends `content`; `behavior` lists what to do for each request, the last one repeatedly."""
 
     daemon_threads = True
 
@@ -63,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def archive(tmp_path):
-    """A zip file as the official one is laid out, of drawn pictures."""
+    """A zip file of drawn pictures, laid out like the official one."""
     root = write_folders(tmp_path / "made" / "tiny-imagenet-200" / "train", each=4, classes=("bars", "disc")).parent
     (root / "words.txt").write_text("bars\tstripes, bars\n")
     file = tmp_path / "made.zip"
@@ -120,7 +120,7 @@ def test_a_server_that_stays_bad_is_a_clear_error_that_leaves_nothing(server, tr
         tiny_imagenet()
     assert server.requests == requests
     assert nothing_left(tmp_path)
-    server.behavior = ["send"]  # and the next start is a clean one
+    server.behavior = ["send"]  # and the next attempt starts clean
     assert tiny_imagenet().is_dir()
 
 
@@ -129,7 +129,7 @@ def test_a_server_that_falls_silent_is_given_up(server, tmp_path):
     (tmp_path / "to").mkdir()
     with pytest.raises(InputError, match=r"sent nothing for 0\.5 s"):
         fetch(download.TINY_IMAGENET, tmp_path / "to", Console(quiet=True), stall_seconds=0.5, tries=1)
-    assert not server.stopped.is_set()  # until then the server says nothing more
+    assert not server.stopped.is_set()  # the server stays silent until then
 
 
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, tmp_path):
@@ -142,7 +142,7 @@ def test_an_archive_that_cannot_be_unpacked_leaves_nothing(server, monkeypatch, 
 
 
 def test_offline_says_so_and_names_the_other_choices(tmp_path, monkeypatch):
-    nowhere = "http://127.0.0.1:9"  # nothing listens there, as where there is no network
+    nowhere = "http://127.0.0.1:9"  # nothing listens there, as when offline
     env = {"DR_KERAS_CACHE": str(tmp_path / "cache"), "HTTPS_PROXY": nowhere, "https_proxy": nowhere}
     for name, value in env.items():
         monkeypatch.setenv(name, value)

@@ -36,7 +36,7 @@ def find(folder, **options) -> Duplicates:
 
 
 def photo(seed: int, size: int = 64) -> Image.Image:
-    """Something with the detail of a photo: noise of three scales, laid over each other."""
+    """An image with the detail of a photo: noise at three scales."""
     random = np.random.default_rng(seed)
     image = np.full((size, size, 3), 128.0)
     for side, strength in ((4, 50), (12, 30), (32, 12)):
@@ -68,7 +68,7 @@ def equal_files(root: Path) -> list[list[str]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_exact_groups_are_those_of_equal_bytes(tmp_path, seed):
     random = np.random.default_rng(seed)
-    pool = [random.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(25)]  # as BMP all of the same length
+    pool = [random.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(25)]  # all of equal length as BMP
     for number in range(60):
         place = tmp_path / random.choice(["train", "val"]) / random.choice(["a", "b", "c"])
         suffix = random.choice(["bmp", "png"])
@@ -163,7 +163,7 @@ def test_close_hashes_are_those_of_the_double_loop(monkeypatch, radius):
     monkeypatch.setattr(fingerprints, "INDEXED_QUERIES", 30)
     random = np.random.default_rng(radius)
     bits = random.integers(0, 2, (100, 64), np.uint8)
-    for row in range(40, 100):  # most are another one with up to eight bits turned
+    for row in range(40, 100):  # most are copies with up to eight bits flipped
         bits[row] = bits[random.integers(40)]
         bits[row, random.choice(64, random.integers(9), replace=False)] ^= 1
     expected = [(a, b) for a, b in combinations(range(100), 2) if (bits[a] != bits[b]).sum() <= radius]
@@ -200,7 +200,7 @@ def test_groups_are_the_connected_ones(seed):
 
 
 def test_an_embedding_finds_what_the_hash_does_not(tmp_path):
-    """The embedding is the mean color, so that a mirrored picture is as near as can be."""
+    """The embedding is the mean color, so a mirrored picture is at distance zero."""
     for seed in range(4):
         save(photo(seed), tmp_path / "train" / "a" / f"{seed}.png")
     save(photo(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT), tmp_path / "val" / "a" / "mirrored.png")
@@ -249,7 +249,7 @@ def test_classes_and_splits_of_the_layout_of_tiny_imagenet(tmp_path):
 
 
 def test_folders_of_classes_beside_the_listed_ones(tmp_path):
-    """val/ is the split that a data set is read with; test/ and a class without training images are compared too."""
+    """A dataset is read with val/ as its held-out split; test/ and classes without training images are compared too."""
     for name in ("train/a/1", "train/b/2", "val/a/3", "val/c/4", "test/b/5"):
         save(photo(int(name[-1])), tmp_path / f"{name}.png")
     save(photo(1), tmp_path / "val" / "c" / "6.png")
@@ -259,8 +259,8 @@ def test_folders_of_classes_beside_the_listed_ones(tmp_path):
     assert found.cross_class == [["train/a/1.png", "val/c/6.png"]]
 
 
-def test_class_folders_are_no_splits(tmp_path):
-    for name in ("cars/1", "test/1", "train/2", "train/3"):  # a class may be called train
+def test_class_folders_are_not_splits(tmp_path):
+    for name in ("cars/1", "test/1", "train/2", "train/3"):  # a class may be named train
         save(photo(int(name[-1])), tmp_path / f"{name}.png")
     found = find(tmp_path)
     assert found.cross_class == [["cars/1.png", "test/1.png"]]
@@ -276,7 +276,7 @@ def test_splits_without_classes(tmp_path, names):
     assert not found.cross_class
 
 
-def test_a_heap_of_pictures(tmp_path):
+def test_a_flat_folder_of_pictures(tmp_path):
     for name in ("1", "2", "a b"):
         save(photo(len(name)), tmp_path / f"{name}.png")
     found = find(str(tmp_path))
@@ -330,7 +330,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "file"])
-def test_a_folder_without_images_is_said_plainly(tmp_path, kind):
+def test_a_folder_without_images_is_a_clear_error(tmp_path, kind):
     folder = tmp_path / "folder"
     if kind == "empty":
         folder.mkdir()
@@ -356,7 +356,7 @@ def test_json_comes_back_as_it_was(tmp_path):
 
 
 class Tags(HTMLParser):
-    """Collects the tags of a page with their attributes, and its text."""
+    """Collects the tags of a page with their attributes, and the text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ def test_the_page_holds_its_pictures_and_loads_nothing(tmp_path):
     sources = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(sources) == 3 * (
         2 + 3
-    )  # the exact pair and the near three: each in its own list, a leak, across classes
+    )  # the exact pair and the near three: in their own lists, as leaks, and across classes
     assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in sources)
     assert all(len(attributes["src"]) < 20_000 for attributes in sources)
     assert f"b, validation: {name}" in {attributes["alt"] for attributes in sources}
@@ -414,7 +414,7 @@ def test_the_page_draws_the_first_groups_and_counts_the_rest(tmp_path, monkeypat
     assert "and 2 more images, not shown here" in page.text
     drawn = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert len(drawn) == 4 + (4 + 2 + 2)
-    assert "z: z/0-5.png" in drawn  # the one of the other class is among those that are drawn
+    assert "z: z/0-5.png" in drawn  # the one from the other class is among those drawn
     gone = dataclasses.replace(found, root=tmp_path / "moved")
     assert report_html(gone).count("cannot be read") == len(drawn)
 
@@ -423,7 +423,7 @@ def test_the_page_draws_the_first_groups_and_counts_the_rest(tmp_path, monkeypat
 def test_leaks_between_are_those_of_comparing_all(tmp_path, seed):
     random = np.random.default_rng(seed)
     pool = random.integers(0, 256, (20, 6, 4, 3), np.uint8)
-    pool[10:, 3] = pool[:10, 3]  # the same in the middle and yet different
+    pool[10:, 3] = pool[:10, 3]  # same middle, but different images
     pool[0] = 255
     chosen = random.integers(0, 20, 50)
     splits = random.choice([TRAIN, MONITOR, VALIDATION], 50).astype(np.uint8)
@@ -471,7 +471,7 @@ def test_tiny_imagenet_holds_the_equal_files_that_a_count_finds():
     assert all(set(group) - set().union(*expected) for group in found.near)  # more than exact copies
 
 
-def test_training_tells_of_leaks():
+def test_training_reports_leaks():
     pytest.importorskip("keras")
     from dr_keras.training.messages import print_data
     from dr_keras.training.run import _leaks

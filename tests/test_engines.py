@@ -1,4 +1,4 @@
-"""Every engine of an index, exact and approximate, finds, filters, forgets and follows alike."""
+"""Every engine of an index, exact or approximate, searches, filters, removes and refreshes the same way."""
 
 import shutil
 
@@ -10,18 +10,18 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.index import approximate_search as engines
 from dr_keras.index.index import Entry, Index
 
-CENTRES = unit(40, 16)
+CENTERS = unit(40, 16)
 
 
 def clustered(count):
-    """Vectors (count, 16) around 40 centers, as those of a trained network are."""
-    vectors = CENTRES[RANDOM.integers(0, 40, count)] + 0.15 * RANDOM.standard_normal((count, 16))
+    """Vectors (count, 16) around 40 centers, like those of a trained network."""
+    vectors = CENTERS[RANDOM.integers(0, 40, count)] + 0.15 * RANDOM.standard_normal((count, 16))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module", params=engines.ENGINES)
 def built(request, tmp_path_factory):
-    """An index of 3,000 images of 10 classes by each engine, and its vectors."""
+    """An index of 3,000 images of 10 classes with each engine, and its vectors."""
     vectors = clustered(3000)
     folder = tmp_path_factory.mktemp("built") / "index"
     with Index.create(folder, 16, root="/data") as index:
@@ -33,7 +33,7 @@ def built(request, tmp_path_factory):
 
 @pytest.fixture
 def of_engine(built, tmp_path):
-    """A copy of `built` that may be changed."""
+    """A copy of `built` that tests may change."""
     folder, vectors, engine = built
     shutil.copytree(folder, tmp_path / "index")
     with Index.open(tmp_path / "index", write=True) as index:
@@ -46,7 +46,7 @@ def recall(found, true):
 
 
 def agrees(index, vectors, allowed, where=None, k=20):
-    """Compares a search with the plain one over the rows that may be found."""
+    """Compares a search with a plain one over the allowed rows."""
     queries = clustered(50)
     rows, found = index.search(queries, k, where=where)
     places, _ = slow(queries, vectors[allowed], k)
@@ -80,10 +80,10 @@ def test_engines_filter(of_engine, where, allowed):
     agrees(index, vectors, np.array([row for row in range(3000) if allowed(row)]), where, k=10)
 
 
-def test_engines_find_what_is_left_when_all_that_is_near_is_left_out(of_engine):
-    """Conditions and removals that go along with the vectors: the class of the query itself is not wanted."""
+def test_engines_find_what_is_left_when_everything_near_is_excluded(of_engine):
+    """Conditions and removals that correlate with the vectors: they exclude the query's own class."""
     index, vectors, _ = of_engine
-    near = np.argmax(vectors @ CENTRES.T, axis=1)  # (3000,)
+    near = np.argmax(vectors @ CENTERS.T, axis=1)  # (3000,)
     index.put([Entry(f"{row % 10}/{row}.png", f"c{near[row]}") for row in range(3000)], None)
     for center in (0, 7):
         queries = vectors[near == center][:8]
@@ -102,7 +102,7 @@ def test_a_reader_follows_when_the_engine_is_replaced(of_engine):
         agrees(reader, vectors, np.arange(3000))
         index.remove([f"{row % 10}/{row}.png" for row in range(500)])
         index.compact()
-        agrees(late, vectors, np.arange(3000))  # it has not loaded its engine, which is gone: exactly, then
+        agrees(late, vectors, np.arange(3000))  # its engine is gone before it was loaded, so it searches exactly
         assert reader.refresh()
         agrees(reader, vectors[500:], np.arange(2500))
         assert reader.stats()["engine"]["name"] == engine
@@ -116,7 +116,7 @@ def test_a_condition_that_nothing_meets_finds_nothing(of_engine):
 
 @pytest.mark.parametrize("most", [0.1, 0.8])
 def test_engines_forget_what_is_removed(of_engine, most, monkeypatch):
-    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 10**9)  # nothing is written anew
+    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 10**9)  # never compacts
     index, vectors, _ = of_engine
     gone = RANDOM.permutation(3000)[: int(most * 3000)]
     assert index.remove([f"{row % 10}/{row}.png" for row in gone]) == len(gone)
@@ -148,7 +148,7 @@ def test_engines_survive_compaction(of_engine, monkeypatch):
     assert len(list(index.folder.glob("engine-*"))) == (engine != "flat")
 
 
-def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(of_engine, monkeypatch):
+def test_an_outgrown_engine_is_rebuilt_and_auto_follows_the_image_count(of_engine, monkeypatch):
     monkeypatch.setattr(engines, "MIN_TAIL_ROWS", 100)
     index, _, engine = of_engine
     index.add([Entry(f"new/{n}.png", "new") for n in range(400)], clustered(400))
@@ -159,9 +159,9 @@ def test_an_engine_that_is_outgrown_is_built_again_and_auto_follows_the_number(o
         assert index.engine.build() == expected
         assert index.stats()["engine"]["chosen"] == "auto"
     index.engine.build(engine)
-    index.engine.update()  # a choice that was made stays
+    index.engine.update()  # keeps an explicit choice
     version = index.stats()["version"]
-    index.engine.update(engine)  # and what is there already is not built again
+    index.engine.update(engine)  # and does not rebuild an existing engine
     assert (index.stats()["engine"]["name"], index.stats()["version"]) == (engine, version)
 
 
@@ -171,7 +171,7 @@ def test_no_queries_find_nothing(of_engine):
     assert rows.shape == found.shape == (0, 0)
 
 
-def test_where_too_few_are_left_for_an_engine_they_are_searched_exactly(of_engine, monkeypatch):
+def test_too_few_images_for_an_engine_are_searched_exactly(of_engine, monkeypatch):
     monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 100)
     index, vectors, engine = of_engine
     assert index.remove([f"{row % 10}/{row}.png" for row in range(2900)]) == 2900
@@ -183,7 +183,7 @@ def test_where_too_few_are_left_for_an_engine_they_are_searched_exactly(of_engin
     assert index.stats()["engine"]["name"] == engine
 
 
-def test_a_damaged_engine_is_told_and_built_again(of_engine):
+def test_a_damaged_engine_is_reported_and_rebuilt(of_engine):
     index, vectors, engine = of_engine
     if engine == "flat":
         with pytest.raises(InputError, match="engine is 'annoy'; choose one of auto, flat, hnsw, ivfpq"):

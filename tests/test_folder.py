@@ -1,4 +1,4 @@
-"""Folders into an index: what is new, changed, touched, broken or gone."""
+"""Syncing folders into an index: new, changed, touched, broken and missing files."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ SIZE = 8
 
 
 class Counting:
-    """Vectors that follow from the pixels, and how many images were asked for."""
+    """Computes vectors from pixels, and records how many images were requested."""
 
     def __init__(self):
         self.asked = []
@@ -77,7 +77,7 @@ def test_only_what_changes_is_embedded(index, pictures, reader, embed):
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 13, 0, 1)
     assert embed.asked == [13]
 
-    os.utime(pictures / "disc" / "disc_0.png", ns=(1, 1))  # touched: read, and not embedded
+    os.utime(pictures / "disc" / "disc_0.png", ns=(1, 1))  # touched: read but not embedded
     (pictures / "rings" / "rings_0.png").unlink()
     shutil.copy(pictures / "bars" / "bars_0.png", pictures / "plain" / "plain_0.png")
     shutil.copy(pictures / "bars" / "bars_1.png", pictures / "broken.jpg")
@@ -115,7 +115,7 @@ def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(inde
     assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
     assert embed.asked == [3, 4, 1]
     sync_folder(index, pictures, reader, console=stderr())
-    assert len(index) == 12 + 4  # what lies elsewhere stays
+    assert len(index) == 12 + 4  # images elsewhere stay
     shutil.rmtree(elsewhere)
     elsewhere.mkdir()
     with pytest.raises(InputError, match="holds no images; if that is meant"):
@@ -135,9 +135,9 @@ def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(inde
         ("e.png", "-"),
     ],
 )
-def test_the_class_is_the_innermost_that_the_run_knows_or_the_first(index, pictures, reader, path, label):
+def test_the_class_is_the_innermost_folder_known_to_the_run_or_the_first_folder(index, pictures, reader, path, label):
     sync_folder(index, pictures, reader, console=stderr())
-    index.update([Entry("bars/bars_0.png", "bars", split="train")])  # of the run's own data
+    index.update([Entry("bars/bars_0.png", "bars", split="train")])  # part of the run's own data
     (pictures / path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(pictures / "bars" / "bars_0.png", pictures / path)
     sync_folder(index, pictures, reader, console=stderr())
@@ -160,7 +160,7 @@ def test_every_chunk_is_kept(index, pictures, reader, embed, monkeypatch):
     assert embed.asked == [5, 5, 2]
 
 
-def test_what_cannot_be_read_for_a_while_is_not_forgotten(index, pictures, reader, monkeypatch):
+def test_temporarily_unreadable_files_are_not_forgotten(index, pictures, reader, monkeypatch):
     add_files(index, [pictures], reader, attributes={"note": "mine"}, label="keep", console=stderr())
     file = pictures / "bars" / "bars_0.png"
     os.utime(file, ns=(1, 1))
@@ -188,7 +188,7 @@ def test_what_cannot_be_read_for_a_while_is_not_forgotten(index, pictures, reade
     with monkeypatch.context() as patch:
         patch.setattr("os.scandir", unlisted)
         report = sync_folder(index, pictures, reader, remove_missing=True, console=stderr())
-    # What lies in a folder that cannot be listed may be there still.
+    # Files in a folder that cannot be listed may still exist.
     assert report.missing == ["rings/rings_0.png"]
     assert report.unlisted == [(str(pictures / "disc"), "Permission denied")]
     assert {"disc/disc_0.png", "disc/disc_1.png", "disc_0.png"} <= ids(index)
@@ -221,14 +221,14 @@ def test_a_named_file_may_have_any_ending_and_stays_while_it_is_there(index, pic
     (pictures / "broken.png").write_bytes(b"broken")
     sync_folder(index, pictures, reader, console=stderr())
     assert set(index.image_files.skipped()) == {"broken.png"}
-    add_files(index, [pictures / "broken.png"], reader, console=stderr())  # is tried again, in vain
+    add_files(index, [pictures / "broken.png"], reader, console=stderr())  # retried in vain
     (pictures / "broken.png").unlink()
     (pictures / "picture").unlink()
     assert counts(sync_folder(index, pictures, reader, remove_missing=True, console=stderr())) == (0, 0, 12, 1, 0)
     assert index.image_files.skipped() == {}
 
 
-def test_damage_where_no_image_is_is_mended_too(index, pictures, reader):
+def test_damage_in_unused_rows_is_repaired_too(index, pictures, reader):
     sync_folder(index, pictures, reader, console=stderr())
     row = index.records.row("bars/bars_0.png")
     index.remove(["bars/bars_0.png"])
@@ -259,7 +259,7 @@ def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures,
     before = {id: index.get(id) for id in ids(index)}
     index.close()
     file = tmp_path / "index" / "vectors-0.f32"
-    data = bytearray(file.read_bytes()[:-40])  # the last is gone, and the one before it is damaged
+    data = bytearray(file.read_bytes()[:-40])  # the last vector is gone and the one before it damaged
     data[3] ^= 1
     file.write_bytes(data)
     with pytest.raises(RunError, match="verify --repair"):
@@ -281,7 +281,7 @@ def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures,
 
 
 def repair_of_nothing(folder):
-    """How many problems are left where there are none, without a model."""
+    """Repairs an index that has no problems, without a model; returns how many problems are left."""
     with Index.open(folder, write=True, repair=True) as index:
         repair_index(index, pytest.fail, console=stderr())
         return len(index.verify())

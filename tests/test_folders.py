@@ -1,4 +1,4 @@
-"""The one walker of folders: what it passes over, what it names, and that each file is one picture."""
+"""The shared folder walker: what it skips, what it reports, and that each file counts as one picture."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 
 def put(root, *names, seed=0):
-    """Pictures of these names, each another one."""
+    """Writes pictures with these names, all different."""
     for number, name in enumerate(names):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ READER = Reader(embed, 8, "stretch")
 
 @pytest.fixture
 def open_place():
-    """A folder that other users may enter, unlike those of pytest."""
+    """A folder that other users may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         yield Path(folder)
@@ -57,7 +57,7 @@ def open_place():
 
 @contextlib.contextmanager
 def without_rights():
-    """Not as root, for whom every folder is open."""
+    """Drops root privileges, with which every folder is accessible."""
     if os.geteuid():
         yield
         return
@@ -69,10 +69,10 @@ def without_rights():
 
 
 @pytest.mark.parametrize("name", [*sorted(PASSED_OVER), ".hidden", ".@__thumb", "@EADIR", "$Recycle.Bin"])
-def test_what_disks_and_systems_keep_is_passed_over(tmp_path, name):
+def test_folders_of_disks_and_systems_are_skipped(tmp_path, name):
     put(tmp_path, "a.png", f"{name}/b.png", f"c/{name}/d/e.png")
     assert names(tmp_path) == ["a.png"]
-    assert names(tmp_path / "c" / name) == ["d/e.png"]  # unless it is what was asked for
+    assert names(tmp_path / "c" / name) == ["d/e.png"]  # unless requested explicitly
 
 
 def test_content_counts_and_not_the_ending(tmp_path):
@@ -84,7 +84,7 @@ def test_content_counts_and_not_the_ending(tmp_path):
     assert names(tmp_path) == ["a", "b.txt", "c.png", "d.db", "empty.png", "phone.HEIC", "says.jpg"]
 
 
-def test_what_is_no_regular_file_blocks_nothing_and_is_no_picture(tmp_path):
+def test_special_files_block_nothing_and_are_not_pictures(tmp_path):
     put(tmp_path, "a.png")
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -94,19 +94,19 @@ def test_what_is_no_regular_file_blocks_nothing_and_is_no_picture(tmp_path):
     (tmp_path / "self").symlink_to(tmp_path)
     with socket.socket(socket.AF_UNIX) as one:
         here = Path.cwd()
-        os.chdir(tmp_path)  # the path of a socket has to be short
+        os.chdir(tmp_path)  # socket paths must be short
         try:
             one.bind("socket")
         finally:
             os.chdir(here)
-    assert names(tmp_path) == ["a.png", "pipe.jpg"]  # which says that it is one; reading it says more
+    assert names(tmp_path) == ["a.png", "pipe.jpg"]  # the name claims a picture; reading it reveals more
     with Index.create(tmp_path.parent / f"{tmp_path.name} index", 16, root=tmp_path) as index:
         report = add_files(index, [tmp_path], READER, console=stderr())
         assert (report.added, report.unread) == (1, {"pipe.jpg": "cannot be read: it is not a regular file"})
 
 
 def links(root):
-    """A picture by seven paths, and another one."""
+    """Writes a picture with seven paths, and another picture."""
     put(root, "real/a.png", "real/b.png")
     (root / "link").symlink_to("real")
     (root / "a-link.png").symlink_to("real/a.png")
@@ -132,7 +132,7 @@ def test_paths_behind_one_that_cannot_be_followed_are_still_compared(open_place)
     for name in ("b/2.png", "c/3.png"):
         (open_place / name).parent.mkdir()
         os.link(open_place / "a" / "1.png", open_place / name)
-    (open_place / "a").chmod(0o444)  # may be listed and not entered
+    (open_place / "a").chmod(0o444)  # may be listed but not entered
     with without_rights():
         assert names(open_place) == ["a/1.png", "b/2.png"]
 
@@ -146,7 +146,7 @@ def test_it_is_indexed_once(tmp_path):
         with Index.create(tmp_path / "index", 16, root=root) as index:
             given = [root / "link" / "b.png", "pictures/real/a.png", root, tmp_path / "other", root / "z" / "hard.png"]
             assert add_files(index, given, READER, console=stderr()).added == 2
-            for path in given:  # and by whatever path it comes again
+            for path in given:  # no matter by which path it is added again
                 report = add_files(index, [path], READER, console=stderr())
                 assert (report.added, report.unread) == (0, {}), path
             assert sync_folder(index, tmp_path / "other", READER, console=stderr()).added == 0
@@ -169,7 +169,7 @@ def test_it_is_never_its_own_duplicate(tmp_path):
     assert (found.images, found.exact) == (2, [])
 
 
-def test_it_is_trained_on_once_and_that_is_said(tmp_path):
+def test_it_is_trained_on_once_and_reported(tmp_path):
     put(tmp_path, *(f"{name}/{number}.png" for name in ("cats", "dogs") for number in range(4)))
     (tmp_path / "dogs" / "again.png").symlink_to("0.png")
     os.link(tmp_path / "cats" / "0.png", tmp_path / "dogs" / "cat.png")
@@ -245,7 +245,7 @@ def test_a_walk_through_a_folder_that_is_gone_is_named(tmp_path):
     assert walker.troubles == [(str(tmp_path / "gone"), "No such file or directory")]
 
 
-# A collection that moves
+# Moving a collection
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def collection(tmp_path):
 def test_an_index_is_told_where_its_collection_lies_now(collection, tmp_path):
     before = {name: (entry := collection.get(name))[1] for _, name, *_ in collection.records.listing()}
     assert entry
-    new = Path(shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile))  # with new times
+    new = Path(shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile))  # new timestamps
     shutil.rmtree(tmp_path / "old")
     found = move_index(collection, new, console=stderr())
     assert (found.same, found.missing, found.changed, collection.root) == (20, [], [], new)
@@ -277,7 +277,7 @@ def test_an_index_is_told_where_its_collection_lies_now(collection, tmp_path):
         assert other.root == new
 
 
-def test_what_is_missing_or_changed_at_the_new_place_is_said(collection, tmp_path):
+def test_images_missing_or_changed_at_the_new_place_are_reported(collection, tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "bars" / "bars_0.png").unlink()
     put(tmp_path / "new", "disc/disc_0.png", seed=99)

@@ -1,4 +1,4 @@
-"""What is a picture is said by its content: each format that is read, each that needs help, and what is none."""
+"""Pictures are recognized by content: formats that are read, formats that need an extra, and other files."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from dr_keras.data.formats import FORMATS, HEAD_BYTES, needs_decoder, says_pictu
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError
 
-# What Pillow writes: the format's name there, a mode, and the largest difference that its coding makes.
+# Formats Pillow writes: its name for the format, a mode, and the largest error of the encoding.
 WRITTEN = [
     ("JPEG", "RGB", 25),
     ("PNG", "RGB", 0),
@@ -36,7 +36,7 @@ WRITTEN = [
 
 
 def ramp(side=64):
-    """A picture whose channels all rise, and that no coding spoils much."""
+    """A picture of gradients, which no encoding distorts much."""
     across = np.linspace(0, 255, side)
     gray = (across[:, None] + across[None]) / 2
     return Image.fromarray(np.stack([gray, gray[::-1], gray[:, ::-1]], axis=2).astype(np.uint8))
@@ -134,7 +134,7 @@ def test_pictures_that_need_help_are_known_and_say_what_to_do(data, name, monkey
         b"path,label\na.jpg,cats\n",
         b"%PDF-1.7\n%\xe2\xe3",
         b"PK\x03\x04" + bytes(30),
-        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),  # Thumbs.db and all of old Office
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),  # Thumbs.db and old Office files
         b"Rar!\x1a\x07\0" + bytes(40),
         b"\x1f\x8b\x08" + bytes(40),
         b"ID3\x04" + bytes(40),
@@ -152,12 +152,12 @@ def test_pictures_that_need_help_are_known_and_say_what_to_do(data, name, monkey
         "Größe;Länge\n".encode("utf-16"),
     ],
 )
-def test_what_is_no_picture_is_none(data):
+def test_other_files_are_not_pictures(data):
     assert sniffed(data) is None
 
 
-def test_random_bytes_are_hardly_ever_taken_for_a_picture():
-    """Targa has no mark at its beginning, and JPEG XL one of two bytes."""
+def test_random_bytes_are_rarely_mistaken_for_a_picture():
+    """Targa has no magic number, and that of JPEG XL is only two bytes."""
     random = np.random.default_rng(0)
     taken = sum(sniffed(random.bytes(2000)) is not None for _ in range(20_000))
     assert taken <= 4
@@ -175,7 +175,7 @@ def test_raw_files_that_are_tiff_inside_are_told_by_their_ending(tmp_path, name,
 
 
 def test_raw_photos_without_an_ending_are_told_by_their_tags(monkeypatch):
-    """Else the small picture in front would be taken for the photo."""
+    """Otherwise the small preview in front would be taken for the photo."""
     monkeypatch.setitem(sys.modules, "rawpy", None)
     behind_small_picture = TiffImagePlugin.ImageFileDirectory_v2()
     behind_small_picture[254], behind_small_picture[330] = 1, 8
@@ -209,7 +209,7 @@ def test_heif_and_jxl_are_read_where_the_extra_is_installed():
     assert sniffed(buffer.getvalue()) == "HEIF"
     wanted = np.asarray(image).astype(int)
     assert np.abs(decode(buffer.getvalue(), 64).astype(int) - wanted).max() <= 25
-    assert set(Image.OPEN) == set(before)  # nobody else's Pillow reads other formats than before
+    assert set(Image.OPEN) == set(before)  # Pillow itself reads the same formats as before
     buffer = io.BytesIO()
     image.save(buffer, "JXL", lossless=True)
     assert sniffed(buffer.getvalue()) == "JXL"

@@ -1,4 +1,4 @@
-"""Rubbish for the walker of folders and for the decoder: about a minute of it in make test-all."""
+"""Random garbage for the folder walker and the decoder: about a minute of it in make test-all."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ Image.new("RGB", (3, 2), "red").save(PICTURE, "PNG")
 
 
 def seeds():
-    """A small picture in each format that Pillow writes, with and without metadata, and in odd depths."""
+    """A small picture in each format Pillow writes, with and without metadata, and at unusual bit depths."""
     random = np.random.default_rng(0)
     color = Image.fromarray(random.integers(0, 256, (19, 23, 3), np.uint8))
     exif = Image.Exif()
@@ -48,7 +48,7 @@ def seeds():
     ]
     for image, kind, options in made:
         buffer = io.BytesIO()
-        with contextlib.suppress(KeyError, UnidentifiedImageError, ValueError):  # an older Pillow lacks some
+        with contextlib.suppress(KeyError, UnidentifiedImageError, ValueError):  # older Pillow versions lack some
             image.save(buffer, kind, **options)
         if buffer.getvalue():
             yield buffer.getvalue()
@@ -86,7 +86,7 @@ def changed(data, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds in metadata
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about bad metadata
 @given(st.sampled_from(range(len(SEEDS))), CHANGES, st.sampled_from(["stretch", "crop", "pad"]))
 @settings(max_examples=examples(4000), deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_damaged_picture_is_decoded_or_refused(seed, changes, resize):
@@ -138,7 +138,7 @@ TREES = st.recursive(
 
 
 def build(place, tree, later):
-    """Makes a tree; folders are closed afterwards."""
+    """Creates a tree; permissions are removed later."""
     if isinstance(tree, tuple) and isinstance(tree[0], dict):
         place.mkdir()
         for name, inside in tree[0].items():
@@ -146,7 +146,7 @@ def build(place, tree, later):
         later.append((place, tree[1]))
     elif isinstance(tree, tuple):
         kind, target = tree
-        with contextlib.suppress(OSError):  # one that leads nowhere, or would be of a folder
+        with contextlib.suppress(OSError):  # a dangling link, or a hard link to a folder
             if kind == "link":
                 place.symlink_to(target or "nowhere")
             else:
@@ -162,7 +162,7 @@ def build(place, tree, later):
 
 
 def plain_walk(folder, seen, found):
-    """What the walker should find, written out: places of pictures, by plain steps."""
+    """The pictures the walker should find, by a plain recursion."""
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -182,7 +182,7 @@ def plain_walk(folder, seen, found):
 
 
 def place_of(file):
-    """What tells a file apart; nothing for one in a folder that may be listed and not entered: reading it will fail."""
+    """A file's identity; None in a folder that may be listed but not entered, where reading will fail."""
     try:
         status = os.stat(file) if os.path.exists(file) else os.lstat(file)
     except PermissionError:
@@ -195,7 +195,7 @@ def place_of(file):
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_tree_is_walked_through_and_each_picture_found_once(tree):
     with tempfile.TemporaryDirectory() as folder:
-        root, later = Path(folder) / "over" / "root", []  # a link may lead two levels up: to nothing of other tests
+        root, later = Path(folder) / "over" / "root", []  # links may lead two levels up; keep them inside this test
         os.chmod(folder, 0o777)
         root.parent.mkdir()
         os.chmod(root.parent, 0o777)
@@ -203,7 +203,7 @@ def test_every_tree_is_walked_through_and_each_picture_found_once(tree):
         for place, mode in later:
             os.chmod(place, mode)
         user = os.geteuid()
-        os.seteuid(user or NOBODY)  # every folder is open to root
+        os.seteuid(user or NOBODY)  # root can access every folder
         try:
             walker = Walker()
             files = walker.pictures(root)

@@ -1,4 +1,4 @@
-"""Classes of two pictures: whole classes are watched and held out, and ranked among themselves."""
+"""Classes of two pictures: whole classes are monitored and held out, and ranked among themselves."""
 
 import json
 
@@ -25,7 +25,7 @@ def split(sizes, monitor=0.01, validation=0.1, seed=0, monitored=frozenset()):
 
 
 def whole(splits, number):
-    """The classes in a split; each must be there with all its images."""
+    """The classes in a split; each must be in it with all its images."""
     found = {name for name, own in splits.items() if (own == number).any()}
     assert all((splits[name] == number).all() for name in found)
     return found
@@ -48,9 +48,9 @@ def test_five_thousand_classes_of_two():
 def test_whole_classes_leave_half_of_the_pairs(sizes, monitor, validation, seed):
     splits = split(sizes, monitor, validation, seed)
     pairs = {name for name, own in splits.items() if len(own) > 1}
-    one_share = bool(monitor) != bool(validation)  # for which classes of three are large enough
+    one_share = bool(monitor) != bool(validation)  # then classes of three are large enough
     if len(pairs) < 10 or not (monitor or validation) or (one_share and max(sizes) > 2):
-        assert all((own == TRAIN).sum() >= min(2, len(own)) for own in splits.values())  # as any other data set
+        assert all((own == TRAIN).sum() >= min(2, len(own)) for own in splits.values())  # like any other dataset
         return
     watched, held = whole(splits, MONITOR), whole(splits, VALIDATION)
     assert watched | held <= pairs
@@ -71,11 +71,11 @@ def test_a_class_mostly_keeps_its_split_when_another_comes():
 def test_classes_that_can_be_split_are_split_as_ever():
     splits = split([100, 100], 0.05, 0.2)
     assert [np.bincount(own, minlength=3).tolist() for own in splits.values()] == [[76, 4, 20]] * 2
-    splits = split([10, *[2] * 40])  # one class that can be is enough
+    splits = split([10, *[2] * 40])  # one such class is enough
     assert all((own == TRAIN).all() for name, own in splits.items() if name != "c00000")
 
 
-def test_what_the_data_set_gives_itself_stays():
+def test_splits_given_by_the_dataset_are_kept():
     given_images = {"c00000/0", "c00001/1"}
     splits = split([2] * 40, monitored=given_images)
     assert splits["c00000"].tolist() == [MONITOR, TRAIN]
@@ -101,11 +101,11 @@ def test_notes_say_what_was_done_and_are_short():
     assert not held_out.notes(*counts(split([100, 100], 0.05, 0.2)))
 
 
-# The figures, each against the plain loop that takes the query out of the gallery.
+# Each metric against a plain loop that removes the query from the gallery.
 
 
 def people(seed=0, classes=12, length=6):
-    """Vectors of unit length (24, D) and labels: pairs, one of three, one whose second image is gone."""
+    """Unit vectors (24, D) and labels: pairs, one class of three, one with a single image."""
     random = np.random.default_rng(seed)
     labels = np.sort(np.concatenate([np.arange(classes - 1), np.arange(classes), [0]]))
     centers = random.standard_normal((classes, length))
@@ -113,7 +113,7 @@ def people(seed=0, classes=12, length=6):
 
 
 def one_at_a_time(queries, gallery_of, labels):
-    """The definitions, one query at a time; `gallery_of(i)` is the gallery of query i, itself included."""
+    """The definitions, one query at a time; `gallery_of(i)` is the gallery of query i, including the query."""
     rows = []
     for i, query in enumerate(queries):
         others = np.delete(gallery_of(i), i, axis=0)
@@ -133,7 +133,7 @@ def one_at_a_time(queries, gallery_of, labels):
 @pytest.mark.parametrize("seed", range(3))
 def test_leaving_one_out_equals_the_plain_loop(seed):
     vectors, labels = people(seed)
-    vectors[3] = vectors[4]  # a copy of a query must not be taken for it
+    vectors[3] = vectors[4]  # a copy of a query must not be mistaken for it
     figures = evaluate(vectors, labels, vectors, labels, class_count=12, leave_one_out=True).figures
     for name, expected in one_at_a_time(vectors, lambda _: vectors, labels).items():
         assert figures[name] == pytest.approx(expected), name
@@ -152,13 +152,13 @@ def test_the_triplets_of_leaving_one_out_never_hold_the_query_itself():
         positives, negatives = distances[same & (np.arange(len(labels)) != query)], distances[~same]
         assert all(np.isclose(positives, d, atol=1e-6).any() for d in near[row])
         assert all(np.isclose(negatives, d, atol=1e-6).any() for d in far[row])
-        assert len(set(near[row].round(5))) == len(positives)  # ten draws of at most two
+        assert len(set(near[row].round(5))) == len(positives)  # ten draws from at most two
     figures = evaluate(vectors, labels, vectors, labels, class_count=12, seed=1, leave_one_out=True).figures
     assert figures["similarity_precision"] == pytest.approx((near < far).mean())
 
 
 def few_shot_images(seed=0):
-    """Twelve held-out classes, two watched ones and training images."""
+    """Twelve held-out classes, two monitored ones, and training images."""
     vectors, labels = people(seed)
     random = np.random.default_rng(seed)
     more = unit_length(random.standard_normal((20, 6)))
@@ -176,7 +176,7 @@ def few_shot_images(seed=0):
 
 
 class _Mirror:
-    """A model whose mirror images are other vectors."""
+    """A model with different vectors for mirror images."""
 
     def embed(self, pixels):
         return unit_length(np.random.default_rng(5).standard_normal((len(pixels), 6)))
@@ -192,7 +192,7 @@ def test_search_options_leave_the_query_out_of_everything(seed):
     vectors, labels = images.vectors[images.held], images.labels[images.held]
 
     def averaged(of):
-        """The gallery of query i: averaged without it; what stands in row i is never looked at."""
+        """The gallery of query i, averaged without it; row i is never used."""
 
         def gallery(i):
             kept = average_gallery(np.delete(of, i, axis=0), 2)
@@ -235,7 +235,7 @@ def test_a_gallery_averaged_without_one_equals_the_plain_loop():
     for row in range(len(vectors)):
         there = np.delete(moved_gallery(whole_gallery, row, moved), row, axis=0)
         np.testing.assert_allclose(there, average_gallery(np.delete(vectors, row, axis=0), 4), atol=1e-5)
-    assert average_without(vectors[:3], 30)(0)[1].shape == (2, 6)  # more neighbors than there are
+    assert average_without(vectors[:3], 30)(0)[1].shape == (2, 6)  # more neighbors than images
 
 
 def test_calibration_on_whole_classes_equals_the_plain_loop():
@@ -270,8 +270,8 @@ def test_neighbors_without_the_query_itself():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("export_here", "eagerly")
-def test_the_whole_line_of_few_shot_data(tmp_path):
-    """Trained, watched, stopped early, evaluated; the figures are those of the index's own vectors."""
+def test_few_shot_data_end_to_end(tmp_path):
+    """Trained, monitored, stopped early, evaluated; the metrics match those of the index's own vectors."""
     data = write_folders(tmp_path / "data", each=2, classes=("bars", "disc", "plain", "rings"))
     for number in range(20):
         write_folders(data / "more", each=2, seed=number, classes=("disc",))
@@ -290,7 +290,7 @@ def test_the_whole_line_of_few_shot_data(tmp_path):
     assert result.stderr.count("whole classes are set aside: 2 for monitor and 5 for validation") == 1
     assert "monitor map@r" in result.stderr
     run = Run(tmp_path / "runs" / "few")
-    assert json.loads(run.metrics_file.read_text())["steps"] < 9  # nothing rises at such a learning rate
+    assert json.loads(run.metrics_file.read_text())["steps"] < 9  # nothing improves at such a learning rate
     evaluated = script(tmp_path, "evaluate.py", "--run", "few", "--json", "--query-expansion", 1)
     assert evaluated.returncode == 0, evaluated.stderr
     figures = json.loads(evaluated.stdout)

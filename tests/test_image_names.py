@@ -1,4 +1,4 @@
-"""From what a person calls an image to the image, for the library and for the server."""
+"""Resolving the name a user gives an image, for the library and for the server."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ IDS = ("cats/tom.png", "cats/both.png", "dogs/both.png")
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """Three images below `photos`, of which one file exists, and one image beside it that is not in the index."""
+    """Three images below `photos`, only one of which exists as a file, and a file outside the index."""
     photos = tmp_path / "photos"
     (photos / "cats").mkdir(parents=True)
     (photos / "cats" / "tom.png").write_bytes(draw_encoded())
@@ -46,7 +46,7 @@ def test_another_file_is_found_by_the_library_only(index):
             find_indexed(index, name)
 
 
-def test_a_name_that_nothing_or_too_much_has(index):
+def test_names_that_match_nothing_or_too_much(index):
     for find in (find_indexed, resolve):
         with pytest.raises(InputError, match=r"2 images: cats/both\.png, dogs/both\.png"):
             find(index, "both.png")
@@ -54,13 +54,13 @@ def test_a_name_that_nothing_or_too_much_has(index):
         resolve(index, "tim.png")
     with pytest.raises(InputError, match=r"no image is called 'tim\.png'") as error:
         find_indexed(index, "tim.png")
-    assert "file" not in str(error.value)  # whether there is one is not for strangers
+    assert "file" not in str(error.value)  # strangers must not learn whether one exists
 
 
 def test_thumbnails_are_upright_and_keep_their_proportions():
     buffer = io.BytesIO()
     exif = Image.Exif()
-    exif[0x112] = 6  # turned by 90 degrees
+    exif[0x112] = 6  # rotated by 90 degrees
     Image.new("RGB", (80, 20), "red").save(buffer, "PNG", exif=exif)
     assert thumbnail(buffer.getvalue(), 40).size == (10, 40)
     assert thumbnail(buffer.getvalue(), 400).size == (20, 80)  # never enlarged
@@ -80,7 +80,7 @@ def test_a_cache_forgets_what_was_used_least_recently():
     assert cache.get("a") == b"12"
     cache.put("c", b"56")
     assert (cache.get("b"), cache.get("a"), cache.size, len(cache)) == (None, b"12", 4, 2)
-    cache.put("a", b"123")  # in place of the former value
+    cache.put("a", b"123")  # replaces the previous value
     assert (cache.get("a"), cache.get("c"), cache.size) == (b"123", None, 3)
     cache.put("d", b"larger than all")
     assert (cache.get("d"), len(cache)) == (b"larger than all", 1)

@@ -36,7 +36,7 @@ def test_modes_become_rgb(mode):
     )
     pixels = decode(image or gray.convert(mode), 8)
     assert pixels.shape == (8, 8, 3)
-    if mode != "1":  # black and white dots
+    if mode != "1":  # dithered
         assert np.abs(pixels.astype(int) - 128).max() <= 2
 
 
@@ -53,7 +53,7 @@ def test_exif_orientation_is_applied():
     image = Image.new("RGB", (16, 16), "black")
     image.paste("white", (0, 0, 16, 8))  # upper half
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side: the upper half is shown on the right
+    exif[0x0112] = 6  # rotated 90 degrees: the top is shown on the right
     pixels = decode(encode(image, "JPEG", exif=exif, quality=95), 16)
     assert pixels[:, 12:].min() > 200
     assert pixels[:, :4].max() < 50
@@ -133,7 +133,7 @@ def test_any_bytes_decode_or_raise_image_error(data, head):
     try:
         shape = decode(head + data, 8).shape
     except ImageError:
-        return  # any other error fails the test
+        return  # other errors fail the test
     assert shape == (8, 8, 3)
 
 

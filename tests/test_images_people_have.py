@@ -1,4 +1,4 @@
-"""Pictures as cameras, scanners and damaged disks leave them: broken metadata, any depth, any shape, any size."""
+"""Pictures as cameras, scanners and damaged disks produce them: broken metadata, any depth, any shape, any size."""
 
 import io
 import os
@@ -60,12 +60,12 @@ PNGS = {
 
 
 @pytest.mark.parametrize("name", PNGS)
-def test_damaged_metadata_of_a_png_cost_no_picture(name):
+def test_damaged_png_metadata_does_not_cost_the_picture(name):
     assert np.array_equal(np.asarray(read(PNGS[name])), np.asarray(noise()))
 
 
 def exif_with_orientation(*more):
-    """EXIF that turns the picture, with further raw entries of 12 bytes."""
+    """EXIF that rotates the picture, with additional raw 12-byte entries."""
     entries = [struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), *more]
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + struct.pack("<Iii", 0, -1, 0)
 
@@ -78,8 +78,8 @@ JPEGS = {
 
 
 @pytest.mark.parametrize("name", JPEGS)
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says that the metadata are damaged
-def test_a_jpeg_is_turned_though_other_metadata_are_damaged(name):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged metadata
+def test_a_jpeg_is_rotated_even_if_other_metadata_is_damaged(name):
     exif = JPEGS[name]
     plain = encoded(noise(), "JPEG")
     data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
@@ -105,7 +105,7 @@ def test_a_jpeg_is_turned_though_other_metadata_are_damaged(name):
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_segments_of_a_jpeg_cost_no_picture(marker, content):
+def test_damaged_jpeg_segments_do_not_cost_the_picture(marker, content):
     plain = encoded(noise(), "JPEG")
     data = plain[:2] + bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content + plain[2:]
     assert np.array_equal(np.asarray(read(data)), np.asarray(read(plain)))
@@ -113,12 +113,12 @@ def test_damaged_segments_of_a_jpeg_cost_no_picture(marker, content):
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0" + BAD_TIFF, b"", b"II*\0\xff\xff\xff\xff"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-def test_damaged_exif_of_a_webp_costs_no_picture(exif):
+def test_damaged_webp_exif_does_not_cost_the_picture(exif):
     plain = encoded(noise(), "WEBP", quality=90)
     assert np.array_equal(np.asarray(read(encoded(noise(), "WEBP", quality=90, exif=exif))), np.asarray(read(plain)))
 
 
-def test_damaged_exif_of_a_tiff_costs_no_picture():
+def test_damaged_tiff_exif_does_not_cost_the_picture():
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     directory[0x112], directory[0x8769] = 6, 2**31
     directory.tagtype[0x8769] = 4
@@ -146,7 +146,7 @@ def test_every_orientation_is_turned_upright(kind, orientation):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_pixels_that_are_cut_off_are_not_saved_by_taking_metadata_away(kind):
+def test_removing_metadata_does_not_rescue_truncated_pixels(kind):
     data = encoded(noise(), kind, exif=b"Exif\0\0" + BAD_TIFF)
     with pytest.raises(ImageError):
         read(data[: len(data) * 2 // 3])
@@ -158,7 +158,7 @@ RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 
 
 def is_ramp(pixels):
-    """Whether it rises from dark to light in many steps."""
+    """Whether the pixels rise from dark to light in many steps."""
     gray = pixels[:, :, 0].astype(int)
     return bool((np.diff(gray.reshape(-1)) >= 0).all() and np.ptp(gray) > 200 and len(np.unique(gray)) > 32)
 
@@ -182,11 +182,11 @@ def test_a_ramp_in_32_bits_stays_a_ramp(top):
 def test_fewer_bits_in_16_stay_a_ramp(kind, top):
     gray = decode(encoded(Image.fromarray((RAMP * top).astype(np.uint16)), kind), 64)[:, :, 0]
     assert (np.diff(gray.reshape(-1).astype(int)) >= 0).all()
-    assert gray.max() >= 63  # 10 bits are taken for 12, and 14 for 16
+    assert gray.max() >= 63  # 10 bits are read as 12, and 14 as 16
     assert len(np.unique(gray)) >= 64
 
 
-def test_a_mask_of_noughts_and_ones_is_black_and_white():
+def test_a_mask_of_zeros_and_ones_is_black_and_white():
     mask = (RAMP > 0.5).astype(np.uint16)
     assert np.unique(decode(encoded(Image.fromarray(mask), "PNG"), 64)).tolist() == [0, 255]
 
@@ -209,7 +209,7 @@ def test_the_depth_that_a_format_declares_counts():
         (np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32), "not finite numbers"),
     ],
 )
-def test_a_depth_that_cannot_be_told_is_refused(values, message):
+def test_an_ambiguous_depth_is_refused(values, message):
     with pytest.raises(ImageError, match=message):
         decode(encoded(Image.fromarray(values), "TIFF"), 64)
 
@@ -220,7 +220,7 @@ def test_black_stays_black():
 
 
 def deep_png(top):
-    """A PNG of 16 bits a channel, which Pillow does not write: a ramp up to `top`."""
+    """A PNG with 16 bits per channel, which Pillow does not write: a ramp up to `top`."""
     values = (np.stack([RAMP] * 3, axis=2) * top).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     head = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
@@ -246,11 +246,11 @@ def test_pictures_of_any_proportion_keep_a_line_of_themselves(resize, shape):
         assert (pixels < 64).any(axis=(1, 2)).any()
 
 
-def test_nothing_of_the_process_is_changed():
-    """Not the limit of Pillow, its formats, nor the warnings."""
+def test_process_wide_settings_do_not_change():
+    """Neither Pillow's limit, its formats, nor the warning filters."""
     code = (
         "import sys, warnings\n"
-        "import numpy\n"  # which has filters of its own
+        "import numpy\n"  # adds warning filters of its own
         "from PIL import Image\n"
         "before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters), set(sys.modules))\n"
         "import dr_keras, dr_keras.data.images, dr_keras.search_model, dr_keras.index.index\n"
@@ -269,7 +269,7 @@ def test_nothing_of_the_process_is_changed():
 
 
 def test_a_file_of_gigabytes_is_opened_and_hashed_in_little_memory(tmp_path):
-    """A sparse file: a small TIFF with 6 GB behind it."""
+    """A sparse file: a small TIFF followed by 6 GB."""
     file = tmp_path / "large.tif"
     file.write_bytes(encoded(noise(), "TIFF"))
     os.truncate(file, 6 * 2**30)
@@ -298,7 +298,7 @@ def test_more_pixels_than_are_decoded_are_refused_before_they_are():
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket"])
-def test_what_is_no_regular_file_never_blocks(tmp_path, kind):
+def test_special_files_never_block(tmp_path, kind):
     path = tmp_path / "x.jpg"
     if kind == "pipe":
         os.mkfifo(path)

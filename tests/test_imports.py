@@ -1,4 +1,4 @@
-"""Every module of the package can be imported on every system, also where Python lacks the modules of Unix."""
+"""Every module of the package can be imported on every system, even where Python lacks Unix-only modules."""
 
 import subprocess
 import sys

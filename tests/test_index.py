@@ -1,4 +1,4 @@
-"""The index against plain NumPy and Python: every change, what is refused, and what damage does."""
+"""The index against plain NumPy and Python: every kind of change, refused input, and damage."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from dr_keras.index.write_index import write_index
 
 
 def a_catalog(root):
-    """40 images that are searched, every tenth of them of the monitor, and 10 held out."""
+    """40 searchable images, every tenth of them a monitor image, and 10 held-out ones."""
     rows = np.arange(50)
     ids = [f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in range(40)]
     return Catalog(
@@ -43,7 +43,7 @@ def a_catalog(root):
 @pytest.fixture
 def vectors():
     vectors = unit(50)
-    vectors[7] = vectors[3]  # a duplicate: equal distances
+    vectors[7] = vectors[3]  # a duplicate, for ties
     return vectors
 
 
@@ -196,7 +196,7 @@ def test_updates_leave_no_gaps_behind(index, monkeypatch):
 
 
 def test_near_copies_are_ranked_exactly(index):
-    copies = unit(1) + 1e-4 * unit(30)  # products of matrices do not tell these apart
+    copies = unit(1) + 1e-4 * unit(30)  # too close for matrix products to tell apart
     copies /= np.linalg.norm(copies, axis=1, keepdims=True)
     index.add([Entry(f"copies/{n}") for n in range(30)], copies)
     rows, found = index.search(copies, 1)
@@ -253,7 +253,7 @@ def test_one_writer_and_readers_that_keep_their_state(index):
         assert not reader.refresh()
         assert (len(reader), reader.records.row("new/4")) == (35, 44)
     index.close()
-    Index.open(index.folder, write=True).close()  # the lock is free
+    Index.open(index.folder, write=True).close()  # the lock was released
 
 
 def test_a_reader_in_another_process_sees_each_change_whole(index):
@@ -304,7 +304,7 @@ def test_only_one_of_several_makes_an_index(tmp_path):
             child.stdin.write(b"\n")
             child.stdin.flush()
         for _ in range(6000):
-            if sum(child.poll() is None for child in children) <= 1:  # the one that makes it goes on writing
+            if sum(child.poll() is None for child in children) <= 1:  # the one that created it keeps writing
                 break
             time.sleep(0.01)
         said = [child.communicate()[1].decode() for child in children]
@@ -381,7 +381,7 @@ def test_verify_names_each_damaged_image(folder, vectors):
     path.write_bytes(damaged.tobytes()[:-4])
     with Index.open(folder, repair=True) as index:
         found = {one.id for one in index.verify()}
-    assert path.stat().st_size == 50 * 8 * 4 - 4  # looking changes nothing
+    assert path.stat().st_size == 50 * 8 * 4 - 4  # verifying changes nothing
     assert found == {f"train/{'abc'[row % 3]}/images/{row}.JPEG" for row in (4, 9)} | {
         "val/images/4.JPEG",
         "val/images/9.JPEG",
@@ -459,7 +459,7 @@ def test_a_folder_that_may_not_be_written_can_be_read(folder, monkeypatch, read_
                 patch.setattr(database.sqlite3, "connect", refused)
                 patch.setattr(database.os, "statvfs", lambda _: _Flags(False))
                 patch.setattr(database.time, "sleep", lambda _: None)
-                Index.open(folder)  # what is in the log cannot be read
+                Index.open(folder)  # the log cannot be read
     if not read_only:
         assert reader.refresh()
         assert len(reader) == 41
@@ -467,7 +467,7 @@ def test_a_folder_that_may_not_be_written_can_be_read(folder, monkeypatch, read_
 
 
 class _Flags:
-    """What statvfs says of a file system."""
+    """The result of statvfs for a file system."""
 
     def __init__(self, read_only):
         self.f_flag = os.ST_RDONLY if read_only else 0

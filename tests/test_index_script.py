@@ -1,4 +1,4 @@
-"""index.py, retrieve.py and evaluate.py on one index, as a person would use them."""
+"""index.py, retrieve.py and evaluate.py on one index, as a user would run them."""
 
 import fcntl
 import json
@@ -15,7 +15,7 @@ from dr_keras.index.index import Index
 
 @pytest.fixture
 def place(workplace, tmp_path):
-    """A working folder with a copy of the run `small`, which may be changed."""
+    """A working folder with a copy of the run `small` that tests may change."""
     shutil.copytree(workplace / "runs" / "small", tmp_path / "runs" / "small")
     return tmp_path
 
@@ -50,7 +50,7 @@ def test_an_index_from_its_making_to_its_repair(place):
     assert "saved all.npy" in say(place, "index.py", "export", "all.npy", "--index", "my-index")
     assert np.load(place / "all.npy").shape == (5, 32)
 
-    # Its own run is found, and nothing but what the condition says is searched.
+    # The index knows its run, and only images that match the condition are searched.
     answer = json.loads(
         say(place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", "--json", "--where", "year = 2020")
     )

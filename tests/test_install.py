@@ -1,4 +1,4 @@
-"""The package as a stranger installs it: wheel and sdist, without TensorFlow and then with it, from another folder."""
+"""The package as installed by a new user: wheel and sdist, first without TensorFlow, from another folder."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 600
 
 
 def run(*command, cwd, status=0):
-    """Runs a command where neither the repository nor the caller's packages are found; returns what it printed."""
+    """Runs a command isolated from the repository and the caller's packages; returns its output."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "KERAS_BACKEND")}
     done = subprocess.run(
         [str(part) for part in command],
@@ -36,7 +36,7 @@ def run(*command, cwd, status=0):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder of the wheel and the sdist; the wheel is built from the sdist."""
+    """The folder with the sdist and the wheel, which is built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
     return folder
@@ -44,7 +44,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder elsewhere, with class folders of pictures."""
+    """A folder outside the repository, with class folders of pictures."""
     folder = tmp_path_factory.mktemp("elsewhere")
     write_folders(folder / "mine", each=6)
     (folder / "mine" / "disc" / "again.png").write_bytes((folder / "mine" / "disc" / "disc_0.png").read_bytes())
@@ -53,7 +53,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def venv(built, tmp_path_factory):
-    """The folder of the programs of a fresh environment with the wheel, without extras."""
+    """The bin folder of a new environment with the wheel, without extras."""
     folder = tmp_path_factory.mktemp("venv")
     run(sys.executable, "-m", "venv", folder, cwd=folder)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")

@@ -1,4 +1,4 @@
-"""The map of a gallery by UMAP: neighbors stay neighbors, and others come to lie between them."""
+"""The UMAP map of a gallery: neighbors stay neighbors, and new vectors are placed between them."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from dr_keras.index.index import Entry, Index
 from dr_keras.index.umap_layout import LAYOUT_FILE, Layout, fit_umap
 
 RANDOM = np.random.default_rng(3)
-CENTRES = np.eye(4, 16, dtype=np.float32)
+CENTERS = np.eye(4, 16, dtype=np.float32)
 
 
 def clustered(count):
-    vectors = CENTRES[np.arange(count) % 4] + 0.05 * RANDOM.standard_normal((count, 16)).astype(np.float32)
+    vectors = CENTERS[np.arange(count) % 4] + 0.05 * RANDOM.standard_normal((count, 16)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -28,10 +28,10 @@ def layout():
     return Layout(clustered(40), RANDOM.standard_normal((40, 2)).astype(np.float32), "a network")
 
 
-def test_what_is_fitted_lies_where_it_was_put_and_others_between():
+def test_fitted_vectors_keep_their_points_and_others_lie_between():
     made = layout()
     np.testing.assert_allclose(made(made.vectors), made.points, atol=1e-3)
-    near = made.vectors[[0, 4, 8, 12]]  # all of one center
+    near = made.vectors[[0, 4, 8, 12]]  # all around one center
     between = made(near.mean(axis=0, keepdims=True))[0]
     own = made.points[::4]
     assert (own.min(axis=0) <= between).all()

@@ -1,4 +1,4 @@
-"""What keras.json, the environment or the process has set changes no network and no result; and it stays as it was."""
+"""Settings in keras.json, the environment or the process change neither networks nor results, and are preserved."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from dr_keras import Config, train
 from dr_keras.data.images import decode
 from dr_keras.embedders import NetworkEmbedder
 from dr_keras.training import run as run
-run._export = lambda *_: {}  # a process of its own, which keras_json of the shared cases looks at
+run._export = lambda *_: {}  # runs in its own process; not under test here
 
 def settings():
     names = ("floatx", "epsilon", "image_data_format", "max_epochs", "max_steps_per_epoch")
@@ -39,7 +39,7 @@ before = settings()
 model = train(Config(**json.loads(sys.argv[1])), runs=".")
 file = sys.argv[2]
 ours = model.embed([file])
-network = keras.models.load_model("r/embedding.keras")  # as a person would, by their own settings
+network = keras.models.load_model("r/embedding.keras")  # as a user would, with their own settings
 theirs = network.predict_on_batch(decode(file, 16)[None])
 assert settings() == before
 policy = keras.config.dtype_policy().name
@@ -57,7 +57,7 @@ print(json.dumps({
 
 
 def machine(home: Path, settings: object = None, **variables: str) -> dict[str, str]:
-    """The environment of a machine with this keras.json."""
+    """The environment variables of a machine with this keras.json."""
     (home / ".keras").mkdir(parents=True)
     if settings:
         (home / ".keras" / "keras.json").write_text(json.dumps(settings))
@@ -105,7 +105,7 @@ def test_the_machine_changes_neither_network_nor_training(backend, tmp_path, fol
 
 
 def said(place: Path, env: dict[str, str]) -> str:
-    """The one line of train.py, which is to end with exit status 2."""
+    """The single line printed by train.py, which must exit with status 2."""
     result = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "--data", "digits", "--run", "r"],
         cwd=place,
@@ -224,7 +224,7 @@ def test_nothing_is_done_where_keras_is_imported_already(monkeypatch):
 
 @pytest.fixture
 def odd_process():
-    """Settings of a person's own in this process."""
+    """User settings in this process."""
     keras.config.set_floatx("float64")
     keras.config.set_image_data_format("channels_first")
     keras.config.set_max_steps_per_epoch(3)
@@ -239,7 +239,7 @@ def shared():
 
 
 @pytest.mark.usefixtures("odd_process")
-def test_the_last_thread_out_sets_back():
+def test_the_last_thread_to_leave_restores_settings():
     both_in, first_out = threading.Barrier(2, timeout=30), threading.Event()
     seen = []
 
@@ -264,7 +264,7 @@ def test_the_last_thread_out_sets_back():
 
 
 @pytest.mark.usefixtures("odd_process")
-def test_settings_are_set_back_after_an_error_and_what_was_set_meanwhile_stays():
+def test_settings_are_restored_after_an_error_and_later_changes_are_kept():
     with pytest.raises(ZeroDivisionError):
         with keras_defaults():
             keras.config.set_max_steps_per_epoch(8)
@@ -273,7 +273,7 @@ def test_settings_are_set_back_after_an_error_and_what_was_set_meanwhile_stays()
 
 
 @pytest.mark.usefixtures("odd_process")
-def test_the_policy_of_a_training_stays_inside_and_ends_with_it():
+def test_the_training_policy_is_local_to_the_training():
     keras.config.set_dtype_policy("float64")
     try:
         with training_precision(Config(precision="mixed_bfloat16")):

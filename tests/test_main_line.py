@@ -1,4 +1,4 @@
-"""The scripts, end to end, on a run that train.py made of drawn pictures."""
+"""The scripts, end to end, on a run that train.py trained on drawn pictures."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def test_history_has_a_row_a_step(run):
     assert [int(row["step"]) for row in rows] == list(range(12))
     assert [int(row["epoch"]) for row in rows] == [0] * 6 + [1] * 6
     assert all(np.isfinite(float(value)) for row in rows for value in row.values() if value)
-    softmax, triplets = rows[0], rows[-1]  # a stage each; what a stage does not have stays empty
+    softmax, triplets = rows[0], rows[-1]  # one stage each; columns a stage lacks stay empty
     assert (softmax["accuracy"] != "", softmax["triplet_loss"], softmax["negative_distance"]) == (True, "", "")
     assert "" not in {value for name, value in triplets.items() if name != "proxy_loss"}
     rates = [float(row["learning_rate"]) for row in rows]
@@ -159,7 +159,7 @@ def test_a_path_into_the_data_is_the_indexed_image(model):
 
 def test_a_file_is_never_taken_for_another_image_of_its_name(model, monkeypatch, tmp_path):
     name = ids_of(model.index)[1]
-    other = model.index.root / name.rpartition("/")[2]  # at the data root, and not indexed
+    other = model.index.root / name.rpartition("/")[2]  # at the data root, but not indexed
     shutil.copy(model.index.root / ids_of(model.index)[70], other)
     try:
         monkeypatch.chdir(model.index.root)
@@ -187,7 +187,7 @@ def test_the_latest_run_is_the_one_trained_last(workplace, run):
     older = workplace / "runs" / "older"
     shutil.copytree(run.path, older)
     os.utime(older / "samples.npy", (0, 0))
-    (older / "metrics.json").touch()  # as evaluate.py does
+    (older / "metrics.json").touch()  # like evaluate.py
     assert open_run(None, workplace / "runs").path == run.path
     shutil.rmtree(older)
 
@@ -244,7 +244,7 @@ def test_evaluate(workplace, run):
 
 
 def test_evaluate_on_other_data_equals_its_own_figures_on_the_same_images(workplace, folders):
-    # The same images under another name: monitor images are gallery in both, so the figures agree.
+    # The same images under another name: monitor images are in the gallery either way, so the metrics agree.
     result = script(workplace, "evaluate.py", "--run", "small", "--data", folders, "--no-baselines", "--json")
     assert result.returncode == 0, result.stderr
     other = json.loads(result.stdout)

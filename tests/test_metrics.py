@@ -61,7 +61,7 @@ def test_perfect_and_hopeless():
 
 def test_map_at_r_by_hand():
     right = np.array([[True, False, True, True], [False, False, True, True]])
-    # R = 3: hits at places 1 and 3 of 3: (1 + 2/3) / 3. R = 2: no hit within 2 places.
+    # R = 3: hits at ranks 1 and 3 of 3: (1 + 2/3) / 3. R = 2: no hit in the top 2.
     np.testing.assert_allclose(average_precision_at_r(right, np.array([3, 2])), [(1 + 2 / 3) / 3, 0])
 
 
@@ -84,7 +84,7 @@ def test_similarity_precision_draws_from_the_right_classes(seed, classes):
     random = np.random.default_rng(seed)
     gl = np.concatenate([np.arange(classes), random.integers(0, classes, 20)])
     ql = random.integers(0, classes, 7)
-    # One-dimensional vectors that are the class: positives are at distance 0, negatives at 1 or more.
+    # One-dimensional vectors equal to the class: positives are at distance 0, negatives at 1 or more.
     near, far = triplet_distances(ql[:, None], ql, gl[:, None], gl, seed=seed)
     assert near.shape == far.shape == (7, 10)
     assert (near == 0).all()
@@ -107,7 +107,7 @@ def test_a_single_class_has_no_similarity_precision():
 def test_tables():
     gallery = np.array([[0.0], [0.1], [1.0], [1.1]], np.float32)
     labels = np.array([0, 0, 1, 1])
-    # All four are among the 30 nearest, so each class brings back half of its own.
+    # All four are among the 30 nearest, so half of the results for each class are its own.
     ranking = evaluate(np.array([[0.05], [1.05]], np.float32), np.array([0, 1]), gallery, labels, class_count=3)
     assert [row["class"] for row in class_table(ranking, ("a", "b", "c"), ("A", "B", "C"))] == ["a", "b"]
     assert confused_pairs(ranking, ("A", "B", "C")) == [

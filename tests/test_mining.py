@@ -1,4 +1,4 @@
-"""Mining and class proxies in the ranking layer, against the plain loops."""
+"""Mining and class proxies in the ranking layer against plain loops."""
 
 import keras
 import numpy as np
@@ -70,7 +70,7 @@ def test_mined_triplets_equal_the_plain_loop(mining, seed):
 
 
 def test_semi_hard_takes_the_farthest_where_none_is_farther_than_the_positive():
-    near = np.array([[1, 0, -1, 0, 0.9, 0.1]], np.float32)  # the positive opposite, the only negative beside the query
+    near = np.array([[1, 0, -1, 0, 0.9, 0.1]], np.float32)  # positive opposite the query, the only negative next to it
     found = TripletRanking(mining="semi-hard")(near, classes=np.array([[0, 1]], np.int32))
     np.testing.assert_allclose(found["negative_distance"], [0.02], rtol=1e-4)
 
@@ -91,7 +91,7 @@ def test_distance_weighted_draws_as_its_weights_say():
         weight = np.where(allowed, 1 / (d ** (D - 2) * (1 - d**2 / 4) ** ((D - 3) / 2)), 0)
         weight /= weight.sum()
         shares = [np.isclose(draws[:, row], value, atol=1e-4).mean() for value in squared]
-        assert np.abs(np.array(shares) - weight).max() < 0.09  # four standard errors of 600 draws
+        assert np.abs(np.array(shares) - weight).max() < 0.09  # four standard errors for 600 draws
         assert not np.isclose(draws[:, row][:, None], squared[labels == labels[row]], atol=1e-6).any()
 
 
@@ -104,7 +104,7 @@ def test_distance_weighted_draws_are_seeded_and_continue():
 
 
 def test_distance_weighted_with_all_negatives_far_away():
-    embeddings = np.array([[1, 0, 1, 0, -1, 0]], np.float32)  # the only negative is 2 away
+    embeddings = np.array([[1, 0, 1, 0, -1, 0]], np.float32)  # the only negative is at distance 2
     found = TripletRanking(mining="distance-weighted")(embeddings, classes=np.array([[0, 1]], np.int32))
     np.testing.assert_allclose(found["negative_distance"], [4.0], rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The optimizer against its plain loop, and against Keras's where both do the same."""
+"""The optimizer against a plain loop, and against Keras's AdamW where both do the same."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from dr_keras.training.muon import Muon
 
 RATE, DECAY, MOMENTUM = 0.01, 0.05, 0.9
-A, B, C = 3.4445, -4.7750, 2.0315  # of the iteration
+A, B, C = 3.4445, -4.7750, 2.0315  # Newton-Schulz coefficients
 
 
 def plain(value, gradients):
@@ -54,8 +54,8 @@ def test_all_else_is_adamw(shape):
     np.testing.assert_allclose(stepped(Muon(RATE, DECAY), value, gradients), adamw, rtol=1e-5, atol=1e-6)
 
 
-def test_wide_and_high_matrices_are_adamw(monkeypatch):
-    """Orthogonal updates of AlexNet's and VGG's 4,096 x 4,096 take 20 times as long as the step itself."""
+def test_large_matrices_use_adamw(monkeypatch):
+    """Orthogonal updates of the 4,096 x 4,096 matrices in AlexNet and VGG take 20 times as long as the step itself."""
     monkeypatch.setattr("dr_keras.training.muon.MAX_SIDE", 6)
     for shape, orthogonal in (((2, 2, 4, 7), False), ((7, 7), False), ((2, 2, 4, 6), True), ((6, 20), True)):
         value, gradients = numbers(*shape)

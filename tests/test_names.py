@@ -1,4 +1,4 @@
-"""Names in either form of Unicode: an accent of its own or not."""
+"""Names in either Unicode normalization form, with composed or combining accents."""
 
 import json
 import unicodedata
@@ -13,7 +13,7 @@ from dr_keras.filenames import existing, forms, told_apart
 from dr_keras.index.index import Entry, Index
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-MIXED = "ế".join(("x", "y"))  # letters with two accents may be taken apart in part
+MIXED = "ế".join(("x", "y"))  # letters with two accents may be partly decomposed
 HALF = unicodedata.normalize("NFC", MIXED).replace("ế", "ê\u0301")
 
 
@@ -33,7 +33,7 @@ def test_a_name_is_found_in_either_form(tmp_path, kept, asked):
         assert index.records.matching(f"{asked}2.png") == [f"other/{kept}2.png"]
 
 
-def test_as_it_is_written_goes_before_as_it_looks(tmp_path):
+def test_an_exact_match_wins_over_one_that_looks_the_same(tmp_path):
     with indexed(tmp_path / "index", f"a/{NFC}.png", f"b/{NFD}.png") as index:
         assert index.records.find(f"{NFC}.png") == 0
         assert index.records.find(f"{NFD}.png") == 1

@@ -76,7 +76,7 @@ def test_the_stride_of_the_stem_is_that_of_every_image_size(stride, size, side):
 
 def test_operations_are_those_of_the_layers():
     inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same")(inputs)  # 16 x 16 places
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same")(inputs)  # 16 x 16 positions
     x = keras.layers.DepthwiseConv2D(5, padding="valid")(x)  # 12 x 12
     x = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
     inner = keras.Model(inputs, x)
@@ -118,7 +118,7 @@ def test_batch_normalization_moves_as_far_in_a_step_of_three_calls_as_one_call_s
     layer = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert layer.momentum**CALLS_PER_STEP == pytest.approx(STEP_MOMENTUM)
     model = training_network(network, SMALL)
-    model.compile("sgd", jit_compile=False)  # as in training on a CPU
+    model.compile("sgd", jit_compile=False)  # as when training on a CPU
     before = ops.convert_to_numpy(layer.moving_variance).copy()
     same = images(4)
     batch = dict.fromkeys(("query", "positive", "negative"), same) | {"classes": np.zeros((4, 2), np.int32)}

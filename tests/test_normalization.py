@@ -9,7 +9,7 @@ IMAGES = np.random.default_rng(0).normal(3.0, 2.0, (4, 5, 6, 7)).astype(np.float
 
 
 def twins(shape=IMAGES.shape, **options):
-    """The fused layer and Keras's own, with the same weights."""
+    """The fused layer and the Keras layer, with the same weights."""
     fused, plain = FusedBatchNormalization(momentum=0.9, **options), keras.layers.BatchNormalization(momentum=0.9)
     for layer in (fused, plain):
         layer.build(shape)

@@ -1,4 +1,4 @@
-"""Augmentation on the device that JAX computes on, against the same draws applied by Pillow."""
+"""Augmentation on the JAX device against the same draws applied by Pillow."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ ROWS = RANDOM.integers(0, 20, 48)
 
 
 def smooth(count=20, height=32, width=32):
-    """Images without noise, on which one value of rounding stays one value."""
+    """Images without noise, where a rounding error of one stays one."""
     coarse = RANDOM.integers(0, 256, (count, 5, 5, 3)).astype(np.float32)
     made = jax.image.resize(coarse, (count, height, width, 3), "cubic")
     return np.clip(np.asarray(made), 0, 255).astype(np.uint8)
@@ -48,7 +48,7 @@ def test_moves_by_whole_pixels_are_the_same(how):
     ("how", "apart"),
     [
         (Augmentation(flip=True, crop=0.3), 1),
-        (Augmentation(flip=True, shift=4, color=0.5), 3),  # brightness can double what rounding left
+        (Augmentation(flip=True, shift=4, color=0.5), 3),  # brightness can double rounding errors
         (Augmentation(erase=1.0), 1),
         (Augmentation(flip=True, crop=0.5, color=0.2, erase=0.5), 3),
     ],
@@ -69,8 +69,8 @@ def test_each_operation_is_the_same_but_for_rounding(name, monkeypatch):
     found = augment_jax.augmented(augment_jax.to_device(pixels), ROWS, how, size=24, seed=(3,))
     differences = np.abs(np.asarray(found) - expected).max(axis=-1)
     assert np.median(differences) <= 1
-    assert (differences > 3).mean() < 0.002  # a pixel on the edge may fall to either side of it
-    assert np.abs(expected - augmented(pixels, ROWS, Augmentation(), size=24)).max() > 30  # something was done
+    assert (differences > 3).mean() < 0.002  # a pixel on an edge may fall on either side
+    assert np.abs(expected - augmented(pixels, ROWS, Augmentation(), size=24)).max() > 30  # the operation had an effect
 
 
 @pytest.mark.parametrize("name", ["posterize", "solarize"])
@@ -82,7 +82,7 @@ def test_tables_are_the_same(name, monkeypatch):
     assert not np.array_equal(expected, pixels[ROWS])
 
 
-def test_a_part_of_the_batch_is_that_part():
+def test_part_of_a_batch_equals_that_part_of_the_whole():
     pixels, how = augment_jax.to_device(smooth()), Augmentation(True, 0, 0.4, 0.4, 2, 0.5)
     whole = np.asarray(augment_jax.augmented(pixels, ROWS, how, seed=(5,)))
     assert np.array_equal(augment_jax.augmented(pixels, ROWS, how, seed=(5,), part=slice(10, 30)), whole[10:30])
@@ -110,7 +110,7 @@ def test_the_average_of_weights_is_the_same_and_shares_no_memory():
         for one, expected in zip(found, _blended(averages, weights, decay), strict=True):
             np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
         for array in arrays:
-            array.delete()  # as the next step does, which writes over them
+            array.delete()  # as the next step does by overwriting it
         assert np.isfinite(found[0]).all()
         assert np.array_equal(found[1], weights[1])
 
@@ -128,9 +128,9 @@ def tiny(folders, run, *more):
 @pytest.mark.slow
 @pytest.mark.usefixtures("jax_programs")
 def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_path, folders, refuse, monkeypatch):
-    monkeypatch.delenv("KERAS_BACKEND", raising=False)  # the store asks for JAX by itself
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)  # the store selects JAX by itself
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    for name, value in refuse("tensorflow").items():  # saves the export
+    for name, value in refuse("tensorflow").items():  # skips the export
         monkeypatch.setenv(name, value)
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
     result = script(tmp_path, "train.py", *tiny(folders, "whole"), process=True)
@@ -159,7 +159,7 @@ def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_p
         filled = one[1:, column] != ""
         assert np.array_equal(filled, other[1:, column] != "")
         found, expected = (table[1:, column][filled].astype(float) for table in (other, one))
-        np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)  # JAX does not promise the last digit
+        np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)  # JAX does not guarantee the last digit
 
 
 def test_every_batch_on_the_device_has_one_shape_and_holds_every_image():
@@ -172,7 +172,7 @@ def test_every_batch_on_the_device_has_one_shape_and_holds_every_image():
         batches = [source.batch(step) for step in range(source.steps_per_epoch)]
         assert {len(value) for batch in batches for value in batch.values()} == {count}
     seen = np.concatenate([source.batch(step)["classes"][:, 0] for step in range(source.steps_per_epoch)])
-    assert len(seen) == 50  # 47 queries and three of the last batch again
+    assert len(seen) == 50  # 47 queries, with three of the last batch repeated
 
 
 def test_a_store_on_the_device_takes_one_device(tmp_path, folders):
@@ -184,7 +184,7 @@ def test_a_store_on_the_device_takes_one_device(tmp_path, folders):
 
 @pytest.mark.parametrize("said", [None, "elsewhere"])
 def test_what_is_compiled_for_a_gpu_is_kept(tmp_path, said):
-    """With a CPU that is taken for a GPU."""
+    """On a CPU posing as a GPU."""
     code = (
         "import jax\n"
         "from dr_keras.config import RunConfig\n"

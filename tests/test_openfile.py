@@ -1,4 +1,4 @@
-"""A file's descriptor has one owner: it is closed once, never under a reader, and by nobody who has lost it."""
+"""A file descriptor has one owner: it is closed once, never while being read, and never by a former owner."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ from dr_keras.server.open_file import OpenFile
 
 
 def descriptors():
-    """What this process has open."""
+    """The open descriptors of this process."""
     gc.collect()
     return sorted(one.name for one in Path("/proc/self/fd").iterdir())
 
@@ -39,11 +39,11 @@ def test_it_reads_what_is_asked_for(file):
     file.close()
 
 
-def test_a_second_close_leaves_what_has_the_number_by_then(file, tmp_path):
+def test_a_second_close_does_not_close_a_reused_descriptor(file, tmp_path):
     number = file._file.fileno()
     file.close()
     other = os.open(tmp_path / "file", os.O_RDONLY)
-    assert other == number  # as another thread's socket would get it
+    assert other == number  # as if reused by another thread's socket
     file.close()
     assert os.pread(other, 3, 0) == b"\0\1\2"
     os.close(other)
@@ -51,7 +51,7 @@ def test_a_second_close_leaves_what_has_the_number_by_then(file, tmp_path):
         file.read(0, 1)
 
 
-def test_a_close_waits_for_no_reader_and_leaves_its_file(monkeypatch, file):
+def test_close_does_not_wait_for_readers_or_close_their_file(monkeypatch, file):
     inside, on = threading.Event(), threading.Event()
     real = os.pread
 
@@ -65,7 +65,7 @@ def test_a_close_waits_for_no_reader_and_leaves_its_file(monkeypatch, file):
         reading = pool.submit(file.read, 0, 3)
         assert inside.wait(20)
         for _ in range(3):
-            file.close()  # comes back although a thread reads
+            file.close()  # returns even though a thread is reading
         assert not file.closed
         on.set()
         assert reading.result() == b"\0\1\2"
@@ -83,7 +83,7 @@ def test_closes_and_reads_at_the_same_time(tmp_path):
 
         def read(file=file, start=start):
             start.wait()
-            with suppress(ValueError):  # it is closed by now
+            with suppress(ValueError):  # already closed
                 while True:
                     assert file.read(4, 8) == b"minemine"
 
@@ -132,7 +132,7 @@ def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place
             with pytest.raises(asyncio.CancelledError):
                 await task
             on.set()
-            await asyncio.to_thread(server._decoders.shutdown)  # until its threads have ended
+            await asyncio.to_thread(server._decoders.shutdown)  # waits for its threads
 
         async def nothing(_):
             raise AssertionError("the request was canceled")
@@ -143,7 +143,7 @@ def test_a_request_that_is_canceled_while_its_image_is_opened(monkeypatch, place
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("fails", ["http.response.start", "http.response.body"])
-def test_a_client_that_goes_while_it_is_answered(monkeypatch, place, method, fails):
+def test_a_client_that_disconnects_during_a_response(monkeypatch, place, method, fails):
     (place / "mine" / "disc" / "disc_0.png").write_bytes(draw_encoded(size=300))
     with client(place) as page:
         server, opened = page.app.state.service, []

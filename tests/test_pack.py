@@ -1,4 +1,4 @@
-"""Runs packed for the way home: small, whole, and of use where they arrive."""
+"""Packed runs: small, complete, and usable on another machine."""
 
 import shutil
 import signal
@@ -16,7 +16,7 @@ from dr_keras.training.checkpoint import read_progress
 
 
 def unpack(parts, runs):
-    """As the documentation says: cat NAME.tar.* | tar x -C runs"""
+    """Unpacks as documented: cat NAME.tar.* | tar x -C runs"""
     runs.mkdir()
     subprocess.run(["tar", "x", "-C", str(runs)], input=b"".join(part.read_bytes() for part in parts), check=True)
 
@@ -44,10 +44,10 @@ def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     whole, carried = rows(run), rows(arrived)
     assert len(carried) == len(whole)
     begun = next(number for number, row in enumerate(whole) if row != carried[number])
-    assert begun > 5  # up to there the two histories are one
+    assert begun > 5  # the two histories agree up to there
     loss = whole[0].index("loss")
     apart = [abs(float(a[loss]) - float(b[loss])) for a, b in zip(whole[begun:], carried[begun:], strict=True)]
-    assert apart[0] < 0.02  # half precision, at the first step after
+    assert apart[0] < 0.02  # half precision, at the first step after that
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tm
     assert exported.returncode == 0, exported.stderr
     assert arrived.litert_file.is_file()
     differences = release(arrived, Run(tmp_path / "model"))
-    assert differences["rounding"] == 0.0  # they were rounded before
+    assert differences["rounding"] == 0.0  # already rounded when packed
     release(run, Run(tmp_path / "other"))
     assert (tmp_path / "other" / "weights.npz").read_bytes() == (tmp_path / "model" / "weights.npz").read_bytes()
 

@@ -1,6 +1,6 @@
-"""The web page in a browser, as a person uses it: Debian's Chromium, driven by Playwright.
+"""The web page in a real browser, as a user would use it: Chromium driven by Playwright.
 
-Skipped where no Chromium is installed; .ci/run installs one.
+Skipped if Chromium is not installed; .ci/run installs it.
 """
 
 import base64
@@ -19,13 +19,13 @@ expect = sync_api.expect
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 PHONE = {"width": 390, "height": 844}
-# What a finger has to hit and that is lower than 32 CSS pixels, or narrower than 24.
+# Touch targets lower than 32 CSS pixels or narrower than 24.
 SMALL = """[...document.querySelectorAll("button, input:not([type=range]):not(.hidden), summary")].map(one => {
     const box = one.getBoundingClientRect();
     return [one.outerHTML.slice(0, 60), box.width, box.height];
 }).filter(([, width, height]) => width && (height < 32 || width < 24))"""
 
-# The colors of words, and of what is behind them.
+# The colors of text and of its background.
 COLORS = """[...document.querySelectorAll(".class, .distance, .about, label, .hint, #status")].map(one => {
     const color = one => getComputedStyle(one).backgroundColor;
     let behind = one;
@@ -59,9 +59,9 @@ def browser():
 
 @pytest.fixture
 def opened(browser, address):
-    """Opens an address of the page; at the end nothing may have gone wrong in it, or to another host.
+    """Opens an address of the page; at the end, no errors and no requests to other hosts are allowed.
 
-    A test that is about refused requests names their status: `opened.expects = "404"`.
+    A test of refused requests names their status: `opened.expects = "404"`.
     """
     contexts, wrong, refused, places = [], [], [], []
 
@@ -73,7 +73,7 @@ def opened(browser, address):
         page.on("request", lambda sent: wrong.append(sent.url) if elsewhere(sent.url) else None)
 
     def gone(sent):
-        return "ERR_ABORTED" not in (sent.failure or "")  # the page itself leaves a search for a newer one
+        return "ERR_ABORTED" not in (sent.failure or "")  # the page aborts a search for a newer one
 
     def elsewhere(url):
         return urlsplit(url).scheme not in ("blob", "data") and not url.startswith(tuple(places))
@@ -91,14 +91,14 @@ def opened(browser, address):
     go.expects = None
     yield go
     for context in contexts:
-        context.close()  # only now is the browser's log complete
+        context.close()  # only then is the browser's log complete
     if go.expects:
         assert any(go.expects in said for said in wrong), (wrong, refused)
     assert [said for said in wrong if not (go.expects and go.expects in said)] == [], (wrong, refused)
 
 
 def ids(page):
-    """The shown images, after the search is done."""
+    """The displayed images, once the search is done."""
     page.wait_for_selector("body:not(.busy)")
     return page.eval_on_selector_all("#grid .card", "cards => cards.map(card => card.dataset.id)")
 
@@ -112,7 +112,7 @@ def state(page):
 
 
 def answered(address, k=30, **body):
-    """What the API says, which the page has to show."""
+    """What the API returns, which the page must show."""
     said = httpx.post(f"{address}/v1/search", params={"k": k}, json=body)
     return [result["id"] for result in said.json()["results"]]
 
@@ -134,7 +134,7 @@ def test_the_first_look_shows_the_gallery(opened):
 
 @pytest.mark.parametrize("strips", [True, False])
 def test_below_a_path(opened, strips, workplace, tmp_path):
-    """Behind a reverse proxy, which takes the path off or leaves that to the server."""
+    """Behind a reverse proxy that strips the path or leaves that to the server."""
     place = indexed(tmp_path, workplace)
     arguments = ("--index", "my-index", *(() if strips else ("--root-path", "/photos")))
     with serving(place, *arguments) as (_, server), proxy(server, "/photos", strips) as outside:
@@ -214,7 +214,7 @@ def test_a_file_that_only_says_that_it_is_an_image(opened):
     page = opened()
     page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture at all"})
     expect(page.locator("#problem")).to_contain_text("not an image in a known format")
-    opened.expects = "status of 415"  # the browser itself logs that an answer was refused
+    opened.expects = "status of 415"  # the browser itself logs refused requests
 
 
 def test_more_like_this_and_less_like_that(opened, address):
@@ -241,7 +241,7 @@ def test_filters(opened, address):
     page.press("#class", "Enter")
     page.wait_for_url("**class=rings*")
     assert classes(page) == {"rings"}
-    page.fill("#where", "label = disc")  # and of the class: none
+    page.fill("#where", "label = disc")  # none of the selected class
     page.press("#where", "Enter")
     page.wait_for_url("**where=*")
     assert ids(page) == []
@@ -280,7 +280,7 @@ def test_the_keyboard_alone(opened, address):
     page.keyboard.press("/")
     page.keyboard.type("rings_2.png")
     page.keyboard.press("Enter")
-    page.wait_for_url("**q=rings%2Frings_2.png*")  # the name has become an id
+    page.wait_for_url("**q=rings%2Frings_2.png*")  # the name was replaced by an id
     assert ids(page) == answered(address, positives=["rings_2.png"]) != first
     page.locator("#grid .card .find").first.focus()
     page.keyboard.press("ArrowRight")
@@ -293,10 +293,10 @@ def test_the_keyboard_alone(opened, address):
     page.wait_for_url(lambda url: parse_qs(urlsplit(url).query)["q"] == [wanted])
 
 
-def test_a_name_that_nothing_has(opened):
+def test_a_name_that_matches_nothing(opened):
     page = opened("/?q=disc_o.png", wait=False)
     expect(page.locator("#problem")).to_contain_text("Similar names: disc_")
-    expect(page.locator("#query-images li")).to_have_count(1)  # to be left out
+    expect(page.locator("#query-images li")).to_have_count(1)  # so it can be removed
     opened.expects = "status of 404"
 
 
@@ -308,14 +308,14 @@ def test_a_phone(opened, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     small = page.evaluate(SMALL)
     assert not small
-    # Words stand out from what is behind them: 4.5 to 1, as WCAG asks for.
+    # Text contrasts with its background by at least 4.5 to 1, as WCAG requires.
     colors = page.evaluate(COLORS)
     assert colors
     assert min(contrast(*pair) for pair in colors) >= 4.5
 
 
 def contrast(*colors):
-    """WCAG 2's ratio of two colors, as the browser gives them."""
+    """The WCAG 2 contrast ratio of two colors in the browser's notation."""
 
     def light(color):
         parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
@@ -335,7 +335,7 @@ def test_the_map(opened):
     box = canvas.bounding_box()
     tip = page.locator("#tip")
     steps = [(x / 20, y / 20) for x in range(1, 20) for y in range(1, 20)]
-    for x, y in sorted(steps, key=lambda one: (one[0] - 0.5) ** 2 + (one[1] - 0.5) ** 2):  # until one is a point
+    for x, y in sorted(steps, key=lambda one: (one[0] - 0.5) ** 2 + (one[1] - 0.5) ** 2):  # until one hits a point
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
         page.wait_for_timeout(90)
         if tip.is_visible():

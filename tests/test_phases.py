@@ -1,4 +1,4 @@
-"""What passes from one phase of a run to the next, and what each stage sets."""
+"""What carries over from one phase of a run to the next, and what each stage sets."""
 
 import keras
 import numpy as np
@@ -77,7 +77,7 @@ def test_a_step_moves_the_statistics_as_far_in_either_stage(stage, calls):
     layers = [layer for layer in network.layers if isinstance(layer, FusedBatchNormalization)]
     assert layers
     for layer in layers:
-        layer.moving_variance.assign(keras.ops.full_like(layer.moving_variance, 1e6))  # far from what is measured
+        layer.moving_variance.assign(keras.ops.full_like(layer.moving_variance, 1e6))  # far from the batch statistics
     model.train_on_batch(batch_of(stage, 32))
     left = np.mean([keras.ops.convert_to_numpy(layer.moving_variance).mean() for layer in layers]) / 1e6
     assert left == pytest.approx(STEP_MOMENTUM, rel=1e-3)
@@ -90,12 +90,12 @@ def test_an_epoch_of_triplets_begins_with_its_stage():
     sampler = TripletSampler(labels, 4, 0)
     source = TripletSource(pixels, np.arange(len(labels)), sampler, begin=7)
     classes = np.concatenate([source.batch(step)["classes"][:, 0] for step in range(7, 7 + source.steps_per_epoch)])
-    assert np.bincount(classes).tolist() == [8] * CLASSES  # each image was the query once
+    assert np.bincount(classes).tolist() == [8] * CLASSES  # each image was a query once
     np.testing.assert_array_equal(source.batch(7)["classes"], sampler.batch(0).classes)
 
 
 @pytest.mark.parametrize("dimensions", [16, 256])
-def test_proxies_begin_in_all_directions_alike_and_by_their_seed(dimensions):
+def test_proxies_start_uniform_in_direction_and_seeded(dimensions):
     def proxies(seed):
         return keras.ops.convert_to_numpy(ClassProxies(40, 2, seed)(np.zeros((1, dimensions)))).reshape(80, -1)
 

@@ -36,11 +36,11 @@ def test_images_keep_their_proportions_and_captions_are_drawn():
     picture = np.asarray(grid([neighbor_tiles(wide, "a name that is far too long for its tile", [])], side=SIDE))
     inside = picture[GAP + FRAME : GAP + FRAME + SIDE, GAP + FRAME : GAP + FRAME + SIDE]
     black = (inside == 0).all(axis=2)
-    assert black.any(axis=1).sum() in (12, 13)  # a quarter as high as wide
+    assert black.any(axis=1).sum() in (12, 13)  # height is a quarter of the width
     assert black.any(axis=0).all()
     caption = picture[GAP + SIDE + 2 * FRAME :]
     assert (caption < 128).any()
-    assert (picture[:, -GAP:] == PAPER).all()  # and the caption does not run out of its tile
+    assert (picture[:, -GAP:] == PAPER).all()  # and the caption stays inside its tile
 
 
 def test_shorten_fits():
@@ -51,5 +51,5 @@ def test_shorten_fits():
     assert font.getlength(cut) <= 60
 
 
-def test_a_file_that_is_gone_has_a_stand_in(tmp_path):
+def test_a_missing_file_has_a_placeholder(tmp_path):
     assert open_or_missing(tmp_path / "gone.jpg").size == (112, 112)

@@ -15,7 +15,7 @@ def source(**how):
 
 
 def slow_gather(pixels, rows, *, flip, shift, seed):
-    """The plain loop: pixel (y, x) of the result comes from the shifted, perhaps mirrored place, kept inside."""
+    """The plain loop: each pixel comes from the shifted and possibly mirrored position, clipped to the image."""
     random = np.random.default_rng(seed)
     down, right = random.integers(-shift, shift + 1, (2, len(rows), 1))
     mirrored = random.random((len(rows), 1)) < 0.5
@@ -63,7 +63,7 @@ def test_a_sequence_is_in_order_whatever_was_looked_at_before():
         sequence.on_epoch_end()
 
 
-def test_what_goes_wrong_in_a_batch_is_raised_where_it_is_asked_for():
+def test_an_error_in_a_batch_is_raised_where_the_batch_is_requested():
     class Broken:
         def batch(self, step):
             if step == 2:

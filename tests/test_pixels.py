@@ -38,7 +38,7 @@ def load(root, store="memory", size=16, resize="stretch"):
 
 
 def spoil(root):
-    """Three files that cannot be read, the first one, one in the middle and the last one."""
+    """Makes three files unreadable: the first, one in the middle, and the last."""
     (root / "bars" / "bars_0.png").write_bytes(b"")
     (root / "disc" / "disc_3.png").write_bytes(b"rubbish")
     (root / "rings" / "rings_9.png").write_bytes((root / "rings" / "rings_9.png").read_bytes()[:99])
@@ -61,7 +61,7 @@ def test_processes_decode_what_one_call_decodes(tmp_path, monkeypatch, processes
             assert np.array_equal(found[row], decode(path, 24, resize))
 
 
-def test_names_that_are_no_text_reach_the_child_processes(tmp_path):
+def test_names_that_are_not_valid_text_reach_the_child_processes(tmp_path):
     write_folders(tmp_path, each=2, classes=("bars", "日本"))
     (tmp_path / "bars" / "bars_0.png").rename(tmp_path / "bars" / os.fsdecode(b"\xff\n.png"))
     catalog = load_catalog(tmp_path, monitor=0, validation=0, seed=0)
@@ -81,7 +81,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, store):
     (tmp_path / "disc" / "disc_3.png").write_bytes(b"rubbish")
     (tmp_path / "single").mkdir()
     (tmp_path / "bars" / "bars_0.png").rename(tmp_path / "single" / "one.png")
-    for _ in range(2):  # the second time from what was kept
+    for _ in range(2):  # the second time from the cache
         catalog, images, report = load(tmp_path, store)
         assert len(catalog) == len(images) == 8
         assert [item["id"] for item in report["skipped"]] == ["bars/bars_1.png", "disc/disc_3.png"]
@@ -104,7 +104,7 @@ def test_nothing_readable_is_an_error(tmp_path, store):
 
 
 def test_all_stores_give_the_same_tensors_for_the_same_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "MOVE_CHUNK_IMAGES", 4)  # so that the rows behind a bad file move in several blocks
+    monkeypatch.setattr(pixels, "MOVE_CHUNK_IMAGES", 4)  # so rows after a bad file move in several blocks
     write_folders(tmp_path, each=10)
     spoil(tmp_path)
     batches = []
@@ -119,7 +119,7 @@ def test_all_stores_give_the_same_tensors_for_the_same_step(tmp_path, monkeypatc
             assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_streamed_images_are_taken_like_an_arrays(folders):
+def test_streamed_images_are_indexed_like_an_array(folders):
     kept, streamed = (load(folders, store)[1] for store in ("memory", "stream"))
     for rows in (3, slice(90, 99), np.array([5, 5, 0]), np.array([], int)):
         assert np.array_equal(kept[rows], streamed[rows])
@@ -127,7 +127,7 @@ def test_streamed_images_are_taken_like_an_arrays(folders):
     assert len(kept) == len(streamed)
 
 
-def test_a_streamed_image_that_goes_away_is_gray_and_named(tmp_path):
+def test_a_streamed_image_that_disappears_is_gray_and_reported(tmp_path):
     write_folders(tmp_path, each=3)
     catalog, images, _ = load(tmp_path, "stream")
     Path(catalog.paths()[4]).unlink()
@@ -140,7 +140,7 @@ def stores(cache):
 
 
 def decodes(monkeypatch):
-    """Counts the files that are decoded from now on."""
+    """Counts the files decoded from now on."""
     counted = []
     real = pixels.decode_files
     monkeypatch.setattr(
@@ -173,7 +173,7 @@ def test_the_disk_store_is_used_again_until_a_file_changes(tmp_path, cache, monk
     assert len(counted) == 2
     assert all(np.array_equal(images[row], decode(path, 16)) for row, path in enumerate(catalog.paths()))
     assert len(stores(cache)) == 1  # the old one is gone
-    assert len(first) == 20  # and whoever has it open keeps it
+    assert len(first) == 20  # but usable by whoever has it open
     assert first.sum() > 0
 
 
@@ -230,7 +230,7 @@ def test_auto_chooses_by_size_and_room(monkeypatch, tmp_path):
 
 
 def mount(folder: Path, size: str) -> bool:
-    """Whether a file system of `size` could be mounted there."""
+    """Tries to mount a file system of `size`; returns whether that worked."""
     folder.mkdir()
     call = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -268,6 +268,6 @@ def test_a_run_on_a_full_disk_is_one_line_and_no_run_that_looks_finished(small_d
     assert "Traceback" not in result.stderr
     run = small_disk / "runs" / "r"
     assert not (run / "metrics.json").exists()
-    assert not list(run.glob(".*")), "something half-made was left"
+    assert not list(run.glob(".*")), "temporary files were left behind"
     assert not (run / "checkpoint.npz").exists()
     assert not (run / "embedding.keras").exists()

@@ -1,4 +1,4 @@
-"""Stages and image sizes in global steps, and the average of the weights."""
+"""Stages and image sizes in global steps, and weight averaging."""
 
 import keras
 import numpy as np
@@ -70,7 +70,7 @@ def test_alexnet_has_no_progression():
 
 
 class Numbers:
-    """A model whose only weight says which step it is."""
+    """A model whose only weight is the current step."""
 
     def __init__(self):
         self.value = 0.0

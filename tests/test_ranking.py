@@ -16,7 +16,7 @@ def embeddings(batch=7, length=5, scale=1.0):
 
 
 def slow_ranking(values, margin, distance):
-    """The formula of the paper's eq. 3, one triplet at a time."""
+    """Eq. 3 of the paper, one triplet at a time."""
     losses, nears, fars = [], [], []
     for row in values.astype(np.float64):
         q, p, n = np.split(row, 3)
@@ -76,7 +76,7 @@ def test_gradient_equals_finite_differences(distance):
 def test_gradient_is_finite_where_embeddings_are_equal(distance):
     values = np.ones((3, 12), np.float32)
     assert np.isfinite(gradient(distance, values)).all()
-    values[0, 8:] = 2  # query equal to the positive only
+    values[0, 8:] = 2  # the query equals only the positive
     assert np.isfinite(gradient(distance, values)).all()
 
 
@@ -85,7 +85,7 @@ def test_pairwise_distance_equals_the_plain_loop_and_shows_collapse():
     expected = [np.mean([np.linalg.norm(a - b) for j, b in enumerate(values) if j != i]) for i, a in enumerate(values)]
     np.testing.assert_allclose(ops.convert_to_numpy(mean_distance_to_others(values)), expected, rtol=1e-4)
     collapsed = np.repeat(values[:1], 6, axis=0)
-    assert float(ops.max(mean_distance_to_others(collapsed))) < 2e-3  # the root of a float's rounding
+    assert float(ops.max(mean_distance_to_others(collapsed))) < 2e-3  # square root of a rounding error
     assert float(ops.max(mean_distance_to_others(values[:1]))) == 0
 
 

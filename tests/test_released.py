@@ -1,4 +1,4 @@
-"""Released models, a person's own folder as the gallery, and training that starts from a model."""
+"""Released models, a user's own folder as the gallery, and training that starts from a model."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from dr_keras.runs import Run, open_run
 
 @pytest.fixture(scope="module")
 def released(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A released model made of the run `small`."""
+    """A released model made from the run `small`."""
     place = tmp_path_factory.mktemp("models") / "small-32"
     differences = release(Run(workplace / "runs" / "small"), Run(place))
     assert differences["litert"] < 1e-3
@@ -97,7 +97,7 @@ def test_a_folder_becomes_the_gallery_and_only_changes_are_embedded_again(releas
     assert len(index) == 13
     own = model.retrieve(str(folder / "disc" / "disc_1.png"), 2).results
     assert own[0].distance == pytest.approx(0, abs=1e-6)
-    assert {own[0].id, own[0].label} == {"loose.png", "-"}  # the query itself is left out
+    assert {own[0].id, own[0].label} == {"loose.png", "-"}  # the query itself is excluded
     other = load(released)
     np.testing.assert_allclose(other.use_gallery(folder).index.vectors, index.vectors)
 
@@ -179,9 +179,9 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
     result = script(tmp_path, "train.py", *flags, "--run", "tuned", "--initial-weights", released)
     assert result.returncode == 0, result.stderr
     run = Run(tmp_path / "runs" / "tuned")
-    assert run.config().width == 8  # the model's network, without a flag
+    assert run.config().width == 8  # from the model's network, without a flag
     before, after = load(released, runtime="keras").embed(samples), load(run.path, runtime="keras").embed(samples)
-    assert np.abs(before - after).max() < 0.1  # the normalization statistics have moved a little
+    assert np.abs(before - after).max() < 0.1  # the normalization statistics moved slightly
     refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)
     assert refused.returncode == 2
     assert "do not fit --width" in refused.stderr

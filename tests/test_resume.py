@@ -1,4 +1,4 @@
-"""A run that is stopped or killed goes on as if nothing had happened."""
+"""A run that is stopped or killed continues as if nothing had happened."""
 
 import csv
 import json
@@ -111,7 +111,7 @@ run_training(Config(**json.loads(sys.argv[1])))
 
 @pytest.mark.slow
 def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_path, folders):
-    """Stages change after 80 of 120 steps, sizes at the first epoch from 60 steps on."""
+    """Stages change after 80 of 120 steps, sizes at the first epoch after 60 steps."""
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")
     result = script(tmp_path, "train.py", *flags(folders, "whole"), *STAGES)
     assert result.returncode == 0, result.stderr
@@ -163,7 +163,7 @@ def test_a_checkpoint_holds_weights_optimizer_and_random_states(tmp_path):
     assert read_progress(tmp_path / "c.npz") == Progress(3, 99)
     restore_checkpoint(tmp_path / "c.npz", other)
     assert int(other.optimizer.iterations) == 3
-    for step in range(3, 6):  # AlexNet has dropout: equal losses need equal random states
+    for step in range(3, 6):  # AlexNet has dropout: equal losses require equal random states
         expected, found = (each.train_on_batch(batch(step), return_dict=True) for each in (one, other))
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
@@ -195,7 +195,7 @@ def test_history_drops_the_rows_that_a_checkpoint_does_not_cover(tmp_path):
     history([row | {"step": step} for step in range(5)])
     history.close()
     with open(tmp_path / "h.csv", "a") as file:
-        file.write("5,0,0.0")  # cut off while it was written
+        file.write("5,0,0.0")  # cut off during the write
     history = History(tmp_path / "h.csv", first_step=3)
     history([row | {"step": 3}])
     history.close()
@@ -204,7 +204,7 @@ def test_history_drops_the_rows_that_a_checkpoint_does_not_cover(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run_at_its_step(value):
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(value):
     seen = []
     log = StepLog(7, lambda _: 1e-3, [seen.extend])
     log.on_train_batch_end(0, dict.fromkeys(METRICS, 0.5))
@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(value):
     assert [row["step"] for row in seen] == [7, 8]
 
 
-def test_collapse_is_said_once_after_200_steps():
+def test_collapse_is_reported_once_after_200_steps():
     def row(step, loss, pairwise):
         return {"step": step, "triplet_loss": loss, "pairwise_distance": pairwise}
 
@@ -234,7 +234,7 @@ def test_collapse_is_said_once_after_200_steps():
         assert len(said) == 1
     said = []
     alarm = CollapseAlarm(said.append, margin=1.0)
-    for step in range(1000):  # now and then is no collapse
+    for step in range(1000):  # an occasional bad step is not a collapse
         alarm([row(step, 0.5 if step % 150 == 0 else 1.0, 0.5)])
     assert not said
 
@@ -244,7 +244,7 @@ def test_the_end_of_an_epoch_is_saved_where_saving_is_cheap(monkeypatch):
 
     def save():
         saved.append(now[0])
-        now[0] += 2  # seconds that saving takes
+        now[0] += 2  # seconds a save takes
 
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     checkpoints = Checkpoints(save, minutes=5)
@@ -253,7 +253,7 @@ def test_the_end_of_an_epoch_is_saved_where_saving_is_cheap(monkeypatch):
         now[0] += 10
         checkpoints.on_train_batch_end(0)
         checkpoints.on_epoch_end(epoch)
-    assert saved[0] == 10  # nobody knows yet what saving takes
+    assert saved[0] == 10  # the duration of a save is not known yet
     assert np.diff(saved).min() >= 50 * 2
     assert len(saved) == 4
     now[0] = saved[-1] + 2 + 300  # in the middle of an epoch
@@ -284,7 +284,7 @@ def test_early_stopping_waits_for_the_last_phase():
         assert not each.stopped
     each.patient = False
     each.on_epoch_end(3)
-    assert not each.stopped  # 0.3 is the best of this phase, though not of all
+    assert not each.stopped  # 0.3 is the best of this phase, but not overall
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

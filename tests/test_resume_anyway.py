@@ -1,4 +1,4 @@
-"""`--resume` goes on wherever a run stands: not started, killed before its first checkpoint, moved, or finished."""
+"""`--resume` works in any state of a run: not started, killed before its first checkpoint, moved, or finished."""
 
 import csv
 import shutil
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 class Killed(BaseException):
-    """Nothing of the library catches it."""
+    """Nothing in the library catches this."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def config(folders):
 
 
 def killed_at(monkeypatch, config, runs, step, *, saves=False, **options):
-    """Trains until this step and dies there, without a checkpoint or with one."""
+    """Trains until this step and dies there, with or without a checkpoint."""
     ended = callbacks.Checkpoints.on_train_batch_end
 
     def die(self, batch, logs=None):
@@ -59,7 +59,7 @@ def rows(run):
 
 
 def events(run):
-    """How often each step is on the board."""
+    """The steps of the monitor events in TensorBoard."""
     board = EventAccumulator(str(run.tensorboard))
     board.Reload()
     return [event.step for event in board.Scalars("monitor/precision_at_1")]
@@ -84,7 +84,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path
     assert not list(broken.path.glob(".*"))
     if initial:
         return
-    config = replace(config, run="later")  # and one killed after a checkpoint, to the last digit
+    config = replace(config, run="later")  # and one killed after a checkpoint resumes exactly
     killed_at(monkeypatch, config, tmp_path, 4, saves=True)
     later = Run(tmp_path / "later")
     assert read_progress(later.checkpoint_file).step == 4
@@ -104,7 +104,7 @@ def test_a_run_that_was_never_started_is_started(folder, tmp_path, config):
     assert train(replace(config, epochs=1), runs=tmp_path, resume=True).run.finished
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path, config):
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, config):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").touch()
     with pytest.raises(RunError, match="exists and is not a run folder"):
@@ -133,7 +133,7 @@ def test_the_images_may_lie_elsewhere_but_must_be_the_same(tmp_path, folders, co
 
 
 def test_a_scheduler_that_always_says_resume(tmp_path, folders):
-    """Starts it, and where it is finished says so and ends well."""
+    """It starts the run; once finished, it reports so and exits with 0."""
     arguments = [
         *("train.py", "--resume", "--run", "r", "--image-size", 16, "--backbone", "resnet10", "--width", 4),
         *("--embedding-dim", 8, "--epochs", 1, "--steps-per-epoch", 2, "--batch-size", 8, "--shift", 1),
@@ -150,7 +150,7 @@ def test_a_scheduler_that_always_says_resume(tmp_path, folders):
     assert "other values of --seed" in other.stderr
 
 
-def test_a_process_is_after_training_as_it_was(tmp_path, config):
+def test_training_leaves_the_process_unchanged(tmp_path, config):
     import tensorflow as tf
     from tensorflow.python.framework import config as tensorflow_config
 
@@ -160,10 +160,10 @@ def test_a_process_is_after_training_as_it_was(tmp_path, config):
     assert tf.config.get_visible_devices()
 
 
-# Embeddings that are not numbers.
+# NaN and infinite embeddings.
 
 
-def test_a_network_that_went_astray_is_one_line(tmp_path, folders):
+def test_a_diverged_network_is_one_line(tmp_path, folders):
     flags = [
         *("--data", folders, "--run", "r", "--image-size", 16, "--backbone", "resnet10", "--width", 4, "--shift", 1),
         *("--embedding-dim", 8, "--epochs", 2, "--pretrain-epochs", 0, "--batch-size", 8, "--optimizer", "sgd"),
@@ -208,7 +208,7 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
         assert result.returncode == 2, result.stderr
         assert "Traceback" not in result.stderr
         assert "embeddings are not numbers" in result.stderr.splitlines()[-1]
-    model.index.vectors  # noqa: B018 - the run's own index, whose vectors a damaged run may hold
+    model.index.vectors  # noqa: B018 - the run's own index, which may hold vectors of a damaged run
     monkeypatch.setattr("dr_keras.evaluation.evaluate._Images.of_index", _with_nan(model))
     with pytest.raises(InputError, match="1 of 96 embeddings are not numbers"):
         evaluate_run(model, baselines=False)

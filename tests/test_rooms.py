@@ -1,4 +1,4 @@
-"""What import-linter cannot tell: whether something is imported with a module, or only when a function needs it."""
+"""What import-linter cannot check: whether a package is imported with a module or only when a function needs it."""
 
 import subprocess
 import sys

@@ -12,9 +12,9 @@ from dr_keras.index.exact_search import distances, nearest, stretches
 @pytest.mark.parametrize("k", [1, 5, 300, 1000])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
-    monkeypatch.setattr(search, "FEW_QUERIES", 8)  # more go through FAISS
-    monkeypatch.setattr(search, "PRODUCT_VALUES", 1000)  # and fewer in parts of 3
-    monkeypatch.setattr(search, "BLOCK_VALUES", 700)  # a uint8 gallery goes in parts of 100
+    monkeypatch.setattr(search, "FEW_QUERIES", 8)  # more queries go through FAISS
+    monkeypatch.setattr(search, "PRODUCT_VALUES", 1000)  # and fewer in blocks of 3
+    monkeypatch.setattr(search, "BLOCK_VALUES", 700)  # splits a uint8 gallery into blocks of 100
     gallery = (RANDOM.random((300, 7)) * 255).astype(dtype)
     asked = (RANDOM.random((queries, 7)) * 255).astype(dtype)
     rows, squared = nearest(asked, gallery, k)
@@ -25,8 +25,8 @@ def test_nearest_equals_the_full_sort(queries, k, dtype, monkeypatch):
     assert all(len(set(found)) == len(found) for found in rows.tolist())
 
 
-@pytest.mark.parametrize("queries", [2, 9])  # by NumPy and by FAISS
-def test_what_is_proposed_is_ranked_by_the_differences(queries, monkeypatch):
+@pytest.mark.parametrize("queries", [2, 9])  # with NumPy and with FAISS
+def test_candidates_are_ranked_by_exact_differences(queries, monkeypatch):
     monkeypatch.setattr(search, "FEW_QUERIES", 8)
     gallery, asked = unit(50, 7), unit(queries, 7)
     gallery[20:] = gallery[:30]
@@ -55,7 +55,7 @@ def test_what_is_proposed_is_ranked_by_the_differences(queries, monkeypatch):
 def test_nearest_of_some_rows_equals_the_full_sort_of_them(queries, share, unit_length, monkeypatch):
     monkeypatch.setattr(search, "FEW_QUERIES", 8)
     monkeypatch.setattr(search, "MIN_RUN_ROWS", 8)
-    monkeypatch.setattr(search, "BLOCK_VALUES", 350)  # gathered rows go in parts of 50
+    monkeypatch.setattr(search, "BLOCK_VALUES", 350)  # splits gathered rows into blocks of 50
     gallery, asked = unit(400, 7), 1.5 * unit(queries, 7)
     rows = np.flatnonzero(RANDOM.random(400) < share)
     found, squared = nearest(asked, gallery, 10, rows=rows, unit=unit_length)

@@ -1,4 +1,4 @@
-"""The HTTP API: what it answers, and what it refuses."""
+"""The HTTP API: what it returns and what it refuses."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from dr_keras.server.queries import Query
 
 
 def printed(said, *, paths=False):
-    """What retrieve.py printed, as the server says it."""
+    """The output of retrieve.py in the server's format."""
     answer = json.loads(said.stdout)
     for result in answer["results"]:
         assert paths or result.pop("path")
@@ -85,7 +85,7 @@ def test_queries_that_cannot_be_answered(page, body, status, words):
     refused(page.post("/v1/search", json=body), status, words)
 
 
-def test_bodies_that_are_no_request(page):
+def test_bodies_that_are_not_valid_requests(page):
     json_type = {"Content-Type": "application/json"}
     refused(page.post("/v1/search", content=b"{", headers=json_type), 400, "not JSON")
     refused(page.post("/v1/search", content=b"[" * 100_000, headers=json_type), 400, "nests too deeply")
@@ -124,7 +124,7 @@ def test_a_name_finds_its_image(page):
     refused(page.get("/v1/find", params={"name": ""}), 422, "name")
 
 
-def test_a_method_that_a_path_has_not(page):
+def test_a_method_that_a_path_does_not_support(page):
     answer = refused(page.put("/v1/images/disc/disc_0.png"), 405, "PUT is not allowed here")
     assert answer.headers["allow"] == "DELETE, GET, HEAD"
     for method, path, allowed in (
@@ -150,7 +150,7 @@ def test_images_are_added_and_removed(place, writable):
     assert (file.read_bytes(), file.suffix) == (data, ".jpg")
     assert [one.name for one in (place / "uploads").iterdir()] == [added["name"]]
     schemas.Added.model_validate(added)
-    # The next search finds it, and its file is served.
+    # The next search finds it and its file is served.
     found = writable.post("/v1/search?k=1", files={"image": data}).json()["results"][0]
     assert (found["id"], found["attributes"]) == (added["id"], {"year": 2026})
     assert writable.get(f"/v1/images/{added['id']}").content == data
@@ -165,7 +165,7 @@ def test_images_are_added_and_removed(place, writable):
     refused(writable.get(f"/v1/images/{added['id']}"), 404, "no image of this id")
     refused(writable.delete(f"/v1/images/{added['id']}", headers=BEARER), 404, "no image of this id")
     assert writable.post("/v1/search?k=1", files={"image": data}).json()["results"][0]["id"] != added["id"]
-    # An image of the gallery leaves the index, and its file stays.
+    # A gallery image is removed from the index, but its file stays.
     gone = writable.delete("/v1/images/disc/disc_0.png", headers=BEARER).json()
     assert gone == {"id": "disc/disc_0.png", "file_removed": False}
     assert (place / "mine" / "disc" / "disc_0.png").is_file()
@@ -209,11 +209,11 @@ def test_a_search_goes_on_while_others_write(place, writable):
         for image in images:
             added = writable.post("/v1/images", files={"image": image}, headers=BEARER).json()
             found = reader.post("/v1/search?k=1", files={"image": image}).json()["results"][0]
-            assert found["id"] == added["id"]  # another server, on the same index
+            assert found["id"] == added["id"]  # another server on the same index
         assert all(len(one.result()["results"]) >= 15 for one in searches)
 
 
-def test_what_comes_together_is_worked_on_together():
+def test_concurrent_requests_are_batched():
     sizes = []
     begun, go_on = threading.Event(), threading.Event()
 
@@ -239,7 +239,7 @@ def test_what_comes_together_is_worked_on_together():
         assert (str(bad), good) == ("a bad one", 10)
         lost = await asyncio.gather(batcher.do(98), batcher.do(2), return_exceptions=True)
         assert [str(error) for error in lost] == ["all is lost"] * 2
-        last = asyncio.create_task(batcher.do(7))  # is ended before the stop
+        last = asyncio.create_task(batcher.do(7))  # finishes before the stop
         await asyncio.sleep(0)
         await batcher.stop()
         assert await last == 70
@@ -249,7 +249,7 @@ def test_what_comes_together_is_worked_on_together():
     assert sizes == [8, 8, 4, 2, 2, 1]
 
 
-def test_searches_that_come_together_are_answered_as_if_alone(place):
+def test_batched_searches_are_answered_as_if_alone(place):
     with client(place) as page:
         gallery = page.app.state.service.live_index
         nothing = np.empty((0, 0), np.float32)
@@ -263,7 +263,7 @@ def test_searches_that_come_together_are_answered_as_if_alone(place):
             (Query(nothing, ["bars_2.png"]), 5),
         ]
         together = gallery.search_many(asked)
-        broken = gallery.search_many([*asked, (Query(nothing, [None]), 5)])  # whatever is wrong with one, is its own
+        broken = gallery.search_many([*asked, (Query(nothing, [None]), 5)])  # a bad query affects no other
         assert [type(answer) for answer in broken] == [*map(type, together), TypeError]
         for answer, one in zip(together, asked, strict=True):
             if isinstance(answer, Problem):

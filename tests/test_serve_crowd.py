@@ -1,4 +1,4 @@
-"""Many clients at once: each gets every byte of its own answers, and the server has nothing left open afterwards."""
+"""Many clients at once: each gets every byte of its own responses, and the server leaves nothing open afterward."""
 
 import json
 import random
@@ -16,14 +16,14 @@ from PIL import Image
 from served import BEARER, TOKEN
 
 CLIENTS = 32
-REQUESTS = examples(10_000)  # of all clients together
+REQUESTS = examples(10_000)  # by all clients together
 CHANGES = examples(30)  # images added and removed in the writable crowd
-A_CONNECTION = 8  # requests that a client sends over one, at most: closed ones free the numbers of descriptors
+A_CONNECTION = 8  # most requests a client sends over one connection: closed ones free descriptors for reuse
 
 
 @pytest.fixture(scope="module")
 def place(workplace, tmp_path_factory):
-    """A working folder with an index of 16 small pictures and of two that are sent in several pieces."""
+    """A working folder with an index of 16 small pictures and two that are sent in several chunks."""
     place = indexed(tmp_path_factory.mktemp("crowd"), workplace)
     for seed in (0, 1):
         pixels = np.random.default_rng(seed).integers(0, 256, (420, 420 + seed, 3), np.uint8)  # 530,000 bytes of noise
@@ -34,7 +34,7 @@ def place(workplace, tmp_path_factory):
 
 
 def send(at, method, target, headers=(), body=None):
-    """Status, the headers that tell of the content, and the content."""
+    """Status, content headers, and content."""
     at.request(method, target, body, dict(headers))
     answer = at.getresponse()
     told = {name: answer.headers[name] for name in ("Content-Type", "Content-Length", "Content-Range", "ETag")}
@@ -46,7 +46,7 @@ def ask_for(id):
 
 
 def questions(place, address):
-    """What the crowd asks, each with its only right answer: [(weight, question, answer)]."""
+    """The requests of the crowd, each with its only correct response: [(weight, request, response)]."""
     at = HTTPConnection(urlsplit(address).netloc, timeout=60)
     asked = []
 
@@ -79,7 +79,7 @@ def questions(place, address):
 
 
 def crowd(address, asked, count, wrong):
-    """Asks `count` questions from `CLIENTS` threads; what is answered otherwise is counted in `wrong`."""
+    """Sends `count` requests from `CLIENTS` threads; incorrect responses are counted in `wrong`."""
     weights = [weight for weight, _, _ in asked]
     host = urlsplit(address).netloc
 
@@ -106,7 +106,7 @@ def crowd(address, asked, count, wrong):
 
 
 def opened(process):
-    """What a server has open, once that stays as it is: it closes its connections a little after their clients."""
+    """A server's open files, once they are stable: it closes connections slightly after its clients."""
     alike, last = 0, None
     while alike < 20:
         found = Counter()
@@ -126,7 +126,7 @@ def test_every_client_gets_its_own_bytes(place):
     with serving(place, "--index", "my-index", "--concurrency", CLIENTS * 2) as (process, address):
         asked = questions(place, address)
         wrong = Counter()
-        for thread in crowd(address, asked, CLIENTS * 8, wrong):  # starts all its threads, and opens what stays open
+        for thread in crowd(address, asked, CLIENTS * 8, wrong):  # starts all server threads and opens what stays open
             thread.join()
         before = opened(process)
         for thread in crowd(address, asked, REQUESTS, wrong):
@@ -152,14 +152,14 @@ def change(address, seed):
 
 
 def test_every_client_gets_its_own_bytes_while_others_write(place):
-    """What the images' routes answer depends on no other image; what tells of all of them is left out."""
+    """Only image and static routes, whose responses do not depend on other images."""
     arguments = ("--index", "my-index", "--concurrency", CLIENTS * 2, "--writable", "--uploads", "mine/sent")
     with serving(place, *arguments, env={"DR_KERAS_TOKEN": TOKEN}) as (process, address):
         asked = [one for one in questions(place, address) if one[1][1].startswith(("/v1/images/", "/static/"))]
         wrong = Counter()
         for thread in crowd(address, asked, CLIENTS * 8, wrong):
             thread.join()
-        change(address, 999)  # SQLite keeps a writer's descriptor for the next one, as long as there is a reader
+        change(address, 999)  # SQLite keeps a writer's descriptor for reuse while there is a reader
         before = opened(process)
         threads = crowd(address, asked, REQUESTS // 5, wrong)
         for number in range(CHANGES):

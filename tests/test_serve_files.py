@@ -1,4 +1,4 @@
-"""Files that the server takes and sends: formats, sizes, ids that climb, links that leave the gallery."""
+"""Files the server receives and sends: formats, sizes, path traversal in ids, links that leave the gallery."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from dr_keras.server.image_files import Thumbnails, remove_upload, store_upload
 
 
 def bomb(side):
-    """A PNG of a few bytes that says it has `side` x `side` pixels."""
+    """A PNG of a few bytes that claims to have `side` x `side` pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -30,7 +30,7 @@ def bomb(side):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_images_that_are_none(page):
+def test_uploads_that_are_not_images(page):
     def send(data):
         return page.post("/v1/search", files={"image": data})
 
@@ -101,7 +101,7 @@ def test_ids_that_climb(place, page):
         refused(raw(page, f"/v1/images/{path}?thumbnail=32"), 404, "no image of this id")
     refused(raw(page, "/v1/images/" + "x" * 2000), 414, "2,000 characters")
     refused(raw(page, "/v1/images/" + "x" * 17000), 414, "17,011 bytes")
-    longest = quote("\U0010ffff" * 1024)  # four bytes a character, each of them escaped
+    longest = quote("\U0010ffff" * 1024)  # four bytes per character, all escaped
     refused(raw(page, f"/v1/find?name={longest}"), 404, "no image")
     refused(raw(page, f"/v1/images/{longest}"), 404, "no image of this id")
     refused(raw(page, f"/v1/find?name={longest}x"), 422, "1024 characters")
@@ -173,7 +173,7 @@ def test_uploads_never_leave_their_folder(tmp_path):
     assert not remove_upload(outside, inside)
     assert not remove_upload(inside / ".." / "outside.png", inside)
     assert outside.exists()
-    # A link that waits under the name of a content is not written through.
+    # An existing link at the content's file name is not followed when writing.
     from dr_keras.data.formats import FORMATS
 
     first, _, _ = store_upload(b"data", FORMATS["PNG"], inside)

@@ -1,4 +1,4 @@
-"""What monitors, caches and reverse proxies ask for: HEAD, entity tags, ranges, any name, a path above it all."""
+"""What monitors, caches and reverse proxies rely on: HEAD, entity tags, ranges, arbitrary names, a root path."""
 
 import re
 from http.client import HTTPConnection
@@ -33,7 +33,7 @@ REFUSED = ("/v1/images/none", "/nothing", "/v1/find?name=none", "/static/none", 
 
 @pytest.fixture(scope="module")
 def page(workplace, tmp_path_factory):
-    """A client of a server that nobody changes."""
+    """A client of a server whose index does not change."""
     with client(indexed(tmp_path_factory.mktemp("http"), workplace)) as made:
         yield made
 
@@ -44,7 +44,7 @@ def test_head_is_get_without_its_body(page, path):
     assert head.content == b""
     assert (head.status_code, head.headers) == (whole.status_code, whole.headers)
     assert int(head.headers["content-length"]) == len(whole.content)
-    raw_head = raw(page, path, method="HEAD")  # what the application itself sends
+    raw_head = raw(page, path, method="HEAD")  # what the application itself sends, without a client
     assert (raw_head.status_code, raw_head.content) == (whole.status_code, b"")
     if path in TAGGED:
         same = page.head(path, headers={"If-None-Match": whole.headers["etag"]})
@@ -107,7 +107,7 @@ def test_a_part_of_an_image(page, asked, first, last):
     assert (same.status_code, same.content) == (304, b"")
 
 
-def test_ranges_that_nothing_lies_in(page):
+def test_ranges_that_cannot_be_satisfied(page):
     size = len(page.get(IMAGE).content)
     for asked in (f"bytes={size}-", f"bytes={size + 5}-{size + 9}", "bytes=-0"):
         answer = refused(page.get(IMAGE, headers={"Range": asked}), 416, "none of those")
@@ -119,14 +119,14 @@ def test_ranges_that_nothing_lies_in(page):
     ["bytes=0-1,3-4", "bytes=5-2", "bytes=-", "bytes=", "bytes", "bytes=a-b", "bytes=1-2-3", "lines=0-1", "",
      "bytes=" + "9" * 5000 + "-", "bytes=--5", "bytes=+1-2", "bytes=\u0661-"],
 )  # fmt: skip
-def test_ranges_that_are_not_heeded(page, asked):
+def test_ranges_that_are_ignored(page, asked):
     whole = page.get(IMAGE)
     answer = page.get(IMAGE, headers={"Range": asked.encode()})
     assert (answer.status_code, answer.content) == (200, whole.content)
     assert "content-range" not in answer.headers
 
 
-def test_a_range_of_another_state_or_of_what_has_none(page):
+def test_a_range_of_another_version_or_where_ranges_are_not_supported(page):
     whole = page.get(IMAGE)
     for other in ('"other"', f"W/{whole.headers['etag']}", "Wed, 21 Oct 2015 07:28:00 GMT"):
         answer = page.get(IMAGE, headers={"Range": "bytes=0-1", "If-Range": other})
@@ -169,7 +169,7 @@ def test_names_of_any_bytes(place):
             assert ask("GET", f"{target}?thumbnail=32")[1]["Content-Type"] == "image/jpeg"
             every = "/v1/images/" + "".join(f"%{byte:02x}" for byte in b"disc/" + name)
             assert ask("GET", every)[2] == data
-            assert ask("GET", f"/v1%2fimages%2Fdisc/{quote(name)}")[2] == data  # the slash is as good escaped
+            assert ask("GET", f"/v1%2fimages%2Fdisc/{quote(name)}")[2] == data  # an escaped slash works too
             assert ask("DELETE", target, **BEARER)[0] == 200
             assert ask("GET", target)[0] == 404
         at.close()
@@ -182,7 +182,7 @@ def test_names_of_any_bytes(place):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_the_page_refers_to_what_is_below_it(place, given):
-    """Without --root-path behind a proxy that takes the path off, with it in both cases."""
+    """Without --root-path behind a proxy that strips the path, with it behind either kind."""
     with client(place, root_path="/photos" if given else "") as page:
         for base in ("/", "/photos/") if given else ("/",):
             html = page.get(base).text
@@ -233,7 +233,7 @@ def test_a_root_path_is_taken_off_where_the_proxy_has_not(place):
 
 @pytest.mark.parametrize("strips", [True, False])
 def test_a_server_behind_a_proxy(place, strips):
-    """Of both kinds, with the same flag."""
+    """Either kind of proxy, with the same flag."""
     data = draw_encoded(77)
     arguments = ("--index", "my-index", "--writable", "--uploads", "mine/sent", "--root-path", "/photos/")
     with serving(place, *arguments, env={"DR_KERAS_TOKEN": TOKEN}) as (_, address):
@@ -264,14 +264,14 @@ def test_a_server_behind_a_proxy(place, strips):
             at.close()
 
 
-# What is told of the machine
+# What is revealed about the machine
 
 SENTINEL = "sentinel-folder"
 
 
 @pytest.fixture
 def hidden(place):
-    """A working folder whose path has a name that no answer may hold."""
+    """A working folder whose path contains a name that no response may contain."""
     inner = place / SENTINEL
     inner.mkdir()
     for name in ("runs", "mine"):
@@ -281,7 +281,7 @@ def hidden(place):
     return inner
 
 
-def test_no_answer_tells_a_path_of_the_machine(hidden):
+def test_no_response_reveals_a_path_on_the_machine(hidden):
     answers = []
     disc = hidden / "mine" / "disc"
     with client(hidden, writable=True, token=TOKEN, uploads=hidden / "mine" / "sent") as page:
@@ -344,8 +344,8 @@ def test_no_answer_tells_a_path_of_the_machine(hidden):
         assert SENTINEL not in told, (answer.request.method, answer.request.url, told)
 
 
-def test_a_refused_image_is_not_called_by_its_path(monkeypatch, hidden):
-    """An image in --uploads elsewhere has its whole path as its id, which the index's own errors tell."""
+def test_the_error_for_a_refused_image_does_not_reveal_its_path(monkeypatch, hidden):
+    """An image in --uploads outside the gallery has its full path as its id, which the index's own errors contain."""
     with client(hidden, writable=True, token=TOKEN, uploads=hidden / "uploads") as page:
 
         def fail(*_):
@@ -360,7 +360,7 @@ def decode_key(page):
     return decode_map(page.get("/v1/map").content)[2]["key"]
 
 
-def test_paths_are_told_where_that_is_asked_for(hidden):
+def test_paths_are_shown_on_request(hidden):
     with client(hidden, show_paths=True) as page:
         found = search(page, 1, positives=["disc_0.png"])["results"][0]
         assert found["path"] == str(hidden / "mine" / found["id"])

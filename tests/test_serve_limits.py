@@ -1,4 +1,4 @@
-"""The server among strangers: headers, names, limits, slow clients, its settings, its start and its stop."""
+"""The server facing untrusted clients: headers, host names, limits, slow clients, settings, start and stop."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from dr_keras.server.routes import create_app
 from dr_keras.server.settings import Settings, read_token
 
 
-def test_settings_that_make_no_server(monkeypatch, tmp_path):
+def test_invalid_settings(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="needs a token: set DR_KERAS_TOKEN"):
         Settings(writable=True, uploads=tmp_path)
     with pytest.raises(InputError, match="has 5 characters; at least 16"):
@@ -68,7 +68,7 @@ def test_every_answer_has_its_headers(page):
     assert page.get("/docs").status_code == 404
 
 
-def test_what_watches_the_server(page):
+def test_monitoring_routes(page):
     assert page.get("/healthz").json() == page.get("/readyz").json() == {"status": "ok"}
     stats = schemas.Stats.model_validate(page.get("/v1/stats").json())
     assert (stats.searched, stats.classes, stats.writable, stats.run) == (16, 4, False, "small")
@@ -87,7 +87,7 @@ def test_what_watches_the_server(page):
     assert document["paths"]["/v1/images"]["post"]["security"] == [{"token": []}]
 
 
-def test_a_name_that_is_not_the_servers(place):
+def test_a_host_name_that_is_not_the_servers(place):
     with client(place, hosts=("localhost", "::1")) as page:
         assert page.get("/healthz", headers={"Host": "localhost:8000"}).status_code == 200
         assert page.get("/healthz", headers={"Host": "[::1]:8000"}).status_code == 200
@@ -107,7 +107,7 @@ def test_an_index_that_breaks_says_so_without_its_path(place, page):
     refused(page.get("/readyz"), 503, "the index cannot be read")
 
 
-def test_beyond_the_limit_clients_are_told_to_come_again(place):
+def test_beyond_the_limit_clients_are_told_to_retry(place):
     with client(place, concurrency=1) as page:
         server = page.app.state.service
         enter, leave = threading.Event(), threading.Event()
@@ -131,7 +131,7 @@ def test_beyond_the_limit_clients_are_told_to_come_again(place):
         assert page.get("/v1/sample").status_code == 200
 
 
-def test_a_body_that_does_not_come(place):
+def test_a_body_that_does_not_arrive(place):
     async def scene():
         sent = []
 
@@ -172,7 +172,7 @@ def test_serve_as_a_process(place, refuse):
         assert b" 400 " in said(host, port, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
         assert b" 400 " in said(host, port, b"\0\1\2\r\n\r\n")
         assert b" 400 " in said(host, port, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000 + b"\r\n\r\n")
-        # What is in flight when the server is stopped is ended.
+        # Requests in flight when the server is stopped are completed.
         with socket.create_connection((host, int(port))) as slow:
             body = json.dumps({"positives": ["disc_0.png"]}).encode()
             slow.sendall(
@@ -194,7 +194,7 @@ def test_serve_as_a_process(place, refuse):
 
 
 def until(reached, seconds=60):
-    """Waits for something that is to come about."""
+    """Waits until `reached()` is true."""
     ends = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < ends
@@ -202,7 +202,7 @@ def until(reached, seconds=60):
 
 
 def said(host, port, data):
-    """What a server answers to some bytes."""
+    """A server's response to raw bytes."""
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(data)
         answer = b""
@@ -216,7 +216,7 @@ def said(host, port, data):
 
 @contextmanager
 def listening(place, **settings):
-    """An application that listens, in a thread: its host and port."""
+    """Runs an application in a thread; yields its host and port."""
     model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
     app = create_app(model, Settings(**settings))
     config = uvicorn.Config(app, port=0, http=protocol.PatientProtocol, ws="none", log_level="error", lifespan="on")
@@ -233,7 +233,7 @@ def listening(place, **settings):
 
 
 def answered_images(host, port):
-    """How many requests for an image have come to their end."""
+    """How many requests for an image have been completed."""
     counts = said(host, port, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode()
     return sum(float(one) for one in re.findall(r"^dr_keras_requests_total\{.*images/.*\} (\S+)$", counts, re.M))
 
@@ -259,7 +259,7 @@ def test_a_client_that_does_not_take_its_answer(place):
             assert got < 12_000_000
 
 
-def test_a_head_that_does_not_come(monkeypatch, place):
+def test_a_request_head_that_does_not_arrive(monkeypatch, place):
     monkeypatch.setattr(protocol.PatientProtocol, "head_seconds", 0.3)
     monkeypatch.setattr(protocol.PatientProtocol, "most", 2)
     with listening(place) as (host, port):
@@ -277,7 +277,7 @@ def test_a_head_that_does_not_come(monkeypatch, place):
             assert b" 408 " in connection.recv(65536)
         monkeypatch.setattr(protocol.PatientProtocol, "head_seconds", 30)
         with socket.create_connection((host, port)), socket.create_connection((host, port)):
-            answer = said(host, port, whole)  # the two were accepted before
+            answer = said(host, port, whole)  # the other two were accepted first
             assert b" 503 " in answer
             assert b"retry-after: 5" in answer
 
@@ -291,7 +291,7 @@ def test_a_head_that_does_not_come(monkeypatch, place):
         (("--index", "my-index", "--concurrency", "0"), "at least 1"),
         (("--index", "my-index", "--port", "99999"), "--port is 99999; a number from 0 to 65535"),
         (("--index", "my-index", "--port", "-1"), "--port is -1"),
-        (("--index", "my-index", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),  # documentation's, nobody's
+        (("--index", "my-index", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),  # a documentation address
         (("--index", "my-index", "--host", "no.such.invalid"), "cannot listen at no.such.invalid"),
         (("--index", "my-index", "--host", "x" * 70), "cannot listen at xxx"),
         (("--index", "my-index", "--root-path", "photos"), "a path such as /photos is expected"),
@@ -299,7 +299,7 @@ def test_a_head_that_does_not_come(monkeypatch, place):
         (("--index", "my-index", "--root-path", "/v1/x"), "the server's own paths begin so"),
     ],
 )
-def test_flags_that_make_no_server(place, arguments, words, monkeypatch):
+def test_invalid_flags(place, arguments, words, monkeypatch):
     monkeypatch.setenv("DR_KERAS_TOKEN", "")
     refused_to_start(script(place, "serve.py", "--port", "0", *arguments), words)
 
@@ -315,7 +315,7 @@ def test_a_port_that_is_taken(place):
         port = other.getsockname()[1]
         result = script(place, "serve.py", "--index", "my-index", "--port", port)
         refused_to_start(result, f"cannot listen at 127.0.0.1, port {port}: Address already in use")
-        # Another process that had bound the port too, and listens first.
+        # Another process bound the port too, and listens first.
     with protocol.bound("127.0.0.1", port) as sockets, socket.create_server(("127.0.0.1", port)):
         with pytest.raises(InputError, match=f"port {port}: Address already in use"):
             protocol.serve(create_app(load(place / "runs" / "small", index=place / "my-index")), "127.0.0.1", sockets)
@@ -325,6 +325,6 @@ def test_all_addresses_of_a_name():
     with protocol.bound("localhost", 0) as sockets:
         assert len({one.getsockname()[1] for one in sockets}) == 1
         assert "127.0.0.1" in {one.getsockname()[0] for one in sockets}
-        with pytest.raises(ConnectionRefusedError):  # nobody waits for a server that may never come
+        with pytest.raises(ConnectionRefusedError):  # clients do not wait for a server that may never start
             socket.create_connection(sockets[0].getsockname()[:2])
     assert [one.fileno() for one in sockets] == [-1] * len(sockets)

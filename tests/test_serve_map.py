@@ -1,4 +1,4 @@
-"""The map of a gallery, as the server sends it."""
+"""The map of a gallery as sent by the server."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_the_map(place, page):
     assert len(decode_map(page.get("/v1/map").content)[0]) == 15
 
 
-def test_a_map_has_another_key_when_it_is_laid_out_anew_and_follows_the_index(place, writable):
+def test_a_map_has_a_new_key_after_a_new_layout_and_follows_the_index(place, writable):
     with client(place) as page:
         first = page.get("/v1/map")
         assert page.get("/v1/map", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
@@ -56,11 +56,11 @@ def test_a_map_has_another_key_when_it_is_laid_out_anew_and_follows_the_index(pl
         added = writable.post("/v1/images", files={"image": draw_encoded(9)}, data={"label": "new"}, headers=BEARER)
         assert added.status_code == 201
         after, _, _ = decode_map(page.get("/v1/map").content)
-        assert np.array_equal(after[:-1], points)  # what was there stays where it is
+        assert np.array_equal(after[:-1], points)  # existing points do not move
         assert {one["label"]: one["count"] for one in page.get("/v1/classes").json()}["new"] == 1
 
 
-def test_a_map_of_nothing(place, page):
+def test_a_map_of_an_empty_index(place, page):
     with Index.open(place / "my-index", write=True) as index:
         index.remove(index.records.matching("*"))
     assert decode_map(page.get("/v1/map").content)[2]["classes"] == []

@@ -1,4 +1,4 @@
-"""The models that come with the repository."""
+"""The models shipped with the repository."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Data as people have it: archives, manifests, sets of TensorFlow Datasets."""
+"""Data as users have it: archives, manifests, TensorFlow Datasets."""
 
 import io
 import os
@@ -128,7 +128,7 @@ def test_a_manifest_gives_paths_labels_and_splits(tmp_path):
     assert known["pictures/disc/disc_4.png"] == (0, VALIDATION)
     assert known[f"{outside}/disc/disc_0.png"] == (0, TRAIN)
     assert catalog.missing == ("pictures/rings/rings_0.png",)
-    assert sum(split == MONITOR for _, split in known.values()) == 1  # the manifest has chosen them itself
+    assert sum(split == MONITOR for _, split in known.values()) == 1  # the manifest assigned it
 
 
 def test_a_manifest_without_splits_is_split_like_folders(tmp_path):
@@ -181,7 +181,7 @@ def test_a_manifest_in_another_encoding_is_a_clear_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def tfds_home(tmp_path_factory):
-    """A data folder in which TFDS has written a small set of its own format."""
+    """A data folder in which TFDS has written a small dataset in its own format."""
     import tensorflow_datasets as tfds
 
     class DrawnShapes(tfds.core.GeneratorBasedBuilder):
@@ -245,8 +245,8 @@ def test_an_unknown_tfds_set_is_a_clear_error(tfds_home, monkeypatch, cache):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("export_here", "eagerly")
-def test_an_archive_cropped_and_streamed_goes_down_the_whole_line(tmp_path, folders, cache):
-    """What is set for training holds in search: a file embeds to its indexed vector, however it is resized."""
+def test_an_archive_cropped_and_streamed_end_to_end(tmp_path, folders, cache):
+    """Training settings apply to search: a file embeds to its indexed vector, whatever the resizing."""
     tall = tmp_path / "tall"
     for file in sorted(folders.rglob("*.png")):
         (tall / file.parent.name).mkdir(parents=True, exist_ok=True)

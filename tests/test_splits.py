@@ -1,4 +1,4 @@
-"""Names of splits as people write them: read as splits, as classes, or refused with both readings named."""
+"""Split names as people write them: read as splits, as classes, or refused with both interpretations named."""
 
 import io
 import tarfile
@@ -77,7 +77,7 @@ def test_what_a_name_means(name, what):
         ("train", [], None),
     ],
 )
-def test_splits_are_no_classes(tmp_path, train, others, held):
+def test_splits_are_not_classes(tmp_path, train, others, held):
     for name in (train, *others):
         split(tmp_path, name)
     touch(tmp_path, "readme.md", "docs/notes.txt")
@@ -91,7 +91,7 @@ def test_splits_are_no_classes(tmp_path, train, others, held):
 
 
 def test_a_folder_in_a_folder_of_the_same_name(tmp_path):
-    """As in a well-known set of landscapes."""
+    """As in a well-known landscape dataset."""
     split(tmp_path, "seg_train/seg_train")
     split(tmp_path, "seg_test/seg_test")
     touch(tmp_path, *(f"seg_pred/seg_pred/{number}.jpg" for number in range(3)))
@@ -100,7 +100,7 @@ def test_a_folder_in_a_folder_of_the_same_name(tmp_path):
     assert {catalog.ids[row].split("/")[0] for row in catalog.rows(VALIDATION)} == {"seg_test"}
 
 
-def test_a_held_out_class_of_its_own_is_missing_and_not_trained_on(tmp_path):
+def test_a_class_only_in_the_held_out_split_is_missing_and_not_trained_on(tmp_path):
     split(tmp_path, "Train")
     split(tmp_path, "Test", ("dog", "wolf"), each=1)
     catalog = load(tmp_path)
@@ -120,7 +120,7 @@ def test_a_held_out_class_of_its_own_is_missing_and_not_trained_on(tmp_path):
         (("Testing", "validation"), ["no train/"]),
     ],
 )
-def test_what_is_unclear_is_refused_with_both_readings(tmp_path, layout, words):
+def test_ambiguous_layouts_are_refused_with_both_interpretations(tmp_path, layout, words):
     for name in layout:
         split(tmp_path, name)
     with pytest.raises(InputError) as error:
@@ -138,7 +138,7 @@ def test_a_held_out_folder_beside_the_classes_is_unclear(tmp_path):
 @pytest.mark.parametrize(
     "classes", [("car", "test", "train"), ("steam_train", "bus"), ("dev", "qa"), ("cat", "val"), ("test_tube", "flask")]
 )
-def test_classes_may_be_called_so(tmp_path, classes):
+def test_classes_may_have_names_of_splits(tmp_path, classes):
     for name in classes:
         touch(tmp_path, *(f"{name}/{number}.jpg" for number in range(3)))
     assert load(tmp_path).classes == tuple(sorted(classes))
@@ -235,14 +235,14 @@ def test_a_backslash_climbs_out_of_no_folder(tmp_path, monkeypatch):
         ([], "It contains: nothing"),
     ],
 )
-def test_where_there_are_no_classes_what_was_found_is_named(tmp_path, names, message):
+def test_without_classes_the_error_names_what_was_found(tmp_path, names, message):
     touch(tmp_path, *names)
     with pytest.raises(InputError) as error:
         load(tmp_path)
     assert message in str(error.value)
 
 
-def test_a_folder_one_level_too_high_is_as_good(tmp_path):
+def test_a_folder_one_level_too_high_works_too(tmp_path):
     split(tmp_path, "download/pets", ("cat", "dog"), each=4)
     catalog = load(tmp_path)
     assert catalog.classes == ("cat", "dog")

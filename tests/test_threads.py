@@ -1,4 +1,4 @@
-"""What dr_keras hands out is shared by threads, and each gets what is its own."""
+"""Objects of dr_keras are shared between threads, and each thread gets its own results."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ THREADS = 8
 
 
 def in_threads(work, calls, threads=THREADS):
-    """What `work(number)` returns for each number, called by several threads at once."""
+    """The result of `work(number)` for each number, called by several threads at once."""
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, range(calls)))
 
@@ -36,7 +36,7 @@ def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
         pytest.importorskip("openvino")
     given = pictures(40)
     want = load(workplace / "runs" / "small", runtime=runtime).embed(given)
-    model = load(workplace / "runs" / "small", runtime=runtime)  # nothing is loaded yet: the threads meet there too
+    model = load(workplace / "runs" / "small", runtime=runtime)  # loads lazily, so the threads race there too
 
     def embed(number):
         rows = (np.arange(1 + number % 21) + number) % 40
@@ -45,7 +45,7 @@ def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
     assert max(in_threads(embed, 200)) < 1e-5
 
 
-def test_openvino_tells_nobody_of_its_use():
+def test_openvino_sends_no_telemetry():
     pytest.importorskip("openvino")
     code = (
         "import os, sys\n"
@@ -57,12 +57,12 @@ def test_openvino_tells_nobody_of_its_use():
         "import time; time.sleep(1)\n"
         "print(forks, 'openvino_telemetry' in sys.modules)\n"
     )
-    env = {name: value for name, value in os.environ.items() if name != "CI"}  # where it would be silent by itself
+    env = {name: value for name, value in os.environ.items() if name != "CI"}  # OpenVINO sends none in CI
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.stdout == "[] False\n", done.stderr
 
 
-def test_searches_of_threads_are_their_own(workplace):
+def test_threads_get_their_own_searches(workplace):
     model = load(workplace / "runs" / "small")
     given = pictures(24)
     want = [[result.id for result in found] for found in model.search(given, 5)]
@@ -101,7 +101,7 @@ def unit(count, seed=0):
 
 
 def test_an_index_is_searched_while_another_writes_and_all_refresh(tmp_path):
-    """Each image's vector is known by its number, so that an answer of another state or row is seen."""
+    """Each image's number determines its vector, so a result from another state or row is detected."""
     vectors = unit(600)
     with Index.create(tmp_path / "index", 8, root=tmp_path) as writer:
         writer.add([Entry(f"{number}.png", f"c{number % 3}") for number in range(200)], vectors[:200])
@@ -158,7 +158,7 @@ def test_closing_from_several_threads_closes_nobody_elses_file(tmp_path):
 
         def close_and_open(_, index=index, opened=opened):
             index.close()
-            opened.append(os.open(tmp_path, os.O_RDONLY))  # would get the number that is closed twice
+            opened.append(os.open(tmp_path, os.O_RDONLY))  # would reuse a descriptor that is closed twice
 
         in_threads(close_and_open, 8)
         for descriptor in opened:
@@ -166,8 +166,8 @@ def test_closing_from_several_threads_closes_nobody_elses_file(tmp_path):
             os.close(descriptor)
 
 
-def test_files_that_threads_write_have_the_rights_of_the_process(tmp_path):
-    """The umask is the whole process's: whoever changes it for a moment changes it for all."""
+def test_files_that_threads_write_have_the_permissions_of_the_process(tmp_path):
+    """The umask is process-wide: changing it temporarily affects all threads."""
     before = os.umask(0o027)
     stop = threading.Event()
     modes = set()

@@ -1,4 +1,4 @@
-"""The real data set, where the shared copy of it is at hand."""
+"""The real dataset, if the shared copy is available."""
 
 import os
 import subprocess

@@ -64,7 +64,7 @@ def test_partners_are_uniform():
             assert counts[~allowed].sum() == 0
             expected = counts.sum() / allowed.sum()
             chi_square = ((counts[allowed] - expected) ** 2 / expected).sum()
-            assert chi_square < 30  # 99.99 % bound for up to 6 degrees of freedom
+            assert chi_square < 30  # 99.99% bound for up to 6 degrees of freedom
 
 
 def test_a_class_of_one_is_negative_only():
@@ -99,7 +99,7 @@ def test_queries_of_a_class_stand_in_groups_and_an_epoch_stays_exact(each):
         queries = np.concatenate([batch.query for batch in batches])
         assert sorted(queries) == list(range(52))
         runs = np.split(labels[queries], np.flatnonzero(np.diff(labels[queries])) + 1)
-        assert sum(len(run) % each != 0 for run in runs) <= 5  # one smaller group a class
+        assert sum(len(run) % each != 0 for run in runs) <= 5  # one smaller group per class
     orders = [[int(row) for step in range(3) for row in sampler.batch(start + step).query] for start in (0, 11, 0)]
     assert orders[0] != orders[1]
     assert orders[0] == orders[2]

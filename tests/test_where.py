@@ -1,4 +1,4 @@
-"""The language of --where against plain Python conditions on the same images."""
+"""The --where language against plain Python conditions on the same images."""
 
 import json
 import sqlite3
@@ -106,7 +106,7 @@ def test_conditions_find_what_they_say(database, text, expected):
         ("label = " + "x" * MAX_CHARACTERS, "at most 10,000"),
     ],
 )
-def test_what_is_no_condition_is_named(text, message):
+def test_invalid_conditions_are_explained(text, message):
     with pytest.raises(InputError, match=message):
         parse_where(text)
 

@@ -34,7 +34,7 @@ def test_one_holder_at_a_time_in_one_process_too(tmp_path):
     with pytest.raises(Locked, match=rf"is being written to by .* \(process {os.getpid()}, since"):
         take_lock(tmp_path)
     lock.release()
-    lock.release()  # nothing is left to release
+    lock.release()  # already released
     assert is_free(tmp_path)
 
 
@@ -62,12 +62,12 @@ def test_a_forked_child_neither_releases_nor_keeps_its_parents_lock(tmp_path):
     lock = take_lock(tmp_path)
     ours, theirs = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads that other tests have started; the child calls none of their code
+        warnings.simplefilter("ignore")  # about threads of other tests, whose code the child does not call
         child = os.fork()
     if not child:
         os.close(theirs)
         lock.release()
-        os.read(ours, 1)  # until the parent has seen that it still holds the lock, and has released it
+        os.read(ours, 1)  # until the parent has checked that it still holds the lock and has released it
         os._exit(0)
     os.close(ours)
     try:
@@ -97,7 +97,7 @@ def test_a_file_that_is_replaced_before_it_is_locked_does_not_count(tmp_path, mo
     lock.release()
 
 
-def test_what_is_no_folder_cannot_be_locked(tmp_path):
+def test_only_a_folder_can_be_locked(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be used"):
         take_lock(tmp_path / "file")
