@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import dr_keras
 
 PUBLIC = [name for name in dr_keras.__all__ if not name.startswith("_")]
+TRAIN = "dr_keras.training.train.train"
 DOCUMENTED = [  # also in docs/reference/library.md
     "dr_keras.model.network.embedding_network",
     "dr_keras.model.network.training_network",
@@ -43,14 +45,31 @@ def test_everything_public_has_an_example(examples):
     assert not {*named, *DOCUMENTED} - examples.keys()
 
 
-def test_examples_do_what_they_say(examples, tmp_path, monkeypatch):
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A working folder with `my-pictures`, as the examples expect it."""
     for folder, color in ("apples", "red"), ("apples", "maroon"), ("limes", "lime"), ("limes", "green"):
         (tmp_path / "my-pictures" / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (80, 60), color).save(tmp_path / "my-pictures" / folder / f"{color}.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
+
+
+def run(examples: Iterable[doctest.DocTest]) -> None:
     shown: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    for example in examples.values():
+    for example in examples:
         runner.run(example, out=shown.append)
+    assert runner.tries
     assert not runner.failures, "".join(shown)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_examples_do_what_they_say(examples):
+    run(example for name, example in examples.items() if name != TRAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
+def test_the_example_of_training_does_what_it_says(examples):
+    run([examples[TRAIN]])

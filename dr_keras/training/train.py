@@ -28,9 +28,9 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
 
     Example:
-        >>> model = train(Config(data="my-folders", run="first", epochs=5))  # doctest: +SKIP
-        >>> model.embed(["a.jpg", "b.jpg"]).shape  # doctest: +SKIP
-        (2, 256)
+        >>> model = train(Config(data="my-pictures", run="first", epochs=2))
+        >>> model.embed(["my-pictures/apples/red.png"]).shape
+        (1, 256)
     """
     import_framework(config.backend)
     from dr_keras.training.run import run_training
