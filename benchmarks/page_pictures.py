@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes the README's screenshots of the web page, in headless Chromium.
+"""Takes the README's screenshots of the web page and of TensorBoard, in headless Chromium.
 
 make demo && pip install -e .[dev,map]
 python index.py map --run demo
@@ -12,7 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, ViewportSize, sync_playwright
@@ -28,31 +31,42 @@ def main() -> None:
     parser.add_argument("--query", required=True, help="the name of an image")
     parser.add_argument("--save", type=Path, required=True, help="folder for the screenshots")
     options = parser.parse_args()
+    serve = [str(ROOT / "serve.py"), "--run", options.run]
+    board = ["-m", "tensorboard.main", "--logdir", f"runs/{options.run}", "--load_fast=false"]
+    with sync_playwright() as playwright:
+        program = next(filter(None, map(shutil.which, BROWSERS)))
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        with server(serve, "readyz") as address:
+            shoot(browser, address, options.query, options.save)
+        with server(board, "data/logdir") as address:
+            shoot_tensorboard(browser, address, options.save)
+        browser.close()
+
+
+@contextmanager
+def server(command: list[str], ready: str) -> Iterator[str]:
+    """Runs a Python command with `--port`, and yields its address once the path `ready` answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, str(ROOT / "serve.py"), "--run", options.run, "--port", address.rpartition(":")[2]]
-    server = subprocess.Popen(command)
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, *command, "--port", str(port)])
     try:
-        wait(address)
-        with sync_playwright() as playwright:
-            program = next(filter(None, map(shutil.which, BROWSERS)))
-            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-            shoot(browser, address, options.query, options.save)
-            browser.close()
+        address = f"http://127.0.0.1:{port}"
+        wait(f"{address}/{ready}")
+        yield address
     finally:
-        server.terminate()
-        server.wait()
+        process.terminate()
+        process.wait()
 
 
 def wait(address: str) -> None:
-    for _ in range(200):
+    for _ in range(300):
         try:
-            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+            with urllib.request.urlopen(address, timeout=5):
                 return
         except OSError:
             time.sleep(0.1)
-    raise SystemExit("the server does not answer")
+    raise SystemExit(f"{address} does not answer")
 
 
 def shoot(browser: Browser, address: str, query: str, folder: Path) -> None:
@@ -76,6 +90,17 @@ def shoot(browser: Browser, address: str, query: str, folder: Path) -> None:
     page.wait_for_selector("#grid .card")
     page.wait_for_timeout(800)
     page.screenshot(path=folder / "page-phone.png")
+
+
+def shoot_tensorboard(browser: Browser, address: str, folder: Path) -> None:
+    """Captures the curves, the distances and the neighbors of the run."""
+    tags = "training/loss|precision_at_30|monitor/neighbors|distance_to|training/triplet_accuracy"
+    page = browser.new_page(viewport=ViewportSize(width=1200, height=860))
+    page.goto(f"{address}/?{urllib.parse.urlencode({'darkMode': 'false', 'tagFilter': tags})}#timeseries")
+    page.wait_for_selector("card-view canvas, card-view svg")
+    page.locator("button:has-text('Settings')").first.click()  # closes the panel
+    page.wait_for_timeout(3000)
+    page.screenshot(path=folder / "tensorboard.png")
 
 
 if __name__ == "__main__":
