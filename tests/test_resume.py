@@ -19,7 +19,7 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.model.network import initial_network
 from dr_keras.runs import Run
 from dr_keras.training.callbacks import Checkpoints, EachEpoch, StepLog
-from dr_keras.training.checkpoint import Progress, read_progress, restore_checkpoint, save_checkpoint
+from dr_keras.training.checkpoint import Progress, Rankings, read_progress, restore_checkpoint, save_checkpoint
 from dr_keras.training.compile import compiled_model
 from dr_keras.training.reporters import METRICS, CollapseAlarm, History
 
@@ -159,8 +159,8 @@ def test_a_checkpoint_holds_weights_optimizer_and_random_states(tmp_path):
     one, other = model(0), model(1)
     for step in range(3):
         one.train_on_batch(batch(step))
-    save_checkpoint(tmp_path / "c.npz", one, Progress(3, 99))
-    assert read_progress(tmp_path / "c.npz") == Progress(3, 99)
+    save_checkpoint(tmp_path / "c.npz", one, Progress(3, 99, 1, Rankings(4, 0.5, 2)))
+    assert read_progress(tmp_path / "c.npz") == Progress(3, 99, 1, Rankings(4, 0.5, 2))
     restore_checkpoint(tmp_path / "c.npz", other)
     assert int(other.optimizer.iterations) == 3
     for step in range(3, 6):  # AlexNet has dropout: equal losses require equal random states

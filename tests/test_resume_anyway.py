@@ -15,6 +15,7 @@ from dr_keras.runs import Run
 from dr_keras.training import callbacks
 from dr_keras.training import run as run
 from dr_keras.training.checkpoint import read_progress
+from dr_keras.training.monitor import Monitor
 from dr_keras.training.train import train
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -91,6 +92,25 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path
     train(config, runs=tmp_path, resume=True)
     assert rows(later) == rows(whole)
     assert np.array_equal(*map(vectors_of, (whole, later)))
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 6])  # at the end of an epoch, before its ranking; inside one
+def test_early_stopping_counts_the_rankings_before_a_kill(step, tmp_path, config, monkeypatch):
+    look = Monitor.look
+
+    def worse_each_time(self, vectors_of, step):
+        return look(self, vectors_of, step) | {self.figure: -step}
+
+    monkeypatch.setattr(Monitor, "look", worse_each_time)
+    config = replace(config, epochs=9, steps_per_epoch=2, early_stopping=2)
+    train(replace(config, run="whole"), runs=tmp_path)
+    killed_at(monkeypatch, config, tmp_path, step, saves=True)
+    train(config, runs=tmp_path, resume=True)
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "r")
+    assert len(rows(whole)) == 1 + 2 * 3  # the first ranking is the best, and two more are not better
+    assert rows(broken) == rows(whole)
+    assert events(broken) == events(whole)
+    assert np.array_equal(*map(vectors_of, (whole, broken)))
 
 
 @pytest.mark.parametrize("folder", ["none", "empty", "half written"])

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from dr_keras.errors import InputError
+from dr_keras.training.checkpoint import Rankings
 from dr_keras.training.reporters import METRICS
 
 
@@ -147,26 +148,36 @@ class EachEpoch(keras.callbacks.Callback):
         every: Epochs between two calls; 0 for never.
         epochs: Number of epochs of the run.
         patience: Stop the run after this many calls without a better figure; None for never.
+        rankings: Those that a resumed run has behind it.
     """
 
     def __init__(
-        self, watch: Callable[[int], float | None], *, every: int, epochs: int, patience: int | None = None
+        self,
+        watch: Callable[[int], float | None],
+        *,
+        every: int,
+        epochs: int,
+        patience: int | None = None,
+        rankings: Rankings | None = None,
     ) -> None:
         super().__init__()
         self._watch, self._every, self._epochs, self._patience = watch, every, epochs, patience
-        self._best, self._without = -math.inf, 0
+        self.rankings = rankings or Rankings()
         self.patient = False  # while it is set, no figure counts towards the patience
-        self.stopped = False
+        self.stopped = patience is not None and self.rankings.without >= patience
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        done = epoch + 1
-        if self.model.stop_training:
+        if not self.model.stop_training:
+            self.rank(epoch + 1)
+            self.model.stop_training = self.stopped
+
+    def rank(self, done: int) -> None:
+        """Ranks after `done` epochs if that is due and has not been done."""
+        if not self._every or done % self._every or done >= self._epochs or done <= self.rankings.epochs:
             return
-        if self._every and done % self._every == 0 and done < self._epochs:
-            figure = self._watch(done)
-            if figure is None or self._patience is None or self.patient:
-                return
-            self._without = 0 if figure > self._best else self._without + 1
-            self._best = max(self._best, figure)
-            if self._without >= self._patience:
-                self.stopped = self.model.stop_training = True
+        figure, best, without = self._watch(done), self.rankings.best, self.rankings.without
+        if figure is not None and self._patience is not None and not self.patient:
+            better = best is None or figure > best
+            best, without = (figure, 0) if better else (best, without + 1)
+            self.stopped = without >= self._patience
+        self.rankings = Rankings(done, best, without)

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run needs to resume as if it had never stopped, in one file, written atomically.
 
 A checkpoint holds every variable of the model (weights, normalization statistics, the states of its random number
-generators), every variable of the optimizer, the running average of the weights, and the global step. Triplets and
-augmentation are functions of the step, so nothing else has state. `reduce_checkpoint` makes it a third as large.
+generators), every variable of the optimizer, the running average of the weights, the global step, and the rankings that
+early stopping counts. Triplets and augmentation are functions of the step, so nothing else has state.
+`reduce_checkpoint` makes it a third as large.
 """
 
 import json
@@ -23,6 +24,21 @@ CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
+class Rankings:
+    """The rankings of the monitor images so far, as early stopping remembers them.
+
+    Attributes:
+        epochs: The epochs that were done at the last ranking.
+        best: The best figure that counts towards the patience; None before the first.
+        without: The number of rankings since then.
+    """
+
+    epochs: int = 0
+    best: float | None = None
+    without: int = 0
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a run has come.
 
@@ -30,11 +46,13 @@ class Progress:
         step: The next global step.
         data: Checksum of the data that the run is trained on.
         phase: The phase of the model. At the end of a phase, `step` already belongs to the next one.
+        rankings: The rankings of the monitor images so far.
     """
 
     step: int
     data: int
     phase: int = 0
+    rankings: Rankings = Rankings()
 
 
 def save_checkpoint(
@@ -155,4 +173,5 @@ def _progress(file: Path, archive: np.lib.npyio.NpzFile) -> Progress:
         raise RunError(
             f"{file} has checkpoint format {description['format']}, this version reads {CHECKPOINT_FORMAT}; train again"
         )
-    return Progress(description["step"], description["data"], description["phase"])
+    rankings = Rankings(**description.get("rankings", {}))
+    return Progress(description["step"], description["data"], description["phase"], rankings)

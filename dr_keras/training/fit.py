@@ -98,7 +98,11 @@ class _Fitting:
         )
         self._checkpoints = callbacks.Checkpoints(self._save, schedule.checkpoint_minutes)
         self._each_epoch = callbacks.EachEpoch(
-            self._watch, every=schedule.eval_every, epochs=schedule.epochs, patience=schedule.early_stopping
+            self._watch,
+            every=schedule.eval_every,
+            epochs=schedule.epochs,
+            patience=schedule.early_stopping,
+            rankings=done.rankings,
         )
 
     def train(self) -> tuple[keras.Model, int]:
@@ -125,6 +129,9 @@ class _Fitting:
         source = dataclasses.replace(fit.sources[phase.stage], size=phase.size, begin=begin)
         if log.step == phase.first_step:
             self._announce(phase, source)
+        whole, inside = divmod(log.step - phase.first_step, phase.steps_per_epoch)
+        if whole and not inside:  # resumed at the end of an epoch that was perhaps not ranked
+            self._each_epoch.rank(phase.first_epoch + whole)
         self._line.restart()
         while log.step < phase.last_step and not self._each_epoch.stopped:
             self._train_epoch(phase, source)
@@ -148,7 +155,7 @@ class _Fitting:
             verbose=0,
             shuffle=False,  # the sampler has shuffled
             callbacks=callbacks.Callbacks(
-                [self._log, *averaging, self._checkpoints, self._each_epoch], add_history=True, model=self._model
+                [self._log, *averaging, self._each_epoch, self._checkpoints], add_history=True, model=self._model
             ),
         )
 
@@ -164,17 +171,16 @@ class _Fitting:
     def _save(self) -> None:
         """Saves a checkpoint of the step that has just ended."""
         self._log.flush()  # first, so that history.csv covers the checkpoint, and no loss that is not finite is saved
-        progress = Progress(self._log.step, self._done.data, self._fit.course.index(self._phase))
-        model = self._checkpoints.model  # a callback's: on JAX, Keras first brings its variables up to date
-        save_checkpoint(self._fit.run.checkpoint_file, model, progress, self._averaged_weights())
+        phase = self._fit.course.index(self._phase)
+        progress = Progress(self._log.step, self._done.data, phase, self._each_epoch.rankings)
+        save_checkpoint(self._fit.run.checkpoint_file, self._current_model(), progress, self._averaged_weights())
 
     def _watch(self, epochs_done: int) -> float | None:
         """Ranks the monitor images; returns the figure that should rise, or None if there are no such images."""
         started = time.monotonic()
         monitor = self._fit.monitor
-        seen = self._kept.network(
-            embedding_branch(self._checkpoints.model), self._averaged_weights(), size=self._phase.size
-        )
+        branch = embedding_branch(self._current_model())
+        seen = self._kept.network(branch, self._averaged_weights(), size=self._phase.size)
         figures = monitor.look(lambda rows: embed_with_network(seen, monitor.pixels, rows), self._log.step)
         figure, similarity = figures.get(monitor.figure), figures.get("similarity_precision")
         if figure is not None:
@@ -182,6 +188,10 @@ class _Fitting:
             self._fit.console.print(f"epoch {epochs_done}: monitor {monitor.figure} {figure:.4f}{more}")
         self._line.pause(time.monotonic() - started)
         return figure
+
+    def _current_model(self) -> keras.Model:
+        """Returns the model of the current phase: in `fit` a callback's, whose variables Keras updates first on JAX."""
+        return self._checkpoints.model or self._model
 
     def _averaged_weights(self) -> list[np.ndarray] | None:
         """Returns the running average of the weights; None if it is off or has seen no step yet."""
