@@ -5,8 +5,8 @@
     model = train(Config(data="my-folders", run="first", epochs=5))   # or load("runs/first")
     model.search(["a-picture.jpg"], k=30)
 
-Importing the package imports neither TensorFlow nor Keras; training does. Once both are imported, Keras knows
-the layers: `keras.models.load_model("runs/first/embedding.keras")`.
+Importing the package imports neither TensorFlow nor Keras; training does. Once this package and Keras are
+both imported, Keras knows the layers: `keras.models.load_model("runs/first/embedding.keras")`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`python -m dr_keras` is `dr-keras`."""
+"""Makes `python -m dr_keras` the same as `dr-keras`."""
 
 import sys
 

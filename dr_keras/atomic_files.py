@@ -17,7 +17,7 @@ import numpy as np
 
 from dr_keras.errors import InputError
 
-NAME_CHARACTERS = 40  # of a file's own name in its temporary name, whose length file systems limit
+NAME_CHARACTERS = 40  # kept of a file's own name in its temporary name, because file systems limit name lengths
 
 # Flags that not every system has. O_NONBLOCK: opening a pipe would wait for a writer; O_BINARY: Windows would translate
 # line breaks.
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     """Returns the folder for downloaded and generated data: $DR_KERAS_CACHE, or else ~/.cache/dr_keras.
 
     Raises:
-        InputError: the variable is not set, and the user has no home directory.
+        InputError: The variable is not set, and the user has no home directory.
     """
     if named := os.environ.get("DR_KERAS_CACHE"):
         return Path(named)
@@ -42,10 +42,10 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     """Opens a regular file for reading, unbuffered; never blocks on a pipe or a device.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        OSError: the file cannot be opened, or is not a regular file.
+        OSError: The file cannot be opened, or is not a regular file.
     """
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
@@ -62,10 +62,10 @@ def sha256_of(path: str | os.PathLike[str]) -> bytes:
     """Returns the SHA-256 of a file's content, 32 bytes, without reading the whole file into memory.
 
     Args:
-        path: a regular file.
+        path: A regular file.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
@@ -76,7 +76,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """Writes a file that replaces `path` when the block succeeds.
 
     Args:
-        path: the file to write; its folder is created if necessary.
+        path: The file to write; its folder is created if necessary.
 
     Yields:
         A temporary path in the same folder, removed if the block fails. It keeps the suffix of `path`, because writers
@@ -95,7 +95,7 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary.touch(exist_ok=False)  # with the permissions that the process gives to new files
     try:
         yield temporary
-        with open(temporary, "r+b" if os.name == "nt" else "rb") as file:  # Windows flushes only what is writable
+        with open(temporary, "r+b" if os.name == "nt" else "rb") as file:  # Windows flushes only writable files
             os.fsync(file.fileno())  # otherwise a power failure may keep the name but not the content
         os.replace(temporary, path)
         sync_names(path.parent)
@@ -108,9 +108,9 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Fills a folder that becomes `path` when the block succeeds.
 
     Args:
-        path: the folder to make; its parents are created if necessary.
-        replace: whether to replace a folder that exists by then. Otherwise the existing one stays, because another
-            process has made the same content first, and the new one is removed.
+        path: The folder to make; its parents are created if necessary.
+        replace: Whether to replace a folder that exists by then. Otherwise the existing one is kept,
+            because another process has already made the same content, and the new one is removed.
 
     Yields:
         An empty temporary folder beside `path`, removed if the block fails.
@@ -145,8 +145,8 @@ def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically.
 
     Args:
-        path: the file; its folder is created if necessary.
-        value: anything that `json.dumps` accepts.
+        path: The file; its folder is created if necessary.
+        value: Anything that `json.dumps` accepts.
     """
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -156,8 +156,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Writes an array as .npy, atomically and without pickle.
 
     Args:
-        path: the file; its folder is created if necessary.
-        array: an array of numbers.
+        path: The file; its folder is created if necessary.
+        array: An array of numbers.
     """
     with new_file(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
@@ -166,7 +166,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def sync_names(folder: Path) -> None:
     """Flushes the names in a folder to disk, so that a new file still has its name after a power failure."""
     if os.name == "nt":
-        return  # Windows opens no folders, and keeps names in a journal
+        return  # Windows cannot open folders, and journals their names
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -49,10 +49,10 @@ def import_framework(backend: str | None = None) -> None:
     threads.
 
     Args:
-        backend: the backend to use if KERAS_BACKEND is not set.
+        backend: The backend to use if KERAS_BACKEND is not set.
 
     Raises:
-        InputError: the configured backend is unknown or cannot train, or another setting of Keras is invalid.
+        InputError: The configured backend is unknown or cannot train, or another setting of Keras is invalid.
         MissingPackage: Keras or its backend is not installed.
     """
     with nullcontext() if _imported() else _importing:
@@ -72,8 +72,8 @@ def keras_defaults() -> Iterator[None]:
     """Makes Keras use its own defaults inside the block, whatever keras.json, the environment, or the process has set.
 
     `SHARED_SETTINGS` apply to the whole process, and are restored when the last thread leaves its block. The dtype
-    policy and flash attention apply to the thread. A nested block keeps the policy of the outer one, such as that of
-    a training run.
+    policy and flash attention apply only to the current thread. A nested block keeps the policy of the outer one,
+    such as that of a training run.
     """
     import_framework()
     import keras
@@ -162,7 +162,7 @@ def _wanted_backend() -> tuple[str, str]:
         return name, f"KERAS_BACKEND is {name!r}"
     try:
         settings = json.loads(_config_file().read_text())
-    except (OSError, ValueError):  # Keras uses its default, too
+    except (OSError, ValueError):  # Keras also falls back to its default
         settings = {}
     if not isinstance(settings, dict) or "backend" not in settings:
         return BACKENDS[0], "KERAS_BACKEND is not set"

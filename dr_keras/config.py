@@ -1,8 +1,8 @@
-"""What a training run is told: one frozen dataclass per concern, and `Config`, which has all their fields.
+"""The settings of a training run: one frozen dataclass per concern, and `Config`, which combines them.
 
-Each room takes the parts that it needs; only `dr_keras.training.run`, the commands, and `dr_keras.runs` see a whole
-`Config`. The flags of train.py are made from its fields. This module imports neither TensorFlow nor Keras, so that
-`train.py --help` answers at once.
+Each module takes only the parts that it needs; only `dr_keras.training.run`, the commands, and `dr_keras.runs` see a
+whole `Config`. The flags of train.py are generated from its fields. This module imports neither TensorFlow nor Keras,
+so that `train.py --help` is fast.
 """
 
 import os
@@ -18,12 +18,12 @@ BACKBONES = (*RESNETS, "alexnet")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("stretch", "crop", "pad")
 STORES = ("auto", "memory", "disk", "stream", "device")
-RATES = {"muon": 6e-3, "adamw": 2e-3, "sgd": 0.18}  # at 192 images a step; the one for sgd was never tuned
+RATES = {"muon": 6e-3, "adamw": 2e-3, "sgd": 0.18}  # at 192 images per step; the rate of sgd has not been tuned
 OPTIMIZERS = tuple(RATES)
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 MININGS = ("none", "semi-hard", "hard", "distance-weighted")
 
-# The settings that decide which weights fit.
+# Settings that must match for the weights of another network to fit.
 ARCHITECTURE = ("image_size", "backbone", "width", "stem_stride", "multiscale", "embedding_dim")
 
 Part = TypeVar("Part")
@@ -35,7 +35,7 @@ def _seed() -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from, how they are read and kept, and how they are split."""
+    """Where the images come from, and how they are read, stored, and split."""
 
     data: str | None = option(
         None,
@@ -45,64 +45,63 @@ class DataConfig:
         metavar="DATA",
     )
     resize: str = option(
-        "stretch", "how images become square: stretch; crop to the middle square; or pad with gray", choices=RESIZES
+        "stretch", "how images are made square: stretch, crop to the center square, or pad with gray", choices=RESIZES
     )
     store: str = option(
         "auto",
-        "where decoded images are kept: memory, disk (in the cache, for later runs too), stream: nowhere, they are "
-        "decoded each time, or device: in the GPU's memory, where they are augmented too (with JAX)",
+        "where decoded images are kept: memory; disk (the cache, for later runs too); stream (nowhere: they are "
+        "decoded each time); or device (GPU memory, where they are also augmented; needs JAX)",
         choices=STORES,
     )
     monitor: float = option(0.01, "share of each class's training images held out to monitor the run", metavar="SHARE")
     validation: float = option(
-        0.1, "share of each class held out for evaluation where the data set has no split of its own", metavar="SHARE"
+        0.1, "share of each class held out for evaluation if the data set has no validation split", metavar="SHARE"
     )
     seed: int = _seed()
 
     def __post_init__(self) -> None:
         if self.data is not None:
-            object.__setattr__(self, "data", os.fspath(self.data))  # a Path is welcome, and config.json holds text
+            object.__setattr__(self, "data", os.fspath(self.data))  # a Path is accepted, but config.json needs a string
         check_choice(self, resize=RESIZES, store=STORES)
         check_at_least(self, seed=0)
         check_share(self, "monitor", "validation")
 
     @property
     def backend(self) -> str | None:
-        """The Keras backend that these settings ask for; None for whichever is set."""
+        """The Keras backend that these settings require; None for the configured one."""
         return "jax" if self.store == "device" else None
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The embedding network and the weights that it starts from."""
+    """The embedding network and its initial weights."""
 
     image_size: int = option(64, "images are resized to this many pixels per side", metavar="PIXELS")
     backbone: str = option(
         "resnet18",
-        f"network of the ConvNet path: {', '.join(BACKBONES)}, or any of keras.applications, such as EfficientNetB0",
+        f"network of the ConvNet path: {', '.join(BACKBONES)}, or any in keras.applications, such as EfficientNetB0",
         metavar="NAME",
     )
     weights: str | None = option(
         None,
-        "what a network of keras.applications starts from: none (random), imagenet (downloaded) or a weights file",
+        "initial weights of a keras.applications network: none (random), imagenet (downloaded), or a weights file",
         metavar="none|imagenet|FILE",
     )
     initial_weights: str | None = option(
         None,
-        "a run or released model, such as tiny-imagenet-64, whose weights training starts from, with its network and "
-        "image size",
+        "run or released model, such as tiny-imagenet-64, to start training from; also sets the network and image size",
         metavar="NAME",
     )
     width: int = option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")
     stem_stride: int | None = option(
         None,
-        "stride of a ResNet's first convolution: 1 sees all detail of a small image and takes about four times as "
-        "long as 2 (default: 1 below 48 px, else 2)",
+        "stride of a ResNet's first convolution; 1 keeps all the detail of a small image but takes about four times "
+        "as long as 2 (default: 1 below 48 px, else 2)",
         metavar="1|2",
     )
-    multiscale: bool = option(True, "the paper's two low-resolution paths beside the ConvNet path")
-    embedding_dim: int = option(256, "length of an embedding; the paper's is 4096", metavar="D")
-    dropout: float = option(0.4, "share of units dropped in alexnet's fully connected layers", metavar="RATE")
+    multiscale: bool = option(True, "add the paper's two low-resolution paths to the ConvNet path")
+    embedding_dim: int = option(256, "length of an embedding (4096 in the paper)", metavar="D")
+    dropout: float = option(0.4, "dropout rate in alexnet's fully connected layers", metavar="RATE")
     seed: int = _seed()
 
     def __post_init__(self) -> None:
@@ -115,32 +114,30 @@ class NetworkConfig:
         if self.weights is not None and self.backbone in BACKBONES:
             raise InputError(f"--weights is {self.weights!r}; only networks of keras.applications have weights to load")
         if self.weights is not None and self.initial_weights is not None:
-            raise InputError("--weights and --initial-weights both say what training starts from; give one of them")
+            raise InputError("--weights and --initial-weights both set the initial weights; give one of them")
 
 
 @dataclass(frozen=True)
 class RankingConfig:
     """The losses: the triplets with their mining and proxies, and the classifier."""
 
-    margin: float = option(1.0, "the gap g of the triplet loss", metavar="G")
+    margin: float = option(1.0, "margin g of the triplet loss", metavar="G")
     distance: str = option(
         "squared", "distance inside the triplet loss (the search is always Euclidean)", choices=DISTANCES
     )
     mining: str = option(
         "semi-hard",
-        "negatives of the triplets: as they were drawn, or chosen among all embeddings of the batch; hard chooses "
-        "the positives too",
+        "how negatives are chosen: none keeps the ones that were drawn, the others choose among all embeddings of the "
+        "batch; hard also chooses the positives",
         choices=MININGS,
     )
-    images_per_class: int = option(1, "queries of the same class placed together in a batch, for mining", metavar="K")
+    images_per_class: int = option(1, "queries per class that are placed in the same batch, for mining", metavar="K")
     proxies: int = option(
-        0, "learned vectors per class, as additional positives and negatives in the triplet stage", metavar="N"
+        0, "learned vectors per class, used as additional positives and negatives in the triplet stage", metavar="N"
     )
     label_smoothing: float = option(0.1, "label smoothing of the classifier", metavar="SHARE")
     scale: float = option(10.0, "the classifier's logits are the cosines times this", metavar="S")
-    classifier_weight: float = option(
-        1.0, "weight of the classifier's loss beside the triplet loss once the softmax stage is over", metavar="W"
-    )
+    classifier_weight: float = option(1.0, "weight of the classifier's loss in the triplet stage", metavar="W")
     seed: int = _seed()
 
     def __post_init__(self) -> None:
@@ -152,28 +149,28 @@ class RankingConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """What is done to the training images."""
+    """The augmentation of the training images."""
 
     flip: bool = option(True, "mirror each training image with probability 0.5")
-    shift: int = option(4, "shift each training image by up to this many pixels each way", metavar="PIXELS")
+    shift: int = option(4, "shift each training image by up to this many pixels in each direction", metavar="PIXELS")
     crop: float = option(
         0.5,
-        "softmax stage: show a random part of each image of at least this share of its area, instead of the shift; "
-        "1: all of it",
+        "softmax stage: crop each image at random to at least this share of its area, instead of shifting it; "
+        "1: no cropping",
         metavar="SHARE",
     )
     color: float = option(
-        0.0, "softmax stage: change brightness, contrast and saturation by up to this share each", metavar="SHARE"
+        0.0, "softmax stage: change brightness, contrast, and saturation by up to this share each", metavar="SHARE"
     )
     operations: int = option(
         0,
-        "softmax stage: change each image by this many random operations of random strength (RandAugment)",
+        "softmax stage: apply this many random operations of random strength to each image (RandAugment)",
         metavar="N",
     )
-    erase: float = option(0.0, "softmax stage: erase a random rectangle of an image with this probability", metavar="P")
-    mixup: float = option(0.0, "softmax stage: blend an image with another with this probability", metavar="P")
+    erase: float = option(0.0, "softmax stage: probability of erasing a random rectangle of an image", metavar="P")
+    mixup: float = option(0.0, "softmax stage: probability of blending an image with another", metavar="P")
     cutmix: float = option(
-        0.0, "softmax stage: paste a part of another into an image with this probability", metavar="P"
+        0.0, "softmax stage: probability of pasting part of another image into an image", metavar="P"
     )
 
     def __post_init__(self) -> None:
@@ -184,12 +181,12 @@ class AugmentationConfig:
         if not 0 < self.crop <= 1:
             raise InputError(f"--crop is {self.crop}; it must be above 0 and at most 1")
         if self.mixup + self.cutmix > 1:
-            raise InputError(f"--mixup and --cutmix are {self.mixup} and {self.cutmix}; together at most 1")
+            raise InputError(f"--mixup and --cutmix are {self.mixup} and {self.cutmix}; their sum must be at most 1")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How a step moves the weights, and the arithmetic in which it is computed."""
+    """The optimizer, and the precision of the computation."""
 
     optimizer: str = option(
         "muon",
@@ -198,15 +195,15 @@ class OptimizerConfig:
     )
     learning_rate: float = option(
         None,
-        "peak learning rate, reached after the warm-up; then it falls along a cosine "
+        "peak learning rate, reached after the warm-up and followed by a cosine decay "
         f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())})",
         metavar="RATE",
     )
-    warmup: float = option(0.05, "share of all steps over which the learning rate rises", metavar="SHARE")
+    warmup: float = option(0.05, "share of all steps in which the learning rate warms up", metavar="SHARE")
     weight_decay: float = option(0.05, "decoupled weight decay", metavar="RATE")
     weight_average: float = option(
         0.0,
-        "decay per step of the running average of the weights, which is kept instead of the last weights; 0: off",
+        "per-step decay of the running average of the weights, which replaces the last weights; 0: off",
         metavar="DECAY",
     )
     precision: str = option(
@@ -226,36 +223,36 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long training takes, in which stages and at which image sizes, and what happens in between."""
+    """The length, stages, and image sizes of training, and what happens in between."""
 
     epochs: int = option(
         30,
-        "epochs of both stages together; in each, every training image is seen once (softmax) or is the query once "
+        "total epochs of both stages; in each, every training image is seen once (softmax) or is the query once "
         "(triplets)",
         metavar="N",
     )
     pretrain_epochs: int | None = option(
         None,
-        "how many of the epochs are the softmax stage, which classifies the images before the triplet stage "
+        "how many of the epochs belong to the softmax stage, which trains a classifier before the triplet stage "
         "(default: 4 of 5)",
         metavar="N",
     )
     batch_size: int = option(64, "triplets per step", metavar="B")
-    steps_per_epoch: int | None = option(None, "shorter epochs, of this many steps", metavar="N")
+    steps_per_epoch: int | None = option(None, "steps per epoch, to shorten epochs", metavar="N")
     progressive: str = option(
         "auto",
-        "smaller images first: sizes and their shares of the steps, such as 32:0.4,48:0.3; none; or auto: those two "
-        "for 64 px and the like for larger images, with our own ResNets",
+        "smaller image sizes to train at first, with their shares of the steps, such as 32:0.4,48:0.3; none; or auto: "
+        "for the built-in ResNets, these two at 64 px, and proportional ones above",
         metavar="SIZE:SHARE,...",
     )
-    eval_every: int = option(1, "epochs between two rankings of the monitor images; 0: only at the end", metavar="N")
+    eval_every: int = option(1, "epochs between rankings of the monitor images; 0: rank only at the end", metavar="N")
     early_stopping: int | None = option(
         None,
-        "stop after this many rankings of the monitor images, in the last stage and at the last image size, without a "
-        "better precision@30; where whole classes are monitored, without a better map@r",
+        "stop after this many rankings of the monitor images without a better precision@30 (map@r if whole classes "
+        "are monitored), counted in the last stage and at the last image size",
         metavar="N",
     )
-    checkpoint_minutes: float = option(5.0, "minutes between two checkpoints inside an epoch", metavar="N")
+    checkpoint_minutes: float = option(5.0, "minutes between checkpoints within an epoch", metavar="N")
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, eval_every=0, steps_per_epoch=1, early_stopping=1)
@@ -265,20 +262,20 @@ class ScheduleConfig:
 
     @property
     def softmax_epochs(self) -> int:
-        """The epochs of the softmax stage: the first ones of all `epochs`."""
+        """The number of epochs in the softmax stage, which comes first."""
         return self.epochs * 4 // 5 if self.pretrain_epochs is None else self.pretrain_epochs
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The run's name, and the machines that it is computed on."""
+    """The name of the run, and the machines it trains on."""
 
-    run: str | None = option(None, "name of the run folder made in runs/; date and time without it", metavar="NAME")
+    run: str | None = option(None, "name of the run folder in runs/ (default: date and time)", metavar="NAME")
     hosts: int = option(
-        1, "machines that train together, by JAX; each runs this command with the same flags", metavar="N"
+        1, "machines that train together (with JAX); each runs this command with the same flags", metavar="N"
     )
     host_index: int = option(0, "index of this machine; 0 writes the run folder", metavar="I")
-    coordinator: str | None = option(None, "address at which the others reach host 0", metavar="ADDRESS:PORT")
+    coordinator: str | None = option(None, "address at which the other hosts reach host 0", metavar="ADDRESS:PORT")
 
     def __post_init__(self) -> None:
         check_at_least(self, hosts=1, host_index=0)
@@ -300,7 +297,7 @@ class Config(
     instance of each of its parts, and can be passed where one is expected.
 
     Raises:
-        InputError: A value is out of its range, or two values contradict each other.
+        InputError: A value is out of range, or two values contradict each other.
 
     Example:
         >>> config = Config(data="my-folders", epochs=5, backbone="resnet10")
@@ -328,10 +325,10 @@ class Config(
 
     @property
     def sizes(self) -> tuple[tuple[int, float], ...]:
-        """The image sizes of the training, ascending, each with its share of all steps; the last is `image_size`.
+        """The image sizes to train at, ascending, each with its share of all steps; the last is `image_size`.
 
         Raises:
-            InputError: `progressive` cannot be read.
+            InputError: `progressive` cannot be parsed.
         """
         if self.progressive != "auto":
             return _read_sizes(self.progressive, self.image_size)
@@ -349,7 +346,7 @@ class Config(
         """Returns the defaults of a preset of `dr_keras.presets` with `settings` on top.
 
         Raises:
-            InputError: There is no such preset, or a setting is out of its range.
+            InputError: There is no such preset, or a setting is out of range.
 
         Example:
             >>> Config.preset("paper", margin=0.5).backbone
@@ -359,14 +356,14 @@ class Config(
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """Returns the settings that `to_dict` gave.
+        """Returns the settings from the output of `to_dict`.
 
         Raises:
             InputError: A field is unknown to this version.
         """
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
-            raise InputError(f"unknown settings {', '.join(unknown)}; a newer dr_keras wrote them, so use that one")
+            raise InputError(f"unknown settings {', '.join(unknown)}; a newer dr_keras wrote them, so use that version")
         return cls(**values)
 
 
@@ -374,7 +371,7 @@ PARTS = (DataConfig, NetworkConfig, RankingConfig, AugmentationConfig, Optimizer
 
 
 def _read_sizes(progressive: str, image_size: int) -> tuple[tuple[int, float], ...]:
-    """`Config.sizes` from the text of `--progressive`."""
+    """Parses `--progressive` into `Config.sizes`."""
     text = "" if progressive == "none" else progressive
     parts = [part.partition(":") for part in text.split(",") if part.strip()]
     try:

@@ -1,4 +1,4 @@
-"""From images to vectors: by the Keras network after training; by LiteRT, OpenVINO, the SavedModel or Keras later.
+"""Embeds images: with the Keras network after training; with LiteRT, OpenVINO, the SavedModel or Keras later.
 
 Threads may share an embedder. It takes one call at a time: each call uses all cores, and interpreters and queues hold
 the images of the call.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dr_keras.runs import Run
 
 BATCH_IMAGES = 256
-STREAM_IMAGES = 16  # that a stream of OpenVINO takes at a time
+STREAM_IMAGES = 16  # in each batch of an OpenVINO stream
 
 Advance = Callable[[int], None]
 
@@ -48,7 +48,7 @@ def check_finite(vectors: np.ndarray) -> np.ndarray:
         The same vectors.
 
     Raises:
-        NotNumbers: a component is NaN or infinite.
+        NotNumbers: A component is NaN or infinite.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         bad = int((~np.isfinite(vectors.sum(axis=1, dtype=np.float64))).sum())
@@ -64,19 +64,19 @@ def check_finite(vectors: np.ndarray) -> np.ndarray:
 def embed_with_network(
     network: "keras.Model", images: "Pixels", rows: np.ndarray | None = None, *, advance: Advance | None = None
 ) -> np.ndarray:
-    """Embeds decoded images with a Keras network, on the backend and device that it is on.
+    """Embeds decoded images with a Keras network, on its own backend and device.
 
     Args:
         network: (B, H, W, 3) uint8 -> (B, D).
         images: (M, H, W, 3) uint8, an array or streamed; they are shrunk if the network takes smaller ones.
-        rows: (N,) which of them; by default all.
-        advance: called after each batch, with the number of its images.
+        rows: (N,) the images to embed; by default all.
+        advance: Called after each batch, with the number of its images.
 
     Returns:
         (N, D) float32.
 
     Raises:
-        NotNumbers: an embedding is not finite.
+        NotNumbers: An embedding is not finite.
     """
     count = len(images) if rows is None else len(rows)
     rows = np.arange(count) if rows is None else rows
@@ -96,10 +96,10 @@ class LiteRTEmbedder:
     """Embeds with the LiteRT file of a run; starts in a tenth of a second and does not import TensorFlow.
 
     Args:
-        file: the LiteRT file.
+        file: The LiteRT file.
 
     Raises:
-        RunError: the file does not exist or cannot be read.
+        RunError: The file does not exist or cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -161,11 +161,11 @@ class OpenVINOEmbedder:
     There are as many streams as cores, each with its own batch, so that none waits for another at the end of a layer.
 
     Args:
-        file: the LiteRT file.
+        file: The LiteRT file.
 
     Raises:
         MissingPackage: OpenVINO is not installed.
-        RunError: the file does not exist or cannot be read.
+        RunError: The file does not exist or cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -215,7 +215,7 @@ class NetworkEmbedder:
     """Embeds with the Keras network of a run, on Keras's backend; for runs that are not exported.
 
     Args:
-        run: the run.
+        run: The run.
     """
 
     def __init__(self, run: "Run") -> None:
@@ -234,10 +234,10 @@ class SavedModelEmbedder:
     """Embeds with the SavedModel of a run, on a GPU if TensorFlow finds one.
 
     Args:
-        folder: the SavedModel.
+        folder: The SavedModel.
 
     Raises:
-        RunError: the folder does not exist.
+        RunError: The folder does not exist.
     """
 
     def __init__(self, folder: Path) -> None:

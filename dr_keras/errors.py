@@ -45,7 +45,7 @@ class MissingPackage(InputError):
 class RunError(InputError):
     """A run folder is missing, unfinished, damaged, or of another format version.
 
-    Raised by `dr_keras.runs` and by the rooms that open a run. Exit status 2.
+    Raised by `dr_keras.runs` and by the modules that open a run. Exit status 2.
     """
 
 

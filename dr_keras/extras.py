@@ -1,4 +1,4 @@
-"""Which extra of the package installs an optional module, for the messages that say so."""
+"""Which extra of the package installs each optional module, for error messages."""
 
 # The extra of pyproject.toml that installs each optional module.
 EXTRAS = {
@@ -16,7 +16,7 @@ EXTRAS = {
 
 
 def how_to_install(module: str) -> str:
-    """The command that installs an optional module.
+    """Returns the command that installs an optional module.
 
     Example:
         >>> how_to_install("keras")

@@ -15,7 +15,7 @@ PAPER = (252, 252, 250)
 INK = (32, 36, 42)
 FAINT = (120, 126, 134)
 QUERY = (45, 92, 190)
-SAME = (31, 138, 84)  # green and orange-red also differ in lightness, for eyes that confuse the hues
+SAME = (31, 138, 84)  # green and orange-red also differ in lightness, for color-blind people
 OTHER = (216, 96, 58)
 TILE_PAPER = (236, 236, 232)
 GAP = 10  # pixels
@@ -28,8 +28,8 @@ class Tile:
     """One image of a grid.
 
     Attributes:
-        image: the image.
-        lines: of the caption; the first is darker than the others.
+        image: The image.
+        lines: The lines of the caption; the first is darker than the others.
         frame: RGB color of the frame.
     """
 
@@ -43,10 +43,10 @@ class Neighbor:
     """One neighbor of a query.
 
     Attributes:
-        image: its image.
-        class_name: the name of its class.
-        distance: its distance to the query.
-        same: whether it has the query's class, or None if that is unknown.
+        image: Its image.
+        class_name: The name of its class.
+        distance: Its distance to the query.
+        same: Whether it has the query's class, or None if that is unknown.
     """
 
     image: Image.Image
@@ -59,9 +59,9 @@ def neighbor_tiles(query: Image.Image, class_name: str | None, neighbors: Sequen
     """Makes the tiles of a query and its neighbors.
 
     Args:
-        query: the image of the query.
-        class_name: the name of its class, or None.
-        neighbors: nearest first. Those of the query's class are framed in green, others in orange.
+        query: The image of the query.
+        class_name: The name of its class, or None.
+        neighbors: Nearest first. Those of the query's class are framed in green, others in orange.
     """
     frames = {True: SAME, False: OTHER, None: FAINT}
     tiles = [Tile(query, (class_name or "?", "query"), QUERY)]
@@ -73,8 +73,8 @@ def grid(rows: Sequence[Sequence[Tile]], side: int = 112) -> Image.Image:
     """Draws rows of tiles.
 
     Args:
-        rows: the tiles, row by row.
-        side: pixels of an image's side; smaller images are enlarged.
+        rows: The tiles, row by row.
+        side: The side of each image in pixels; smaller images are enlarged.
 
     Returns:
         An RGB image.
@@ -98,7 +98,7 @@ def grid(rows: Sequence[Sequence[Tile]], side: int = 112) -> Image.Image:
 
 
 def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Cuts a text that is wider than `width` pixels, and ends it with an ellipsis."""
+    """Cuts a text that is wider than `width` pixels and ends it with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,4 +1,4 @@
-"""From what a person calls an image to the image: for the library, the commands and the server."""
+"""Finds the image that a name refers to, for the library, the commands and the server."""
 
 import os
 from pathlib import Path
@@ -10,17 +10,17 @@ from dr_keras.index.index import Index
 
 
 def find_indexed(index: Index, name: str) -> int:
-    """Finds an image of an index, and never looks at the file system: for names that strangers send.
+    """Finds an image of an index without looking at the file system: for names from untrusted clients.
 
     Args:
-        index: the index. Hold it (`index.held()`) for as long as the row is used.
-        name: the image's id, its path, or its base name if that is unique.
+        index: The index. Hold it (`index.held()`) for as long as the row is used.
+        name: The image's id, its path, or its base name if that is unique.
 
     Returns:
         The image's row.
 
     Raises:
-        InputError: no image has this name (the message suggests similar ones), or several have.
+        InputError: No image has this name (the message suggests similar ones), or several have.
     """
     return index.records.find(name)
 
@@ -29,18 +29,18 @@ def resolve(index: Index, name: str) -> int | Path:
     """Finds an image of an index, or else an image file.
 
     Args:
-        index: the index. Hold it (`index.held()`) for as long as a row is used.
-        name: as in `find_indexed`, or the path of any other file. A name that begins with '.', '/' or '~' always
+        index: The index. Hold it (`index.held()`) for as long as a row is used.
+        name: As in `find_indexed`, or the path of any other file. A name that begins with '.', '/' or '~' always
             means a file if there is one of that name.
 
     Returns:
         The image's row, or the path of a file that is not in the index.
 
     Raises:
-        InputError: no image and no file has this name (the message suggests similar ones), or several images have.
+        InputError: No image and no file has this name (the message suggests similar ones), or several images have.
     """
-    file = existing(os.path.expanduser(name))  # in the Unicode form in which it exists
-    exists = os.path.lexists(file)  # a file that is no image is refused when it is read
+    file = existing(os.path.expanduser(name))  # in the Unicode form that it has on disk
+    exists = os.path.lexists(file)  # a file that is not an image is rejected when it is read
     if exists and name.startswith((".", "/", "~")):
         row = _row_of_file(index, file)
         return Path(file) if row is None else row

@@ -1,6 +1,6 @@
-"""How a person calls the commands here: `dr-keras train`, or `python train.py` where the scripts lie.
+"""How the user runs the commands: `dr-keras train`, or `python train.py` in a checkout.
 
-Advice in messages has to fit the way that the program was started. A library says `dr-keras train`.
+Messages suggest commands in the form in which the program was started. The library suggests `dr-keras train`.
 """
 
 import re
@@ -14,7 +14,7 @@ _by_script = False
 
 @contextmanager
 def as_script() -> Iterator[None]:
-    """Inside, `command` names the scripts."""
+    """Makes `command` name the scripts inside the block."""
     global _by_script
     before, _by_script = _by_script, True
     try:
@@ -24,13 +24,13 @@ def as_script() -> Iterator[None]:
 
 
 def command(name: str) -> str:
-    """How a subcommand is called here.
+    """Returns the command that runs a subcommand.
 
     Args:
-        name: the subcommand, such as `train`.
+        name: The subcommand, such as `train`.
 
     Returns:
-        `dr-keras train`, or `python train.py` in a process that a script started.
+        `dr-keras train`, or `python train.py` in a process started by a script.
 
     Example:
         >>> command("train")
@@ -40,10 +40,10 @@ def command(name: str) -> str:
 
 
 def program(name: str) -> str:
-    """What a subcommand calls itself in its usage and before its errors: `dr-keras train`, or `train.py`."""
+    """Returns the name of a subcommand in its usage and error messages: `dr-keras train`, or `train.py`."""
     return command(name).removeprefix("python ")
 
 
 def as_called(text: str) -> str:
-    """`text` with each `dr-keras train` in it as `command` has it."""
+    """Returns `text` with each `dr-keras train` and the like written as `command` does."""
     return re.sub(rf"\bdr-keras ({'|'.join(SCRIPTS)})\b", lambda found: command(found[1]), text)

@@ -1,7 +1,7 @@
 """Registers the layers of dr_keras with Keras as soon as both are imported, so that Keras can load `embedding.keras`.
 
 Keras finds the classes of another package only once they are registered, and the modules that register them import
-Keras. They are imported at once if Keras is loaded already, otherwise right after somebody imports it, so that
+Keras. They are imported at once if Keras is already loaded, otherwise right after it is imported, so that
 `import dr_keras` alone imports no framework.
 """
 

@@ -1,4 +1,4 @@
-"""A cache that forgets what was used least recently."""
+"""A cache that evicts the least recently used values."""
 
 import threading
 from collections import OrderedDict
@@ -13,8 +13,8 @@ class LRUCache(Generic[K, V]):
     """Keeps values up to a total size. Its methods may be called from several threads.
 
     Args:
-        limit: the total size that is kept. The value added last stays even if it alone is larger.
-        size_of: the size of a value; by default each counts as one.
+        limit: The maximum total size. The value added last is kept even if it alone exceeds the limit.
+        size_of: The size of a value; by default each counts as one.
 
     Example:
         >>> cache = LRUCache[str, bytes](limit=4, size_of=len)
@@ -43,7 +43,7 @@ class LRUCache(Generic[K, V]):
             return self._values[key]
 
     def put(self, key: K, value: V) -> None:
-        """Keeps a value, in place of the key's former one."""
+        """Stores a value, replacing any previous value of the key."""
         with self._guard:
             if key in self._values:
                 self._size -= self._size_of(self._values.pop(key))
@@ -57,5 +57,5 @@ class LRUCache(Generic[K, V]):
 
     @property
     def size(self) -> int:
-        """The total size of what is kept."""
+        """The total size of the stored values."""
         return self._size

@@ -1,4 +1,4 @@
-"""Named sets of settings: what each changes against the defaults of `dr_keras.config.Config`."""
+"""Named sets of settings: the changes that each makes to the defaults of `dr_keras.config.Config`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ from dr_keras.errors import InputError
 
 
 def default() -> dict[str, Any]:
-    """The defaults as they are: a resnet18 at 64 px, 24 epochs of the softmax stage and 6 of triplets.
+    """The defaults: a resnet18 at 64 px, with 24 epochs of the softmax stage and 6 of the triplet stage.
 
-    For folders of one's own. The network and the losses are those of `tiny-imagenet-cpu`.
+    For your own image folders. The network and the losses are those of `tiny-imagenet-cpu`.
     """
     return {}
 
@@ -29,10 +29,10 @@ def tiny_imagenet_cpu() -> dict[str, Any]:
 
 
 def tiny_imagenet_gpu() -> dict[str, Any]:
-    """Sized for 20 minutes of one GPU of the H100's kind, with JAX.
+    """Sized for 20 minutes on one H100-class GPU, with JAX.
 
-    Neither its time nor its figures have been measured: no GPU was at hand. Precision@30 of 0.62 to 0.70 on Tiny
-    ImageNet is what it was made for (docs/gpu.md).
+    Neither its time nor its quality has been measured, because no GPU was available. It was designed for a
+    precision@30 of 0.62 to 0.70 on Tiny ImageNet (docs/gpu.md).
     """
     return {
         "store": "device",
@@ -56,9 +56,9 @@ def tiny_imagenet_gpu() -> dict[str, Any]:
 
 
 def assignment() -> dict[str, Any]:
-    """The assignment taken literally: the paper's network, uniform triplets, the Euclidean distance, g = 1.0, no more.
+    """The assignment taken literally: the paper's network, uniform triplets, Euclidean distance, and g = 1.0.
 
-    For comparison; nobody has measured how long it takes on a whole data set, or how well it ranks.
+    For comparison; its training time and its quality on a whole data set have not been measured.
     """
     return _literal() | {
         "backbone": "alexnet",
@@ -73,12 +73,12 @@ def assignment() -> dict[str, Any]:
 
 
 def paper() -> dict[str, Any]:
-    """The network of Wang et al. 2014 at its own size, 225 px, trained as the paper says.
+    """The network of Wang et al. 2014 at its original size, 225 px, trained as in the paper.
 
     Squared distances (eq. 1), Nesterov momentum, lambda = 0.001, dropout with keep probability 0.6, random pixel
-    shifts. The paper gives no learning rate and no g; these two are ours.
+    shifts. The paper gives neither a learning rate nor g; both values are ours.
 
-    For comparison; nobody has measured how long it takes on a whole data set, or how well it ranks.
+    For comparison; its training time and its quality on a whole data set have not been measured.
     """
     return _literal() | {
         "image_size": 225,
@@ -103,9 +103,9 @@ PRESETS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def with_preset(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a preset sets, with `settings` on top.
+    """Returns the settings of a preset, overridden by `settings`.
 
-    Where `settings` has other epochs, the softmax stage keeps its share of them.
+    If `settings` changes the number of epochs, the softmax stage keeps its share of them.
 
     Args:
         name: One of `PRESETS`.
@@ -123,13 +123,13 @@ def with_preset(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     preset = PRESETS[name]()
     if preset.get("pretrain_epochs") and "epochs" in settings:
         share = round(preset["pretrain_epochs"] * settings["epochs"] / preset["epochs"])
-        # Triplets get an epoch wherever there are two.
+        # The triplet stage gets at least one epoch, if there are two or more.
         preset = preset | {"pretrain_epochs": max(1, min(share, settings["epochs"] - 1))}
     return preset | settings
 
 
 def _literal() -> dict[str, Any]:
-    """Switches off all that this project adds to the assignment and the paper, the softmax stage among it."""
+    """Turns off everything that this project adds to the assignment and the paper, including the softmax stage."""
     return {
         "pretrain_epochs": 0,
         "classifier_weight": 0.0,

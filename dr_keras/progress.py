@@ -19,12 +19,12 @@ def bar(text: str, total: int, console: Console) -> Iterator[Callable[[int], Non
     Without a terminal, `text` is printed once instead.
 
     Args:
-        text: what is being done.
-        total: the count at which the work is complete.
-        console: where the bar is shown.
+        text: What is being done.
+        total: The count at which the work is complete.
+        console: Where the bar is shown.
 
     Yields:
-        A function that takes the count done since its last call.
+        A function to call with the count done since its last call.
 
     Example:
         >>> with bar("reading images", 2, Console(quiet=True)) as advance:

@@ -28,7 +28,7 @@ class Run:
     """A run folder and the paths of its files.
 
     Attributes:
-        path: the folder.
+        path: The folder.
 
     Example:
         >>> Run(Path("runs/first")).config_file.name
@@ -64,17 +64,17 @@ class Run:
 
     @property
     def index(self) -> Path:
-        """The folder of the index of the run's images."""
+        """The index folder of the run's images."""
         return self.path / "index"
 
     @property
     def metrics_file(self) -> Path:
-        """The figures of the run, written last."""
+        """The metrics of the run, written last."""
         return self.path / "metrics.json"
 
     @property
     def history_file(self) -> Path:
-        """The figures of each step."""
+        """The metrics of each step."""
         return self.path / "history.csv"
 
     @property
@@ -94,12 +94,12 @@ class Run:
 
     @property
     def samples_file(self) -> Path:
-        """A few of the run's images, (n, H, W, 3) uint8, with which every export is checked."""
+        """A few of the run's images, (n, H, W, 3) uint8, used to check every export."""
         return self.path / "samples.npy"
 
     @property
     def tensorboard(self) -> Path:
-        """The folder of the events for TensorBoard."""
+        """The folder of TensorBoard events."""
         return self.path / "tensorboard"
 
     @property
@@ -111,7 +111,7 @@ class Run:
         """Reads the settings of the run.
 
         Raises:
-            RunError: config.json is missing, damaged, or of another format version.
+            RunError: Config.json is missing, damaged, or of another format version.
         """
         try:
             content = json.loads(self.config_file.read_text(encoding="utf-8"))
@@ -130,10 +130,10 @@ class Run:
             raise RunError(f"{self.config_file} cannot be read: {error}") from error
 
     def fingerprint(self) -> str:
-        """Returns a text that identifies the embedding: a checksum of the weights, the image size, and the resizing.
+        """Returns a string that identifies the embedding: a checksum of the weights, the image size, and the resizing.
 
         Raises:
-            RunError: the run has no weights.
+            RunError: The run has no weights.
         """
         weights = next((file for file in (self.weights_file, self.network_file) if file.is_file()), None)
         if weights is None:
@@ -157,19 +157,18 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
     """Finds a finished run.
 
     Args:
-        name: the name of a run in `runs` or of a released model, or the path of a run folder; None for the run that
+        name: The name of a run in `runs` or of a released model, or the path of a run folder; None for the run that
             finished last.
-        runs: the folder of the run folders.
+        runs: The folder of the run folders.
 
     Raises:
-        RunError: there is no such run, or it is not finished.
+        RunError: There is no such run, or it is not finished.
     """
     if name is None:
         finished = [run for run in _all_runs(runs) if run.finished]
         if not finished:
             raise RunError(f"{runs.resolve()} has no finished run; train one first: {command('train')}")
-        # Not metrics.json, which evaluation and later exports write again.
-        return max(finished, key=lambda run: run.samples_file.stat().st_mtime)
+        return max(finished, key=_finished_at)
     places = (Run(runs / name), Run(MODELS / name), Run(Path(name)))
     run = next((run for run in places if run.config_file.is_file()), None)
     if run is None:
@@ -184,14 +183,14 @@ def starting_from(settings: dict[str, Any], runs: Path = RUNS) -> dict[str, Any]
     """Fills in the settings of the network from the model that `initial_weights` names.
 
     Args:
-        settings: fields of `Config`.
-        runs: the folder of the run folders.
+        settings: Fields of `Config`.
+        runs: The folder of the run folders.
 
     Returns:
-        The settings, unchanged if they do not name a model. Settings of the network that they contain take precedence.
+        The settings, unchanged if they do not name a model. Network settings that they contain take precedence.
 
     Raises:
-        RunError: there is no such model.
+        RunError: There is no such model.
     """
     name = settings.get("initial_weights")
     if name is None:
@@ -204,12 +203,12 @@ def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Ru
     """Chooses the folder of a new run, which `start_run` creates.
 
     Args:
-        config: the settings, which may name the run; by default it is named after the time.
-        runs: the folder of the run folders.
-        overwrite: whether an existing run may be replaced.
+        config: The settings, which may name the run; by default it is named after the time.
+        runs: The folder of the run folders.
+        overwrite: Whether an existing run may be replaced.
 
     Raises:
-        RunError: the name is taken and `overwrite` is false, or the folder of that name is not a run.
+        RunError: The name is taken and `overwrite` is false, or the folder of that name is not a run.
     """
     run = Run(runs / (config.run or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     if run.path.exists():
@@ -224,11 +223,11 @@ def resumable_run(config: Config, runs: Path = RUNS) -> Run:
     """Finds the run folder in which training with `config` continues or, if it has not started, begins.
 
     Args:
-        config: the settings, which name the run.
-        runs: the folder of the run folders.
+        config: The settings, which name the run.
+        runs: The folder of the run folders.
 
     Raises:
-        RunError: the run has other settings; or it has not started, and `config` does not name its data or the folder
+        RunError: The run has other settings; or it has not started, and `config` does not name its data or the folder
             of that name is not a run.
     """
     if config.run is None:
@@ -253,13 +252,13 @@ def start_run(run: Run, config: Config, *, overwrite: bool = False, again: bool 
     """Creates the run folder and writes its config.json.
 
     Args:
-        run: from `new_run` or `resumable_run`.
-        config: the settings.
-        overwrite: whether to remove an existing run of the same name first.
-        again: whether to use an existing folder, after removing the history of an earlier attempt.
+        run: From `new_run` or `resumable_run`.
+        config: The settings.
+        overwrite: Whether to remove an existing run of the same name first.
+        again: Whether to use an existing folder, after removing the history of an earlier attempt.
 
     Raises:
-        RunError: another run took the name in the meantime, or the folder cannot be created.
+        RunError: Another run took the name in the meantime, or the folder cannot be created.
     """
     try:
         if overwrite and run.path.exists():
@@ -272,6 +271,11 @@ def start_run(run: Run, config: Config, *, overwrite: bool = False, again: bool 
         raise RunError(f"{run.path} exists; another run took the name in the meantime") from None
     except OSError as error:
         raise RunError(f"{run.path} cannot be created: {error.strerror}") from error
+
+
+def _finished_at(run: Run) -> float:
+    """The time at which a run finished. Not that of metrics.json, which evaluation and later exports rewrite."""
+    return (run.samples_file if run.samples_file.exists() else run.config_file).stat().st_mtime
 
 
 def _all_runs(runs: Path) -> list[Run]:

@@ -1,4 +1,4 @@
-"""What `dr_keras.load` returns: a model that embeds images and searches its gallery."""
+"""The model that `dr_keras.load` returns: it embeds images and searches its gallery."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ from dr_keras.runs import Run, open_run
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
 
 RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
-OPENVINO_MIN_IMAGES = 1000  # from here on its faster inference makes up for its slower start (docs/decisions/009)
+OPENVINO_MIN_IMAGES = 1000  # from here on, its faster inference makes up for its slower start (docs/decisions/009)
 
 Images = np.ndarray | Iterable[ImageInput]
 
@@ -36,8 +36,8 @@ class Model:
     `use_gallery` change the gallery for all threads.
 
     Args:
-        run: the run folder.
-        runtime: 'litert', 'openvino', 'saved_model', 'keras' or 'auto'. 'auto' takes LiteRT, or OpenVINO for many
+        run: The run folder.
+        runtime: 'litert', 'openvino', 'saved_model', 'keras' or 'auto'. 'auto' uses LiteRT, or OpenVINO for many
             images if it is installed, or Keras if the run is not exported.
 
     Example:
@@ -55,14 +55,14 @@ class Model:
         self._runtime = runtime
         self._embedders: dict[str, Embedder] = {}
         self._index: Index | None = None
-        self._guard = threading.Lock()  # of the two above
+        self._guard = threading.Lock()  # guards the two above
 
     @property
     def index(self) -> Index:
         """The gallery: the run's own index, opened on first use, or what `use_index` or `use_gallery` set.
 
         Raises:
-            RunError: the index is damaged, or this is a released model, which has none of its own.
+            RunError: The index is damaged, or this is a released model, which has none of its own.
         """
         with self._guard:
             if self._index is None:
@@ -86,13 +86,13 @@ class Model:
         """Makes an index the gallery.
 
         Args:
-            folder: the index, as `index.py` makes it.
+            folder: The index, made by `index.py`.
 
         Returns:
             The model itself.
 
         Raises:
-            RunError: there is no index, it is damaged, or its vectors come from another model.
+            RunError: There is no index, it is damaged, or its vectors come from another model.
         """
         index = Index.open(folder)
         if index.model and index.model != self.fingerprint:
@@ -116,19 +116,19 @@ class Model:
         return Reader(self._vectors, self.config.image_size, self.config.resize)
 
     def use_gallery(self, folder: str | os.PathLike[str], *, console: Console | None = None) -> "Model":
-        """Makes all images below a folder the gallery. An image's class is the subfolder that it lies in.
+        """Makes all images below a folder the gallery. An image's class is the subfolder that it is in.
 
-        The vectors are cached; the next time only files that have changed are read again.
+        The vectors are cached; later calls read only files that have changed.
 
         Args:
-            folder: the folder.
-            console: where progress is shown; standard error by default.
+            folder: The folder.
+            console: Where progress is shown; standard error by default.
 
         Returns:
             The model itself.
 
         Raises:
-            InputError: the folder does not exist or holds no readable image, or the run has no network.
+            InputError: The folder does not exist or holds no readable image, or the run has no network.
 
         Example:
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
@@ -168,14 +168,14 @@ class Model:
         """Embeds images.
 
         Args:
-            images: a list of paths, encoded bytes or PIL images, or an (N, H, W, 3) uint8 array; they are resized as
+            images: A list of paths, encoded bytes or PIL images, or an (N, H, W, 3) uint8 array; they are resized as
                 in training.
 
         Returns:
             (N, D) float32 vectors of unit length.
 
         Raises:
-            InputError: an image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
+            InputError: An image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
 
         Example:
             >>> model = load("tiny-imagenet-64")
@@ -188,8 +188,8 @@ class Model:
         """Finds the nearest gallery images of each image.
 
         Args:
-            images: as in `embed`.
-            k: how many for each image.
+            images: As in `embed`.
+            k: How many for each image.
 
         Returns:
             For each image its results, nearest first.
@@ -215,21 +215,21 @@ class Model:
         """Finds the nearest gallery images of one image, or of several images together.
 
         Args:
-            query: an image of the index (held-out images included) by its id, its path or its unique base name; or any
+            query: An image of the index (held-out images included) by its id, its path or its unique base name; or any
                 other image file. A path that starts with '.', '/' or '~' always means a file. Several images are
                 searched for by their mean.
-            k: how many results.
-            include_self: whether a query may find itself.
-            negatives: images that the results should be unlike, named in the same way.
-            where: search only images that meet this condition, such as `label = cats`; see `dr_keras.index.filters`.
-            max_distance: leave out results farther than this; 'auto' is the distance that `evaluate.py --calibrate`
+            k: How many results.
+            include_self: Whether a query may find itself.
+            negatives: Images that the results should be unlike, named in the same way.
+            where: Search only images that meet this condition, such as `label = cats`; see `dr_keras.index.filters`.
+            max_distance: Leave out results farther than this; 'auto' is the distance that `evaluate.py --calibrate`
                 found.
 
         Returns:
-            The answer, with its results from the nearest on.
+            The answer, with its results nearest first.
 
         Raises:
-            InputError: no image has this name, or several have; the file is not a usable image; `where` is not a
+            InputError: No image has this name, or several have; the file is not a usable image; `where` is not a
                 condition; or the run is not calibrated.
 
         Example:
@@ -265,7 +265,7 @@ class Model:
         """Returns the distance that `evaluate.py --calibrate` found.
 
         Raises:
-            RunError: the run is not calibrated.
+            RunError: The run is not calibrated.
         """
         try:
             return float(read_json(self.run.calibration_file)["max_distance"])
@@ -284,9 +284,9 @@ class Model:
 
         Args:
             vectors: (Q, D) float32.
-            k: how many for each vector.
-            exclude: rows that are no results: the same ones for all vectors, or (Q, X) for each, padded with -1.
-            where: as in `retrieve`.
+            k: How many for each vector.
+            exclude: Rows to leave out: the same ones for all vectors, or (Q, X), those of each vector, padded with -1.
+            where: As in `retrieve`.
 
         Returns:
             For each vector its results, nearest first.
@@ -294,7 +294,7 @@ class Model:
         return _neighbors(self.index, vectors, k, exclude, where)
 
     def result(self, row: int) -> Result:
-        """Returns what the index knows of the image in a row."""
+        """Returns what the index knows about the image in a row."""
         return _describe(self.index, row)
 
     def _make_embedder(self, runtime: str) -> Embedder:
@@ -309,7 +309,7 @@ class Model:
     def _pixels(self, images: Images) -> np.ndarray:
         size = self.config.image_size
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
-            raise InputError("a list of images was expected, and one image was given; put it in a list")
+            raise InputError("a list of images was expected, but one image was given; put it in a list")
         if isinstance(images, np.ndarray):
             if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
                 raise InputError(f"an array of {images.dtype} {images.shape} was given; expected uint8 (N, H, W, 3)")
@@ -371,15 +371,15 @@ def load(
     """Loads a finished run or a released model.
 
     Args:
-        run: its name or folder. By default the run that made `index`, or else the latest one in runs/.
-        runtime: see `Model`.
-        index: the index to search; the run's own by default.
+        run: Its name or folder. By default the run that made `index`, or else the latest one in runs/.
+        runtime: See `Model`.
+        index: The index to search; the run's own by default.
 
     Returns:
         The model.
 
     Raises:
-        RunError: there is no such run, or it is unfinished or damaged.
+        RunError: There is no such run, or it is unfinished or damaged.
 
     Example:
         >>> model = load("tiny-imagenet-64")

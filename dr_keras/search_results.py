@@ -11,7 +11,7 @@ import numpy as np
 from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError
 
-NEGATIVE_WEIGHT = 0.5  # of an image to be unlike, against one to be like (Rocchio 1971)
+NEGATIVE_WEIGHT = 0.5  # of negatives, relative to positives (Rocchio 1971)
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Result:
 
     Attributes:
         rank: 1 for the nearest.
-        id: its id in the index.
-        path: its file.
-        label: its class folder.
-        class_name: the name of its class.
+        id: Its id in the index.
+        path: Its file.
+        label: Its class folder.
+        class_name: The name of its class.
         distance: Euclidean distance to the query, from 0 to 2.
-        attributes: what else the index knows about the image.
+        attributes: What else the index knows about the image.
 
     Example:
         >>> Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25).name
@@ -51,14 +51,14 @@ class Answer:
     """What `Model.retrieve` found.
 
     Attributes:
-        query: the first query, as it was given.
-        path: its file.
-        label: the class that all queries share, or None if they do not or the index does not know it.
-        class_name: the name of that class, or None.
-        results: the results, nearest first; empty if no image is near enough.
-        queries: all queries, as they were given.
-        negatives: the images that the results should be unlike, as they were given.
-        max_distance: the greatest distance of a result, or None.
+        query: The first query, as it was given.
+        path: Its file.
+        label: The class that all queries share, or None if they do not or the index does not know it.
+        class_name: The name of that class, or None.
+        results: The results, nearest first; empty if no image is near enough.
+        queries: All queries, as they were given.
+        negatives: The images that the results should be unlike, as they were given.
+        max_distance: The greatest distance of a result, or None.
 
     Example:
         >>> found = Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25)
@@ -103,10 +103,10 @@ class Answer:
         """Saves an image of the query and the results; those of its class are framed in green.
 
         Args:
-            file: the image file to write.
+            file: The image file to write.
 
         Raises:
-            InputError: the file cannot be written, or its ending is not in `PICTURE_ENDINGS`.
+            InputError: The file cannot be written, or its ending is not in `PICTURE_ENDINGS`.
         """
         from dr_keras import image_grid
 
@@ -138,10 +138,10 @@ def check_picture_name(file: str | os.PathLike[str]) -> None:
     """Checks that an image can be saved under a name.
 
     Args:
-        file: the name.
+        file: The name.
 
     Raises:
-        InputError: its ending is not in `PICTURE_ENDINGS`.
+        InputError: Its ending is not in `PICTURE_ENDINGS`.
     """
     ending = os.path.splitext(file)[1]
     if ending.lower() not in PICTURE_ENDINGS:
@@ -161,12 +161,12 @@ def make_answer(
     """Makes the answer to a search.
 
     Args:
-        names: the queries, as they were given.
-        path: the first query's file.
-        known: what the index knows of each query, or None.
-        found: the results, nearest first.
-        negatives: as in `Answer`.
-        max_distance: results farther than this are left out.
+        names: The queries, as they were given.
+        path: The first query's file.
+        known: What the index knows about each query, or None.
+        found: The results, nearest first.
+        negatives: As in `Answer`.
+        max_distance: Results farther than this are left out.
 
     Returns:
         The answer, with the class that all queries share.
@@ -190,7 +190,7 @@ def refined_query(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
         returned unchanged.
 
     Raises:
-        InputError: they cancel each other out.
+        InputError: They cancel each other out.
 
     Example:
         >>> refined_query(np.array([[1.0, 0.0], [0.0, 1.0]]), np.empty((0, 2))).round(3)

@@ -15,10 +15,10 @@ def environment(**settings: str) -> dict[str, str]:
     """Returns the environment of a child process.
 
     Args:
-        **settings: variables to set in addition to those of this process.
+        **settings: Variables to set in addition to those of this process.
 
     Returns:
-        The variables, with a `PYTHONPATH` by which the child finds this package even if it is not installed.
+        The variables, with a `PYTHONPATH` that lets the child find this package even if it is not installed.
     """
     here = str(Path(__file__).parent.parent)
     return os.environ | settings | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}

@@ -105,6 +105,7 @@ def same_place(workplace, tmp_path_factory):
         ("train.py", ["--data", "mine", "--run", "x", "--initial-weights", LONG], ""),
         ("retrieve.py", ["--query", LONG], "no image is called"),
         ("retrieve.py", ["--query", f"./{LONG}"], "no image is called"),
+        ("retrieve.py", ["--query", "bars_0.png", "--max-distance", "inf"], "--max-distance"),
         ("retrieve.py", ["--query", "mine"], ""),
         ("retrieve.py", ["--query", "./mine"], "is a directory"),
         ("retrieve.py", ["--query", "/dev/zero"], "not a regular file"),

@@ -80,6 +80,7 @@ def test_assignment_preset_is_the_assignment():
         {"margin": 0},
         {"margin": -1.0},
         {"margin": float("nan")},
+        {"classifier_weight": float("nan")},
         {"image_size": 8},
         {"epochs": 0},
         {"steps_per_epoch": 0},

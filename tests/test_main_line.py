@@ -189,6 +189,9 @@ def test_the_latest_run_is_the_one_trained_last(workplace, run):
     os.utime(older / "samples.npy", (0, 0))
     (older / "metrics.json").touch()  # like evaluate.py
     assert open_run(None, workplace / "runs").path == run.path
+    samples = run.samples_file.rename(run.path / "moved")
+    assert open_run(None, workplace / "runs").path.parent == workplace / "runs"
+    samples.rename(run.samples_file)
     shutil.rmtree(older)
 
 

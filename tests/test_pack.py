@@ -3,13 +3,14 @@
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import script
 from test_resume import flags, rows, start_and_signal
 
 from dr_keras.cli.pack import pack
-from dr_keras.errors import RunError
+from dr_keras.errors import InputError, RunError
 from dr_keras.export.release import release
 from dr_keras.runs import Run
 from dr_keras.training.checkpoint import read_progress
@@ -48,6 +49,20 @@ def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     loss = whole[0].index("loss")
     apart = [abs(float(a[loss]) - float(b[loss])) for a, b in zip(whole[begun:], carried[begun:], strict=True)]
     assert apart[0] < 0.02  # half precision, at the first step after that
+
+
+def test_parts_are_named_after_the_folder_and_sort_in_order(workplace, tmp_path, monkeypatch):
+    run = Run(workplace / "runs" / "small")
+    monkeypatch.setattr("dr_keras.cli.pack.PACKED_FILES", ("config.json",))
+    monkeypatch.setattr("dr_keras.model.released.write_weights", lambda file, _: file.touch())
+    monkeypatch.chdir(run.path)
+    with pytest.raises(InputError, match="--part is 0"):
+        pack(Run(Path()), tmp_path, part=0)
+    parts = pack(Run(Path()), tmp_path, part=10)
+    assert len(parts) > 1000
+    assert [part.name for part in parts] == sorted(part.name for part in tmp_path.iterdir())
+    unpack(parts, tmp_path / "runs")
+    assert (tmp_path / "runs" / "small" / "config.json").read_bytes() == run.config_file.read_bytes()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from dr_keras import load
 from dr_keras.errors import InputError, RunError
 from dr_keras.export.release import release
 from dr_keras.index.index import Index
+from dr_keras.model.released import read_weights
 from dr_keras.runs import Run, open_run
 
 
@@ -61,6 +62,12 @@ def test_damaged_or_foreign_weights_are_a_clear_error(released, tmp_path):
     shutil.copytree(released, copy)
     (copy / "embedding.tflite").unlink()
     whole = (copy / "weights.npz").read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2 : len(whole) // 2 + 64] = bytes(range(64))
+    for damaged in (whole[: len(whole) // 2], bytes(changed)):
+        (copy / "weights.npz").write_bytes(damaged)
+        with pytest.raises(RunError, match="cannot be read as weights"):
+            read_weights(copy / "weights.npz", Run(copy).config())
     (copy / "weights.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match="cannot be read as weights"):
         load(copy).embed(np.zeros((1, 32, 32, 3), np.uint8))

@@ -185,7 +185,7 @@ def test_a_bad_checkpoint_is_a_clear_error(tmp_path):
         restore_checkpoint(file, model())
     file.write_bytes(data)
     config = Config(**{**SMALL.to_dict(), "embedding_dim": 9})
-    with pytest.raises(RunError, match="another network"):
+    with pytest.raises(RunError, match="a different network"):
         restore_checkpoint(file, compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10))
 
 
@@ -232,6 +232,9 @@ def test_collapse_is_reported_once_after_200_steps():
         assert not said
         CollapseAlarm(said.append, margin)([values | {"step": s, "pairwise_distance": 0.0} for s in range(300)])
         assert len(said) == 1
+    said = []  # a single query has no distance to others
+    CollapseAlarm(said.append, margin=1.0, single=True)([row(step, 0.5, 0.0) for step in range(300)])
+    assert not said
     said = []
     alarm = CollapseAlarm(said.append, margin=1.0)
     for step in range(1000):  # an occasional bad step is not a collapse

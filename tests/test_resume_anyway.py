@@ -1,7 +1,9 @@
 """`--resume` works in any state of a run: not started, killed before its first checkpoint, moved, or finished."""
 
 import csv
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +12,7 @@ from conftest import script, vectors_of, write_folders
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dr_keras.config import Config
-from dr_keras.errors import InputError, RunError
+from dr_keras.errors import InputError, Interrupted, RunError
 from dr_keras.runs import Run
 from dr_keras.training import callbacks
 from dr_keras.training import run as run
@@ -108,6 +110,27 @@ def test_early_stopping_counts_the_rankings_before_a_kill(step, tmp_path, config
     train(config, runs=tmp_path, resume=True)
     whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "r")
     assert len(rows(whole)) == 1 + 2 * 3  # the first ranking is the best, and two more are not better
+    assert rows(broken) == rows(whole)
+    assert events(broken) == events(whole)
+    assert np.array_equal(*map(vectors_of, (whole, broken)))
+
+
+def test_a_stop_during_a_ranking_is_saved(tmp_path, config, monkeypatch):
+    look = Monitor.look
+
+    def press_ctrl_c(self, vectors_of, step):
+        os.kill(os.getpid(), signal.SIGINT)
+        return look(self, vectors_of, step)
+
+    config = replace(config, steps_per_epoch=2)
+    train(replace(config, run="whole"), runs=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "look", press_ctrl_c)
+        with pytest.raises(Interrupted, match="after step 2 of 4, and saved"):
+            train(config, runs=tmp_path)
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "r")
+    assert read_progress(broken.checkpoint_file).step == 2
+    train(config, runs=tmp_path, resume=True)
     assert rows(broken) == rows(whole)
     assert events(broken) == events(whole)
     assert np.array_equal(*map(vectors_of, (whole, broken)))

@@ -1,1 +1,1 @@
-"""What the commands at the top level share."""
+"""The `dr-keras` command and its subcommands."""

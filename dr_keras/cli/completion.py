@@ -1,4 +1,4 @@
-"""Prints what completes `dr-keras` in a shell.
+"""Prints a shell completion script for `dr-keras`.
 
 dr-keras completion bash > ~/.local/share/bash-completion/completions/dr-keras
 dr-keras completion zsh > ~/.zfunc/_dr-keras        # a folder in $fpath
@@ -16,7 +16,7 @@ from dr_keras.cli.parser import command_parser
 from dr_keras.version import __version__
 
 SHELLS = ("bash", "zsh", "tcsh")
-# What completes an argument, by how its help calls it.
+# How to complete an argument, by its metavar.
 COMPLETED_BY = {
     **dict.fromkeys(("FILE", "NAME|FILE", "FOLDER|FILE", "PICTURE"), shtab.FILE),
     **dict.fromkeys(("DATA", "FOLDER", "NEWROOT", "PATH"), shtab.DIRECTORY),
@@ -25,7 +25,7 @@ COMPLETED_BY = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this subcommand to `parser`."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
+    parser.add_argument("shell", choices=SHELLS, help="the shell that the script is for")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The one place where a command's errors are printed.
 
-What a person typed, mounted or forgot to install is one line on standard error and exit status 2. Anything else is a
-bug: one line says so and where the traceback was written, and the exit status is 70.
+A user's mistake, a disk problem or a missing package prints one line on standard error, and the exit status is 2.
+Anything else is a bug: one line says so and names the file with the traceback, and the exit status is 70.
 """
 
 import errno
@@ -17,10 +17,10 @@ from pathlib import Path
 from dr_keras.errors import InputError, Interrupted
 from dr_keras.extras import EXTRAS, how_to_install
 
-REFUSED, BUG, STOPPED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h, 130 that of Ctrl-C
-BROKEN_PIPE = 141  # whoever read the output has gone, as `head` does
+REFUSED, BUG, STOPPED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE in sysexits.h, 130 means Ctrl-C
+BROKEN_PIPE = 141  # the reader of the output has exited, as `head` does
 
-# System errors that come from a person's files and disks, not from a bug.
+# System errors that come from the user's files, disks or network, not from a bug.
 _MENDABLE = frozenset(
     getattr(errno, name)
     for name in (
@@ -46,18 +46,18 @@ _MENDABLE = frozenset(
 
 
 def run(name: str, command: Callable[[], int], *, stopped: str = "stopped") -> int:
-    """Runs a command and prints what goes wrong.
+    """Runs a command and prints its errors.
 
     Args:
-        name: what precedes each message, such as `dr-keras train`.
-        command: returns the exit status.
-        stopped: what to print after Ctrl-C.
+        name: The prefix of each message, such as `dr-keras train`.
+        command: Returns the exit status.
+        stopped: What to print after Ctrl-C.
 
     Returns:
         The exit status: the command's own, or `REFUSED`, `BUG`, `STOPPED` or `BROKEN_PIPE`.
     """
-    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8, and neither need the terminal
-        with suppress(AttributeError, ValueError):  # one that is replaced or closed
+    for stream in (sys.stdout, sys.stderr):  # neither file names nor the terminal have to be UTF-8
+        with suppress(AttributeError, ValueError):  # the stream is replaced or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = command()
@@ -71,7 +71,7 @@ def run(name: str, command: Callable[[], int], *, stopped: str = "stopped") -> i
         return _say(name, stopped, STOPPED)
     except BrokenPipeError:
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what is still to be written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards the remaining output
         return BROKEN_PIPE
     except MemoryError:
         return _say(name, "there is not enough memory", REFUSED)
@@ -100,7 +100,7 @@ def _system(error: OSError) -> str:
 
 
 def _bug(name: str, error: Exception) -> int:
-    """Writes the traceback to a file, and says which."""
+    """Writes the traceback to a file and prints its path."""
     text = "".join(traceback.format_exception(error))
     message = " ".join(str(error).split())
     what = f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=float,
         metavar="PRECISION",
-        help="find the distance within which this share of the neighbors is right, "
+        help="find the distance within which this share of the neighbors is correct, "
         f"for {program('retrieve')} --max-distance auto",
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")

@@ -1,4 +1,4 @@
-"""The flags of train.py, made from the fields of `Config`."""
+"""The flags of train.py, generated from the fields of `Config`."""
 
 import argparse
 import types
@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--preset` and one flag for each field of `Config` to a parser; `parse` reads them.
 
     Args:
-        parser: The parser that gets the flags.
+        parser: The parser to add the flags to.
     """
     hints = typing.get_type_hints(Config)
     for item in fields(Config):
@@ -38,14 +38,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], argparse.Namespace]:
-    """Parses a command line whose parser went through `add_flags`.
+    """Parses a command line with a parser that `add_flags` prepared.
 
     Args:
         parser: The parser.
-        arguments: The command line; that of the process by default.
+        arguments: The command line; by default, that of the process.
 
     Returns:
-        The settings that it gives, those of its preset included, and everything else.
+        The settings, including those of the preset, and all other arguments.
     """
     given = vars(parser.parse_args(arguments))
     names = {item.name for item in fields(Config)}

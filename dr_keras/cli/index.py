@@ -11,7 +11,7 @@ dr-keras index map --index my-index
 dr-keras index duplicates my-pictures --html duplicates.html
 dr-keras retrieve --index my-index --query ./my-photo.jpg
 
-Without --index it is the run's own index. One process at a time may change an index; searches continue meanwhile.
+Without --index, the run's own index is used. Only one process at a time may change an index; searches may continue.
 """
 
 import argparse
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dr_keras.search_model import Model
 
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
-STOPPED = "stopped; what was done is kept, and the same command goes on"  # what Ctrl-C prints
+STOPPED = "stopped; the work so far is kept, and the same command resumes it"  # what Ctrl-C prints
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--index", metavar="PATH", help="the index's folder (default: the run's own index)")
-    which.add_argument("--run", metavar="NAME", help="the run that embeds (default: the index's, else the latest)")
+    which.add_argument("--run", metavar="NAME", help="the run to embed with (default: the index's, else the latest)")
     engine = argparse.ArgumentParser(add_help=False)
-    engine.add_argument("--engine", choices=ENGINES, help="what searches it (auto: by the number of images)")
+    engine.add_argument("--engine", choices=ENGINES, help="the search engine (auto: chosen by the number of images)")
 
     def action(name: str, function: Any, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         made = actions.add_parser(name, help=about, description=about, parents=list(parents))
@@ -71,11 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = action("verify", verify, "check every vector and file; exit status 1 if anything is wrong", which)
     repair = "embed damaged images again; remove those whose file is missing"
     made.add_argument("--repair", action="store_true", help=repair)
-    made = action("build", build, "build the engine that searches", which)
+    made = action("build", build, "build the search engine", which)
     made.add_argument("engine", choices=ENGINES)
     made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
     made.add_argument("file", metavar="FILE")
-    about = f"lay the images out by UMAP for the map of {program('serve')}, which otherwise shows their PCA"
+    about = f"lay the images out by UMAP for the map of {program('serve')}, which otherwise uses PCA"
     action("map", lay_out, about, which)
     made = action("duplicates", duplicates, "find duplicates, near-duplicates, and leaks between splits")
     add_arguments_of_duplicates(made)
@@ -83,13 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
-    parser.add_argument("--label", help="the class of all of them (default: by their folders)")
+    parser.add_argument("--label", help="the class of all these images (default: from their folders)")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an attribute of all of them, for --where; the value is JSON, or else text",
+        help="an attribute of all these images, for --where; a value that is not JSON is text",
     )
 
 
@@ -140,7 +140,7 @@ def sync(options: argparse.Namespace) -> int:
 
 
 def tell(report: "SyncReport", index: "Index") -> None:
-    """Prints what was done, and on standard error what went wrong."""
+    """Prints a summary, and the problems on standard error."""
     print(f"{report}; {len(index):,} images in {index.folder}")
     for line in report.details():
         print(line, file=sys.stderr)
@@ -306,7 +306,7 @@ def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
 
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
-    """The model, and the index, which is made if there is none."""
+    """The model and the index, which is created if there is none."""
     from dr_keras.index.database import DATABASE
     from dr_keras.index.index import Index
     from dr_keras.runs import open_run
@@ -333,7 +333,7 @@ def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]
 
 
 def set_attribute(attributes: dict[str, Any], text: str) -> None:
-    """Adds NAME=VALUE; dots in the name nest it, as in --where."""
+    """Adds NAME=VALUE; dots in the name nest the value, as in --where."""
     name, sign, value = text.partition("=")
     *outer, last = name.split(".")
     if not sign or not last:
@@ -341,9 +341,9 @@ def set_attribute(attributes: dict[str, Any], text: str) -> None:
     for part in outer:
         attributes = attributes.setdefault(part, {})
         if not isinstance(attributes, dict):
-            raise InputError(f"--set {text} says that {part} has parts, and another --set gave it a value")
+            raise InputError(f"--set {text} nests a value under {part}, but another --set gives {part} a value")
     if isinstance(attributes.get(last), dict):
-        raise InputError(f"--set {text} gives {last} a value, and another --set says that it has parts")
+        raise InputError(f"--set {text} gives {last} a value, but another --set nests a value under it")
     try:
         attributes[last] = json.loads(value)
     except (ValueError, RecursionError):

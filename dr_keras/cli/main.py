@@ -1,4 +1,4 @@
-"""The command `dr-keras`: finds the subcommand, and imports nothing else."""
+"""The `dr-keras` command: finds the subcommand and imports only its module."""
 
 import argparse
 import importlib
@@ -15,11 +15,11 @@ COMMANDS = {
     "train": "train an embedding on folders of images",
     "retrieve": "find the images most like a query",
     "evaluate": "measure how well a run ranks its held-out images",
-    "index": "keep an index of images: add, sync, remove, verify, export, find duplicates",
+    "index": "maintain an index of images: add, sync, remove, verify, export, find duplicates",
     "serve": "serve a web page and an HTTP API that search images",
     "pack": "pack a run into files of limited size, to carry it to another machine",
     "release": "make a small released model from a finished run",
-    "completion": "print the completion script of a shell: bash, zsh or tcsh",
+    "completion": "print a completion script for a shell: bash, zsh or tcsh",
 }
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `dr-keras SUBCOMMAND ...`.
 
     Args:
-        arguments: what follows `dr-keras`; the process's own by default.
+        arguments: The command line after `dr-keras`; by default, that of the process.
 
     Returns:
         The exit status; see `dr_keras.cli.errors.run`.
@@ -46,18 +46,18 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def run_script(name: str) -> NoReturn:
-    """What the script `NAME.py` at the top of the repository does."""
+    """Runs a subcommand for the script `NAME.py` at the top of the repository."""
     with as_script():
         sys.exit(run_command(name, sys.argv[1:]))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of what precedes the subcommand."""
+    """The parser of the arguments before the subcommand."""
     lines = "\n".join(f"  {name:<12}{about}" for name, about in COMMANDS.items())
     made = argparse.ArgumentParser(
         prog="dr-keras",
         description="Image similarity by deep ranking: train an embedding, search images with it.",
-        epilog=f"subcommands:\n{lines}\n\n'dr-keras SUBCOMMAND --help' describes one.",
+        epilog=f"subcommands:\n{lines}\n\n'dr-keras SUBCOMMAND --help' shows its flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"dr_keras {__version__}")

@@ -9,8 +9,8 @@ def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """A parser for one subcommand, without its flags.
 
     Args:
-        name: the subcommand, such as `train`.
-        about: its description, in which `--help` names the commands as they are called here.
+        name: The subcommand, such as `train`.
+        about: Its description; `--help` shows the commands in it in the form that the user runs.
     """
     return argparse.ArgumentParser(
         prog=program(name), description=as_called(about or ""), formatter_class=argparse.RawDescriptionHelpFormatter

@@ -3,7 +3,7 @@
 dr-keras release runs/final my-model
 dr-keras retrieve --run my-model --gallery my-pictures --query ./my-photo.jpg
 
-It holds config.json, the weights and a LiteRT file, both in half precision. Needs TensorFlow.
+It holds config.json, and the weights and a LiteRT file in half precision. Needs TensorFlow.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dr_keras.runs import Run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this subcommand to `parser`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("release", type=Path, metavar="FOLDER", help="the folder to make")
+    parser.add_argument("release", type=Path, metavar="FOLDER", help="the folder to create")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         action="append",
         metavar="NAME|FILE",
-        help="an image of the run by id or unique base name, or any file; several find what is like all of them",
+        help="an image of the run by id or unique base name, or any file; repeat it to find images like all of them",
     )
     parser.add_argument(
         "--negative",
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery",
         metavar="FOLDER",
-        help="search this folder instead of the run's images; embedded once, and then only where it has changed",
+        help="search this folder instead of the run's images; after the first time, only changes are embedded",
     )
     parser.add_argument("--index", metavar="PATH", help=f"search this index, made by {program('index')}")
     parser.add_argument(
@@ -58,17 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-distance",
         type=distance,
         metavar="D|auto",
-        help=f"leave out what is farther; auto: the distance that {program('evaluate')} --calibrate found",
+        help=f"leave out results farther than this; auto: the distance that {program('evaluate')} --calibrate found",
     )
     parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbors (default: 30)")
-    parser.add_argument("--include-self", action="store_true", help="let an image of the gallery find itself")
+    parser.add_argument("--include-self", action="store_true", help="let a query from the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbors")
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="what embeds new files (auto: litert)",
+        help="the runtime that embeds new files (auto: litert)",
     )
 
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.gallery and options.index:
-        raise InputError("--gallery and --index both name what is searched; give one of them")
+        raise InputError("--gallery and --index both say what to search; give only one of them")
     if options.save:
         check_picture_name(options.save)  # before the search, which may take a while
     model = load(options.run, runtime=options.runtime, index=options.index)
@@ -108,7 +108,7 @@ def distance(text: str) -> float | str:
     if text == "auto":
         return text
     value = float(text)
-    if not value >= 0:
+    if not 0 <= value < float("inf"):  # JSON has no infinity
         raise ValueError
     return value
 

@@ -4,8 +4,8 @@ dr-keras serve --run tiny-imagenet-64 --gallery my-pictures
 dr-keras serve --index my-index --host 0.0.0.0 --port 8000
 DR_KERAS_TOKEN=$(openssl rand -hex 16) dr-keras serve --index my-index --writable --uploads my-uploads
 
-The page is at http://127.0.0.1:8000, the API's description at /openapi.json. SIGTERM or Ctrl-C ends what is in flight
-and stops.
+The page is at http://127.0.0.1:8000, the API's description at /openapi.json. SIGTERM or Ctrl-C
+finishes the requests in progress and stops.
 """
 
 import argparse
@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery", metavar="FOLDER", help="search this folder, whose index is brought up to date first"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="the port (default: 8000; 0 takes a free one)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="the port (default: 8000; 0 picks a free one)")
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="a name by which clients may address the server (default: on 127.0.0.1 its own names, otherwise any)",
+        help="a host name that clients may use (default: on 127.0.0.1 the local names, otherwise any)",
     )
     parser.add_argument(
         "--root-path",
@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(options: argparse.Namespace) -> None:
     """Loads the model and the index, and serves them."""
-    # After each product OpenBLAS's threads spin for a while, which keeps the cores from the network; shorten that.
+    # OpenBLAS's threads spin for a while after each matrix product, which takes cores from the network; shorten that.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")  # 2 ** 18 cycles: a tenth of a millisecond; before NumPy
     if options.gallery and options.index:
-        raise InputError("--gallery and --index both name what is searched; give one of them")
+        raise InputError("--gallery and --index both say what to search; give only one of them")
     if options.concurrency < 1:
         raise InputError(f"--concurrency is {options.concurrency}; at least 1 is expected")
     try:

@@ -1,4 +1,4 @@
-"""Trains an embedding on folders of images and leaves a run folder for the other commands.
+"""Trains an embedding on folders of images and writes a run folder for the other commands.
 
 dr-keras train --epochs 30
 dr-keras train --data my-folders --run first --epochs 5
@@ -56,7 +56,7 @@ def train(config: Config, *, overwrite: bool = False, resume: bool = False) -> N
 
 
 def resumed(said: dict[str, Any]) -> Config:
-    """The settings of the run to resume, with those of the command line on top; for a new run, the latter alone."""
+    """The settings of the run to resume, overridden by the command line; for a new run, the command line alone."""
     if "run" not in said:
         raise InputError("--resume needs the name of the run: --run NAME")
     run = Run(RUNS / said["run"])
@@ -66,7 +66,7 @@ def resumed(said: dict[str, Any]) -> Config:
 
 
 def export_only(name: str | None) -> None:
-    """Exports a run again and prints how far each export is from the network."""
+    """Exports a run again and prints how much each export differs from the network."""
     run = open_run(name)
     checks = export_in_child(run)
     known = read_json(run.metrics_file) if run.finished else {}

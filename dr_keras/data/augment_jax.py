@@ -35,7 +35,7 @@ def augmented(
 
     Args:
         pixels: (N, H, W, 3) uint8, from `to_device`.
-        rows, how, size, seed, part: as for `dr_keras.data.augment_pillow.augmented`.
+        rows, how, size, seed, part: As for `dr_keras.data.augment_pillow.augmented`.
 
     Returns:
         (B, size, size, 3) uint8, or the images of `part`.
@@ -60,7 +60,7 @@ def mixed(
 
     Args:
         images: (B, H, W, 3) uint8.
-        mixup, cutmix, seed: as for `dr_keras.data.augmentation_draws.draw_mixing`.
+        mixup, cutmix, seed: As for `dr_keras.data.augmentation_draws.draw_mixing`.
 
     Returns:
         The images (B, H, W, 3) uint8 on the device, and as NumPy arrays the partner of each (B,) int64, and the share
@@ -123,7 +123,7 @@ def _resized(image: jax.Array, to_image: jax.Array, *, side: int) -> jax.Array:
 
 
 def _warped(image: jax.Array, to_image: jax.Array, *, side: int) -> jax.Array:
-    """(H, W, 3), (2, 3) -> (side, side, 3): what the map shows, and gray outside of the image."""
+    """(H, W, 3), (2, 3) -> (side, side, 3): what the map shows, and gray outside the image."""
     height, width = image.shape[:2]
     centers = jnp.arange(side) + 0.5
     x = to_image[0, 0] * centers[None, :] + to_image[0, 1] * centers[:, None] + to_image[0, 2]

@@ -1,7 +1,7 @@
 """Applies the augmentation of training images with NumPy and Pillow.
 
 `dr_keras.data.augmentation_draws` draws it for a whole batch, as a function of a seed. Flip and shift only move pixels,
-so they are part of gathering the batch; Pillow applies the rest. `dr_keras.data.augment_jax` does the same on an
+so they are done while gathering the batch; Pillow applies the rest. `dr_keras.data.augment_jax` does the same on an
 accelerator.
 """
 
@@ -36,10 +36,10 @@ def augmented(
     Args:
         pixels: (N, H, W, 3) uint8, C-contiguous; may be memory-mapped or streamed.
         rows: (B,) rows of the images.
-        how: the augmentation.
-        size: the side of the results in pixels; as in the store by default.
-        seed: the draw is a function of the seed, of `how` and of B only.
-        part: the part of the B images to return; all by default.
+        how: The augmentation.
+        size: The side of the results in pixels; as in the store by default.
+        seed: The draw is a function of the seed, of `how` and of B only.
+        part: The part of the B images to return; all by default.
 
     Returns:
         (B, size, size, 3) uint8, or the images of `part`.
@@ -81,7 +81,7 @@ def mixed(
 
     Args:
         images: (B, H, W, 3) uint8, not modified.
-        mixup, cutmix, seed: as for `dr_keras.data.augmentation_draws.draw_mixing`.
+        mixup, cutmix, seed: As for `dr_keras.data.augmentation_draws.draw_mixing`.
 
     Returns:
         The images (B, H, W, 3) uint8, the partner of each (B,) int64, and the share that is its own (B,) float32.
@@ -111,10 +111,10 @@ def gather(
     Args:
         pixels: (N, H, W, 3) uint8, C-contiguous; may be memory-mapped or streamed.
         rows: (B,) rows of the images.
-        flip: whether to flip each image left to right with probability 0.5.
-        shift: the largest shift along both axes, in pixels; the border pixels are repeated.
-        seed: the draw is a function of the seed, of `flip`, `shift` and B only.
-        part: the part of the B images to return; all by default.
+        flip: Whether to flip each image left to right with probability 0.5.
+        shift: The largest shift along both axes, in pixels; the border pixels are repeated.
+        seed: The draw is a function of the seed, of `flip`, `shift` and B only.
+        part: The part of the B images to return; all by default.
 
     Returns:
         (B, H, W, 3) uint8, or the images of `part`.
@@ -135,7 +135,7 @@ def _moved(pixels: Pixels, rows: np.ndarray, moves: Moves) -> np.ndarray:
     for image, (row, dy, dx, mirror) in zip(out, places, strict=True):
         place = image[:, ::-1] if mirror else image
         source = store[row]
-        top, bottom = min(max(0, -dy), height - 1), max(min(height, height - dy), 1)  # what stays inside of `image`
+        top, bottom = min(max(0, -dy), height - 1), max(min(height, height - dy), 1)  # what stays inside `image`
         left, end = min(max(0, -dx), width - 1), max(min(width, width - dx), 1)
         place[top:bottom, left:end] = source[top + dy : bottom + dy, left + dx : end + dx]
         place[:top], place[bottom:] = place[top], place[bottom - 1]

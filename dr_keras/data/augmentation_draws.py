@@ -1,6 +1,6 @@
-"""Draws the augmentation of a batch, in NumPy, for Pillow as well as for the accelerator.
+"""Draws the augmentation of a batch, in NumPy, for both Pillow and the accelerator.
 
-Flip and shift move whole pixels. All other geometry is one affine map per image, and all changes of colors are a lookup
+Flip and shift move whole pixels. All other geometry is one affine map per image, and all color changes are a lookup
 table for the values and one linear map of the colors.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FILL_COLOR = (124, 116, 104)  # outside of the image; about the mean of photographs
+FILL_COLOR = (124, 116, 104)  # outside the image; about the mean of photographs
 MAX_ASPECT = 4 / 3  # of a crop, relative to the image
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow
 
@@ -49,7 +49,7 @@ class Augmentation:
 
     @property
     def only_moves(self) -> bool:
-        """Whether pixels are only moved by whole pixels, and not changed."""
+        """Whether images are only moved by whole pixels, without changing any values."""
         return self.crop == 1 and not (self.color or self.operations or self.erase)
 
 
@@ -73,8 +73,8 @@ class Changes:
 
     Attributes:
         maps: (B, 2, 3), from pixel coordinates of the result to those of the image.
-        warped: (B,) bool, whether the map may turn, shear, or reach outside of the image. Otherwise it only resizes
-            the image, with smoothing where it shrinks.
+        warped: (B,) bool, whether the map may rotate, shear, or reach outside the image. Otherwise it only resizes the
+            image, with smoothing where it shrinks.
         tables: (B, 256) uint8, the new value for each value.
         colors: (B, 4, 4), maps of (r, g, b, 1).
         mirrored: (B,) bool, whether the result is flipped left to right.
@@ -99,7 +99,7 @@ class Mixing:
         partner: (B,) int64, the image that each one is mixed with.
         blended: (B,) bool, whether it is blended with its partner, in the shares `own` and `1 - own`.
         pasted: (B, 4) int64, top, bottom, left and right of the part of the partner that is pasted in; may be empty.
-        own: (B,) float32, the share of the result that is the image's own.
+        own: (B,) float32, the share of the result that comes from the image itself.
     """
 
     partner: np.ndarray
@@ -112,9 +112,9 @@ def draw_moves(how: Augmentation, count: int, seed: tuple[int, ...]) -> Moves:
     """Draws flips and shifts.
 
     Args:
-        how: the augmentation.
-        count: the number of images, B.
-        seed: the draw is a function of all arguments.
+        how: The augmentation.
+        count: The number of images, B.
+        seed: The draw is a function of all arguments.
 
     Example:
         >>> draw_moves(Augmentation(shift=2), 3, seed=(0,)).down.shape
@@ -129,11 +129,11 @@ def draw_changes(how: Augmentation, count: int, shape: tuple[int, ...], side: in
     """Draws all other changes.
 
     Args:
-        how: the augmentation.
-        count: the number of images, B.
-        shape: their height and width in pixels.
-        side: the side of the results in pixels.
-        seed: the draw is a function of all arguments.
+        how: The augmentation.
+        count: The number of images, B.
+        shape: Their height and width in pixels.
+        side: The side of the results in pixels.
+        seed: The draw is a function of all arguments.
     """
     random = np.random.default_rng((*seed, 1))
     mirrored = (how.flip and how.crop < 1) & (random.random(count) < 0.5)
@@ -148,14 +148,14 @@ def draw_changes(how: Augmentation, count: int, shape: tuple[int, ...], side: in
 def draw_mixing(count: int, shape: tuple[int, ...], *, mixup: float, cutmix: float, seed: tuple[int, ...]) -> Mixing:
     """Draws MixUp (Zhang et al. 2017) or CutMix (Yun et al. 2019) for some of the images.
 
-    The shares of blends are uniform (Beta(1, 1)), and so are those of pasted areas before they are clipped.
+    The shares of blends are uniform (Beta(1, 1)), and so are pasted areas before they are clipped.
 
     Args:
-        count: the number of images, B.
-        shape: their height and width in pixels.
-        mixup: the probability that an image is blended with its partner.
-        cutmix: the probability that a rectangle of its partner is pasted into it.
-        seed: the draw is a function of all arguments.
+        count: The number of images, B.
+        shape: Their height and width in pixels.
+        mixup: The probability that an image is blended with its partner.
+        cutmix: The probability that a rectangle of its partner is pasted into it.
+        seed: The draw is a function of all arguments.
     """
     height, width = shape
     random = np.random.default_rng(seed)
@@ -171,7 +171,7 @@ def draw_mixing(count: int, shape: tuple[int, ...], *, mixup: float, cutmix: flo
 
 
 def _span(center: np.ndarray, half: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last whole pixel, of `length`, of a span of `half` to each side of `center`, both as shares of it."""
+    """The pixels, start and end, of a span of `half` to each side of `center`, both as shares of `length` pixels."""
     low, high = np.rint((center - half) * length), np.rint((center + half) * length)
     return np.maximum(low, 0).astype(np.int64), np.minimum(high, length).astype(np.int64)
 
@@ -224,7 +224,7 @@ def warp(name: str, strength: np.ndarray, side: int) -> np.ndarray:
     Args:
         name: 'rotate', 'shear_x', 'shear_y', 'translate_x' or 'translate_y'.
         strength: (n,) from -1 to 1.
-        side: the side of the images in pixels.
+        side: The side of the images in pixels.
 
     Returns:
         (n, 3, 3), maps about the origin.
@@ -264,7 +264,7 @@ def enhance(name: str, factor: np.ndarray) -> np.ndarray:
 
     Args:
         name: 'brightness', 'contrast' or 'saturation'.
-        factor: (n,), which it is multiplied by.
+        factor: (n,), the factor that it is multiplied by.
 
     Returns:
         (n, 4, 4), maps of (r, g, b, 1).
@@ -281,7 +281,7 @@ def enhance(name: str, factor: np.ndarray) -> np.ndarray:
 
 
 def _jitter(random: np.random.Generator, count: int, color: float) -> np.ndarray:
-    """Maps (B, 4, 4) of random brightness, contrast and saturation."""
+    """Color maps (B, 4, 4) of random brightness, contrast and saturation."""
     if not color:
         return np.tile(np.eye(4), (count, 1, 1))
     brightness, contrast, saturation = random.uniform(1 - color, 1 + color, (count, 3)).T

@@ -1,6 +1,6 @@
 """Batches for training: a pure function of the global step, fed by tf.data or by `keras.utils.PyDataset`.
 
-A batch is a dict of named inputs rather than a tuple, because `fit` takes a tuple of three for inputs, targets and
+A batch is a dict of named inputs rather than a tuple, because `fit` would take a tuple of three for inputs, targets and
 weights.
 """
 
@@ -36,10 +36,10 @@ class Share:
     """The part of a global batch that this host makes, if several hosts share it.
 
     Attributes:
-        host: the number of this host.
-        hosts: the number of hosts.
-        multiple: the global batch is filled up to a multiple of this with its own first elements, so that it can be
-            divided among as many devices.
+        host: The number of this host.
+        hosts: The number of hosts.
+        multiple: The global batch is padded to a multiple of this with its own first elements, so that it can be
+            divided among that many devices.
 
     Example:
         >>> chosen, part = Share(host=1, hosts=2, multiple=4).of(6)
@@ -52,7 +52,7 @@ class Share:
     multiple: int = 1
 
     def of(self, count: int) -> tuple[np.ndarray, slice]:
-        """Returns which of `count` elements make up the global batch, and the part of these for this host."""
+        """Returns which of `count` elements make up the global batch, and the part of them for this host."""
         chosen = np.arange(-(-count // self.multiple) * self.multiple) % count
         share = len(chosen) // self.hosts
         return chosen, slice(self.host * share, (self.host + 1) * share)
@@ -84,7 +84,7 @@ class Source(Protocol):
 
     @property
     def signature(self) -> Signature:
-        """The shape and the dtype of each input."""
+        """The shape and dtype of each input."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,12 +104,12 @@ class TripletSource:
     Attributes:
         pixels: (N, H, W, 3) uint8, the images of all splits.
         rows: (n,) the rows of the training images.
-        sampler: draws from these n images.
-        augmentation: the augmentation of each image.
-        size: the side S of the images in pixels; as in the store by default.
-        share: the part of a batch that this host makes.
-        begin: the first global step of the stage, from which the sampler's epochs are counted.
-        augmenter: gathers the images from `pixels` and augments them.
+        sampler: Draws from these n images.
+        augmentation: The augmentation of each image.
+        size: The side S of the images in pixels; as in the store by default.
+        share: The part of a batch that this host makes.
+        begin: The first global step of the stage, from which the sampler's epochs are counted.
+        augmenter: Gathers the images from `pixels` and augments them.
     """
 
     pixels: Pixels
@@ -157,20 +157,20 @@ class ImageSource:
     """Makes the batches of the softmax stage: augmented single images, some of them mixed with each other.
 
     A batch consists of `image`, (B, S, S, 3) uint8; `label` and `other`, (B,) int32, its class and that of the image
-    mixed into it; and `share`, (B,) float32, the share of its own class. Images are mixed only with others of the same
+    mixed into it; and `share`, (B,) float32, the share of its own class. Images are mixed only with others on the same
     host.
 
     Attributes:
         pixels: (N, H, W, 3) uint8, the images of all splits.
         rows: (n,) the rows of the training images.
         labels: (n,) their classes.
-        sampler: draws from these n images.
-        augmentation: the augmentation of each image.
-        mixup, cutmix: as for `dr_keras.data.augmentation_draws.draw_mixing`.
-        size: the side S of the images in pixels; as in the store by default.
-        share: the part of a batch that this host makes.
-        begin: the first global step of the stage, from which the sampler's epochs are counted.
-        augmenter: gathers the images from `pixels` and augments them.
+        sampler: Draws from these n images.
+        augmentation: The augmentation of each image.
+        mixup, cutmix: As for `dr_keras.data.augmentation_draws.draw_mixing`.
+        size: The side S of the images in pixels; as in the store by default.
+        share: The part of a batch that this host makes.
+        begin: The first global step of the stage, from which the sampler's epochs are counted.
+        augmenter: Gathers the images from `pixels` and augments them.
     """
 
     pixels: Pixels
@@ -220,12 +220,12 @@ class ImageSource:
 
 
 def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset":
-    """Returns batches that tf.data prefetches.
+    """Returns batches prefetched by tf.data.
 
     Args:
-        source: makes the batches.
-        first_step: the first global step.
-        last_step: the last global step, exclusive.
+        source: Makes the batches.
+        first_step: The first global step.
+        last_step: The last global step, exclusive.
     """
     import tensorflow as tf
 
@@ -244,7 +244,7 @@ def dataset(source: Source, first_step: int, last_step: int) -> "tf.data.Dataset
         }
 
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 1  # one thread keeps up; more would compete with those of the network
+    options.threading.private_threadpool_size = 1  # one thread keeps up; more would compete with the network's threads
     options.autotune.enabled = False  # there is nothing to tune
     return tf.data.Dataset.range(first_step, last_step).map(load).prefetch(2).with_options(options)
 
@@ -253,12 +253,12 @@ class BatchSequence(keras.utils.PyDataset):
     """The batches of consecutive steps, in order.
 
     It uses its own threads rather than those of Keras (`workers`), because Keras 3.15 requests a first batch before it
-    starts, and its threads would then continue after that one.
+    starts its threads, which would then continue after that batch.
 
     Args:
-        source: makes the batches.
-        first_step: the first global step.
-        last_step: the last global step, exclusive.
+        source: Makes the batches.
+        first_step: The first global step.
+        last_step: The last global step, exclusive.
     """
 
     def __init__(self, source: Source, first_step: int, last_step: int) -> None:
@@ -288,15 +288,15 @@ class BatchSequence(keras.utils.PyDataset):
 
 
 def batches(source: Source, first_step: int, last_step: int) -> Any:
-    """Returns batches in the form that `fit` takes.
+    """Returns batches in the form that `fit` expects.
 
     Args:
-        source: makes the batches.
-        first_step: the first global step.
-        last_step: the last global step, exclusive.
+        source: Makes the batches.
+        first_step: The first global step.
+        last_step: The last global step, exclusive.
 
     Returns:
-        A tf.data dataset on TensorFlow, a `BatchSequence` on JAX and PyTorch.
+        A tf.data dataset with TensorFlow, a `BatchSequence` with JAX and PyTorch.
     """
     if keras.backend.backend() == "tensorflow":
         return dataset(source, first_step, last_step)

@@ -1,8 +1,8 @@
-"""Lists the images of a data set, with the class and the split of each. Opens no image.
+"""Lists the images of a data set, with the class and the split of each, without opening any image.
 
 Images are split here, before anything is sampled: training images form triplets; monitor images, a seeded share of each
-class's training images, only monitor the run; validation images are held out for `evaluate.py`. The gallery is the
-training and monitor images.
+class's training images, only monitor the run; validation images are held out for `evaluate.py`. The gallery consists of
+the training and monitor images.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ class Catalog:
     """The N images of a data set with C classes.
 
     Attributes:
-        root: the folder that ids are relative to.
-        source: the folder or the manifest that was read.
+        root: The folder that ids are relative to.
+        source: The folder or the manifest that was read.
         ids: N paths relative to `root`, with forward slashes; absolute for images of a manifest that are elsewhere.
         labels: (N,) int32, indices into `classes`.
         classes: C folder names, sorted.
-        class_names: C names for display; the same as `classes` if the data set has no others.
+        class_names: C display names; the same as `classes` if the data set has no others.
         splits: (N,) uint8, `TRAIN`, `MONITOR` or `VALIDATION`.
-        missing: held-out images that cannot be used, because they do not exist or their class has no training images.
-        notes: what the user should know about how the data set was read.
+        missing: Held-out images that cannot be used, because they do not exist or their class has no training images.
+        notes: What the user should know about how the data set was read.
     """
 
     root: Path
@@ -60,29 +60,29 @@ class Catalog:
         return len(self.ids)
 
     def rows(self, *splits: int) -> np.ndarray:
-        """Returns the rows of the images in any of `splits`, (n,) int64, ascending."""
+        """Returns the rows of the images in the given splits, (n,) int64, ascending."""
         return np.flatnonzero(np.isin(self.splits, splits))
 
     def take(self, rows: np.ndarray) -> "Catalog":
-        """Returns the catalog of only these rows, in this order, with the same classes."""
+        """Returns a catalog of only these rows, in this order, with the same classes."""
         ids = tuple(self.ids[row] for row in rows)
         return dataclasses.replace(self, ids=ids, labels=self.labels[rows], splits=self.splits[rows])
 
     def paths(self) -> list[str]:
-        """Returns the N files."""
+        """Returns the paths of the N files."""
         return [image_path(id, self.root) for id in self.ids]
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """The images that a data set lists, before the splits that it does not define are made; ids as in `Catalog`.
+    """The images that a data set lists, before missing splits are drawn; ids as in `Catalog`.
 
     Attributes:
-        train: the training images of each class, at least one.
-        held: the validation images with their classes; empty if the data set has no such split.
-        monitor: the images of `train` that the data set assigns to the monitor split.
-        missing, notes: as in `Catalog`.
-        names: the folder that may contain words.txt.
+        train: The training images of each class, at least one.
+        held: The validation images with their classes; empty if the data set has no such split.
+        monitor: The images of `train` that the data set assigns to the monitor split.
+        missing, notes: As in `Catalog`.
+        names: The folder that may contain words.txt.
     """
 
     train: dict[str, list[str]]
@@ -104,7 +104,7 @@ def load_catalog(
     """Lists the images of a data set and splits them.
 
     Args:
-        data: one of
+        data: One of
 
             - a folder of class folders with the images at any depth below them
             - a folder with train/ (and val/), each with class folders
@@ -112,15 +112,15 @@ def load_catalog(
             - a zip or tar file of one of these
             - a manifest FILE.csv, see `dr_keras.data.sources.manifest`
             - 'tfds:NAME[/CONFIG]' or 'digits'
-            - 'tiny-imagenet' or None, which is downloaded if the cache does not have it
+            - 'tiny-imagenet' or None, downloaded if it is not in the cache
 
-        monitor: the share of each class's training images for the monitor split.
-        validation: the share of each class that is held out if the data set has no validation split.
-        seed: seeds both choices, see `dr_keras.data.held_out.split`.
-        console: shows the progress of downloads; standard error by default.
+        monitor: The share of each class's training images for the monitor split.
+        validation: The share of each class that is held out if the data set has no validation split.
+        seed: Seeds both splits, see `dr_keras.data.held_out.split`.
+        console: Shows the progress of downloads; standard error by default.
 
     Raises:
-        InputError: the data set does not exist, cannot be fetched, or has no class folders with images.
+        InputError: The data set does not exist, cannot be fetched, or has no class folders with images.
     """
     source = _locate(data, console)
     if source.suffix.lower() == ".csv":
@@ -131,7 +131,7 @@ def load_catalog(
 
 
 def _split(root: Path, source: Path, listing: _Listing, monitor: float, validation: float, seed: int) -> Catalog:
-    """The catalog of a listing: the images class by class, then the data set's own held-out images."""
+    """Makes the catalog of a listing: the images class by class, then the data set's own held-out images."""
     classes = tuple(sorted(listing.train))
     number = {name: label for label, name in enumerate(classes)}
     images = {name: sorted(listing.train[name]) for name in classes}
@@ -160,7 +160,7 @@ def _split(root: Path, source: Path, listing: _Listing, monitor: float, validati
 
 
 def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Path:
-    """The folder or the manifest that `data` stands for; fetches, writes or unpacks it if necessary."""
+    """The folder or manifest that `data` stands for; downloads, writes or unpacks it if necessary."""
     if data is None or data == "tiny-imagenet":
         path = tiny_imagenet(console)
     elif data == "digits":
@@ -247,13 +247,13 @@ def data_folder(root: Path) -> tuple[Path, Splits | None]:
     """Finds the class folders or the splits of a data set.
 
     Args:
-        root: a folder that contains them, with at most `MAX_LEVELS` folders around them.
+        root: A folder that contains them, with at most `MAX_LEVELS` folders around them.
 
     Returns:
         The folder that directly contains them, and the splits; None if all its folders are classes.
 
     Raises:
-        InputError: the folders are ambiguous, see `dr_keras.data.splits.find_splits`.
+        InputError: The folders are ambiguous, see `dr_keras.data.splits.find_splits`.
     """
     place = root
     for _ in range(MAX_LEVELS):
@@ -272,8 +272,8 @@ def _without_wrappers(folder: Path, but: Collection[str] = ()) -> Path:
     """The folder with a split's classes, which some archives nest one folder deeper: seg_train/seg_train/cats.
 
     Args:
-        folder: the folder of the split.
-        but: names of classes, which are not such nested folders.
+        folder: The folder of the split.
+        but: Names of classes, which do not count as nested folders.
     """
     for _ in range(MAX_LEVELS):
         names = folders_with_pictures(folder)
@@ -296,7 +296,7 @@ def _nothing_found(folder: Path) -> str:
 
 
 def _held_out(folder: Path, classes: Collection[str], walker: Walker) -> tuple[list[tuple[str, str]], list[str]]:
-    """Held-out images with their classes, from annotations or class folders; and those that cannot be used."""
+    """Held-out images with their classes, from annotations or class folders, and those that cannot be used."""
     annotations, images = folder / "val_annotations.txt", folder / "images"
     if annotations.is_file() and images.is_dir() and has_pictures(images):
         return _annotated(annotations, images, classes)

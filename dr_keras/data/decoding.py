@@ -1,4 +1,4 @@
-"""Decodes many files at once, in child processes, because threads would wait for the interpreter lock."""
+"""Decodes many files at once, in child processes, because threads would wait for the GIL."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from dr_keras import subprocesses
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError
 
-BLOCK_IMAGES = 256  # that a process decodes between two progress reports, if they fit in BLOCK_BYTES
+BLOCK_IMAGES = 256  # decoded by a process between two progress reports, if they fit in BLOCK_BYTES
 BLOCK_BYTES = 16 * 2**20
 MIN_PARALLEL_IMAGES = 512  # fewer are decoded without child processes, which take 0.3 s to start
 
@@ -22,14 +22,14 @@ Advance = Callable[[int], None]
 
 
 def decode_block(files: Files, size: int, resize: str) -> tuple[np.ndarray, dict[int, str]]:
-    """Decodes a few files one after the other.
+    """Decodes a few files one by one.
 
     Args:
         files: N paths.
-        size, resize: as for `dr_keras.data.images.decode`.
+        size, resize: As for `dr_keras.data.images.decode`.
 
     Returns:
-        As `decode_files`, but black where a file failed.
+        The same as `decode_files`, but with black pixels where a file failed.
     """
     pixels = np.zeros((len(files), size, size, 3), np.uint8)
     failures = {}
@@ -54,16 +54,16 @@ def decode_files(
 
     Args:
         files: N paths.
-        size, resize: as for `dr_keras.data.images.decode`.
+        size, resize: As for `dr_keras.data.images.decode`.
         out: (N, size, size, 3) uint8 to write to; a new array by default. An array without rows discards the pixels.
-        processes: the number of child processes; by default one per core, or none for few images.
-        advance: called after each block with the number of images done.
+        processes: The number of child processes; by default one per core, or none for few images.
+        advance: Called after each block with the number of images done.
 
     Returns:
-        The pixels, unspecified for files that failed, and the reason of each failure by row.
+        The pixels, unspecified for files that failed, and the reason for each failure by row.
 
     Raises:
-        InputError: a child process died, for example because memory ran out.
+        InputError: A child process died, for example because memory ran out.
     """
     pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
     decoding = _Decoding(files, size, resize, pixels, advance)
@@ -112,7 +112,7 @@ class _Decoding:
             try:
                 self._talk(process, blocks)
             except (OSError, ValueError, EOFError) as error:
-                process.stdout.close()  # so that a child that is still writing ends as well
+                process.stdout.close()  # so that a child that is still writing exits, too
                 raise InputError(
                     f"a process that decodes images died with exit status {process.wait()}; is there enough memory?"
                 ) from error

@@ -13,7 +13,7 @@ from dr_keras.data.decoding import decode_block
 
 
 def main() -> None:
-    """Answers the request on standard input."""
+    """Handles the request on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which closes the pipe
     request = json.load(sys.stdin.buffer)
     out = sys.stdout.buffer

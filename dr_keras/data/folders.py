@@ -1,9 +1,9 @@
-"""The only walker of folders: finds the images below a folder, each of them once.
+"""The only folder walker: finds the images below a folder, each of them once.
 
-Names that begin with a dot, and the names in `PASSED_OVER`, which operating systems and network disks keep beside
+Names that begin with a dot, and the names in `PASSED_OVER`, which operating systems and NAS devices put next to
 people's images, are skipped silently. A file counts as an image if its suffix or its first bytes say so; any other file
-is skipped too. A file whose suffix promises an image that it does not hold is reported by the decoder. Only regular
-files are opened, so no pipe or device can block.
+is skipped, too. A file with an image's suffix but other content is reported by the decoder. Only regular files are
+opened, so no pipe or device can block.
 """
 
 import os
@@ -29,7 +29,7 @@ Trouble = tuple[str, str]
 
 
 def passed_over(name: str) -> bool:
-    """Returns whether files and folders of this name are skipped."""
+    """Returns whether files and folders with this name are skipped."""
     return name.startswith(".") or name.casefold() in _PASSED_OVER
 
 
@@ -37,20 +37,20 @@ class Walker:
     """Walks through folders and remembers what it has seen.
 
     Attributes:
-        troubles: the folders and files that could not be read.
+        troubles: The folders and files that could not be read.
     """
 
     def __init__(self) -> None:
         self.troubles: list[Trouble] = []
         self._folders: set[tuple[int, int]] = set()
         self._files: list[str] = []
-        self._places: list[int] = []  # identifies each file on its disk; see `_place`
+        self._places: list[int] = []  # identify the files on their disks; see `_place`
         self._linked: list[bool] = []
 
     def pictures(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Returns the images at any depth below a folder, sorted, without folders that were walked before.
+        """Returns the images at any depth below a folder, sorted, skipping folders that were already walked.
 
-        Symbolic links are followed, those to folders last, so that images are known by their real paths.
+        Symbolic links are followed, those to folders last, so that images are found under their real paths.
         """
         found = sorted(self._walk(os.fspath(folder)))
         self._files += [path for path, _, _ in found]
@@ -59,12 +59,12 @@ class Walker:
         return [path for path, _, _ in found]
 
     def again(self) -> dict[str, str]:
-        """Returns the paths that lead by links, symbolic or hard, to the file of an earlier path, with that path."""
+        """Returns the paths that are links, symbolic or hard, to the file of an earlier path, each with that path."""
         places = np.array(self._places, np.uint64)
-        # A file's own path comes before links to it; otherwise the order in which they were found counts.
+        # A file's own path comes before links to it; otherwise paths stay in the order in which they were found.
         order = np.lexsort((np.arange(len(places)), np.array(self._linked, bool), places))
         same = np.flatnonzero(places[order][1:] == places[order][:-1]) + 1
-        kept: dict[int, list[str]] = {}  # by place; several if a path cannot be followed to compare it
+        kept: dict[int, list[str]] = {}  # by place; several if different files share it or cannot be compared
         found = {}
         for place in same.tolist():
             row, before = int(order[place]), int(order[place - 1])
@@ -79,17 +79,17 @@ class Walker:
         return found
 
     def add(self, file: str) -> None:
-        """Remembers a file that was named directly and not found by walking."""
+        """Registers a file that was named directly rather than found by walking."""
         try:
             status = os.stat(file)
         except OSError:
-            return  # reading it will report this
+            return  # reading it will report the error
         self._files.append(file)
         self._places.append(_place(status.st_dev, status.st_ino))
         self._linked.append(Path(file).is_symlink())
 
     def folders(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Returns the names of the folders directly in a folder, sorted, links last, without those that are skipped."""
+        """Returns the names of the subfolders of a folder, sorted, links last, without those that are skipped."""
         found = [(linked, name) for name, _, kind, linked in self._entries(os.fspath(folder)) if kind == "folder"]
         return [name for _, name in sorted(found)]
 
@@ -114,7 +114,7 @@ class Walker:
                     yield path, self._place_of(path, status.st_dev, inode, linked), linked
 
     def _entries(self, folder: str) -> Iterator[tuple[str, int, str, bool]]:
-        """Yields name, inode, kind ('file', 'folder' or 'other'), and whether it is a link, of what is not skipped."""
+        """Yields the name, inode, kind ('file', 'folder' or 'other') and link flag of each entry not skipped."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -150,7 +150,7 @@ def _kind(entry: "os.DirEntry[str]") -> str:
 
 
 def _place(device: int, inode: int) -> int:
-    """A 64-bit number for a file on its disk. Different files may share one, so files of equal numbers are compared."""
+    """A 64-bit number for a file on its disk. Different files may share one, so equal numbers need a comparison."""
     return (inode ^ (device * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
 
 
@@ -166,13 +166,13 @@ def _same_file(one: str, other: str) -> bool:
 
 
 def has_pictures(folder: str | os.PathLike[str]) -> bool:
-    """Returns whether there is an image anywhere below a folder, or may be, because part of it cannot be read."""
+    """Returns whether there is, or may be because part of it is unreadable, an image anywhere below a folder."""
     walker = Walker()
     return next(walker._walk(os.fspath(folder)), None) is not None or bool(walker.troubles)
 
 
 def folders_with_pictures(folder: str | os.PathLike[str]) -> list[str]:
-    """Returns the names of the folders directly in a folder that have images below them, sorted, links last."""
+    """Returns the names of the subfolders of a folder that have images below them, sorted, links last."""
     return [name for name in Walker().folders(folder) if has_pictures(os.path.join(folder, name))]
 
 
@@ -187,7 +187,7 @@ def pictures_in(folder: str | os.PathLike[str]) -> bool:
 
 
 def all_pictures(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[str], Sequence[Trouble]]:
-    """Returns the images below some folders, each once and sorted, and what could not be read."""
+    """Returns the images below the given folders, each once and sorted, and what could not be read."""
     walker = Walker()
     files = [file for folder in folders for file in walker.pictures(folder)]
     again = walker.again()
@@ -195,6 +195,6 @@ def all_pictures(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[str], 
 
 
 def contents(folder: str | os.PathLike[str]) -> dict[str, bool]:
-    """Returns the names of everything directly in a folder, sorted, and whether each is a folder; none is skipped."""
+    """Returns the names of all entries of a folder, sorted, and whether each is a folder; nothing is skipped."""
     with os.scandir(folder) as entries:
         return {entry.name: _kind(entry) == "folder" for entry in sorted(entries, key=lambda entry: entry.name)}

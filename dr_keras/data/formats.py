@@ -1,15 +1,15 @@
 """Recognizes images by their first bytes: one rule for training, indexes, duplicates, galleries, and uploads.
 
 `sniff` distinguishes three kinds of content: formats that are decoded, images that need an optional decoder or are not
-supported (raw photos, drawings), and everything else, which is not an image.
+supported (raw photos, drawings), and everything else, which does not count as an image.
 """
 
 import os
 import re
 from dataclasses import dataclass
 
-HEAD_BYTES = 1024  # examined; the root element of an SVG file may come after a license
-PHOTOS = "pip install 'dr_keras[photos]'"  # the decoders for the formats of cameras and phones
+HEAD_BYTES = 1024  # that are examined; the root element of an SVG file may come after a license
+PHOTOS = "pip install 'dr_keras[photos]'"  # the decoders for camera and phone formats
 UPDATE = "pip install --upgrade pillow"
 
 
@@ -18,10 +18,10 @@ class Format:
     """An image format.
 
     Attributes:
-        name: the name in Pillow, or one in capitals.
-        ending: the suffix of its files.
-        media_type: the media type in HTTP.
-        remedy: what to do if it cannot be read; empty for a format that Pillow reads.
+        name: The name in Pillow, or a similar one if Pillow has none.
+        ending: The suffix of its files.
+        media_type: The media type in HTTP.
+        remedy: What to do if it cannot be read; empty for formats that Pillow reads.
     """
 
     name: str
@@ -77,7 +77,7 @@ _OTHER = (
     ".ppm .pgm .pbm .pnm .pfm .tga .qoi .jxl .svg .exr .hdr .xcf .dds .jxr .bpg .flif"
 )
 _RAW_ENDINGS = frozenset(_RAW.split())
-# A file with one of these suffixes claims to be an image: it is not opened to check, and is reported if it is none.
+# A file with one of these suffixes claims to be an image: it is not opened to check, and is reported if it is not one.
 ENDINGS = _RAW_ENDINGS | frozenset(_OTHER.split())
 
 _MAGIC = (  # offset, bytes, format
@@ -119,13 +119,13 @@ _MAGIC = (  # offset, bytes, format
     (40, b" EMF", "EMF"),
     (128, b"DICM", "DICOM"),
 )
-# Brands of the ISO base media file format, ISO/IEC 14496-12; those of videos are not among them.
+# Brands of the ISO base media file format, ISO/IEC 14496-12, without those of videos.
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif"), "HEIF"),
     b"crx ": "RAW",
 }
-_GENERIC_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")  # an image whose coding only its other brands tell
+_GENERIC_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")  # images whose codec is given only by their other brands
 _SPACE = rb"(?:\s+|#[^\n]*\n)+"
 _PNM = re.compile(rb"P[1-6]" + _SPACE + rb"\d+" + _SPACE + rb"\d+|P[fF]\s+\d+\s+\d+\s+-?[\d.]+")
 _SVG = re.compile(
@@ -138,9 +138,9 @@ def sniff(head: bytes, size: int, path: str | os.PathLike[str] | None = None) ->
     """Recognizes the format of an image.
 
     Args:
-        head: the first `HEAD_BYTES` bytes, or all of them if there are fewer.
-        size: the total length in bytes.
-        path: the file, if it is one. Many raw formats are TIFF inside, and only their suffixes tell.
+        head: The first `HEAD_BYTES` bytes, or all of them if there are fewer.
+        size: The total length in bytes.
+        path: The file, if there is one. Many raw formats are TIFF inside, and only their suffixes tell them apart.
 
     Returns:
         The format, or None if the content is not an image.
@@ -156,12 +156,12 @@ def sniff(head: bytes, size: int, path: str | os.PathLike[str] | None = None) ->
 
 
 def needs_decoder(reason: str) -> bool:
-    """Returns whether the reason that `images.decode` gave is a missing decoder."""
+    """Returns whether the reason for a failure of `images.decode` is a missing decoder."""
     return PHOTOS in reason or UPDATE in reason
 
 
 def says_picture(path: str | os.PathLike[str]) -> bool:
-    """Returns whether the suffix of a file name is that of an image."""
+    """Returns whether a file name has the suffix of an image."""
     return _ending(path) in ENDINGS
 
 
@@ -200,7 +200,7 @@ def _by_brands(head: bytes) -> str | None:
 
 
 def _is_tga(head: bytes, size: int) -> bool:
-    """Whether a header is that of a TGA file, which starts with no signature: whether its fields are consistent."""
+    """Whether the fields of a header are consistent with a TGA file, which has no signature."""
     if len(head) < 18:
         return False
     id_bytes, has_map, kind = head[0], head[1], head[2]

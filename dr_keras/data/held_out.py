@@ -1,7 +1,7 @@
-"""Chooses the monitor and the held-out images: a share of each class or, if classes are too small, whole classes.
+"""Chooses the monitor and held-out images: a share of each class or, if the classes are too small, whole classes.
 
-The choice is a function of the seed, the name of a class, and its files, so a class keeps its splits when others are
-added. A split of whole classes is ranked within itself, because no image of its classes is left to train on.
+The choice depends only on the seed, the name of a class, and its files, so a class keeps its splits when others are
+added. The images of a split of whole classes are ranked among themselves, because its classes have no training images.
 """
 
 import os
@@ -13,11 +13,11 @@ import numpy as np
 from dr_keras.data.splits import MONITOR, SPLIT_NAMES, TRAIN, VALIDATION
 from dr_keras.invocation import command
 
-MIN_CLASSES = 10  # with a pair of images; of fewer, none can be spared
-MIN_SPLIT_CLASSES = 2  # of a split of whole classes: within a single class, every result would be right
-MAX_LISTED = 5  # that a note lists
+MIN_CLASSES = 10  # classes with a pair of images; with fewer, none can be spared
+MIN_SPLIT_CLASSES = 2  # in a split of whole classes: within a single class, every result would be right
+MAX_LISTED = 5  # classes listed in a note
 
-_CLASSES = 3  # the random stream that chooses whole classes; images are chosen by that of their split's number
+_CLASSES = 3  # the random stream that chooses whole classes; for single images, the stream is the split's number
 
 
 def split(
@@ -26,14 +26,14 @@ def split(
     """Splits the training images of a data set.
 
     A share of each class goes to each split, and at least two images of each class remain for a pair. If a split would
-    get no image at all in this way, it gets a share of the classes with a pair instead, as whole classes, and at least
-    half of those remain for training. With fewer than `MIN_CLASSES` such classes, none is taken.
+    get no image at all this way, each split gets a share of the classes with a pair instead, as whole classes, and at
+    least half of those remain for training. If there are fewer than `MIN_CLASSES` such classes, none is taken.
 
     Args:
-        train: the sorted images of each class.
-        monitored: the images that the data set itself assigns to the monitor split.
-        shares: the shares of MONITOR and VALIDATION, without splits that the data set has.
-        seed: seeds the choices.
+        train: The sorted images of each class.
+        monitored: The images that the data set itself assigns to the monitor split.
+        shares: The shares of MONITOR and VALIDATION, without splits that the data set already has.
+        seed: Seeds the choices.
 
     Returns:
         For each class of n images, (n,) uint8 of TRAIN, MONITOR and VALIDATION.
@@ -62,7 +62,7 @@ def _parts_of(name: str, images: Sequence[str], shares: Mapping[int, float], see
 
 
 def _whole_classes(names: Sequence[str], shares: Mapping[int, float], seed: int) -> dict[str, int]:
-    """The classes that are taken as a whole, with their splits; none if there are too few classes."""
+    """The classes that are taken as a whole, with their splits; empty if there are too few classes."""
     if len(names) < MIN_CLASSES:
         return {}
     counts = {number: max(MIN_SPLIT_CLASSES, round(share * len(names))) for number, share in shares.items()}
@@ -78,11 +78,11 @@ def _checksum(name: str) -> int:
 
 
 def among_themselves(labels: np.ndarray, queries: np.ndarray, gallery: np.ndarray) -> bool:
-    """Returns whether queries must be ranked among each other, because the gallery has none of their classes.
+    """Returns whether queries must be ranked among themselves, because the gallery has none of their classes.
 
     Args:
         labels: (M,) the class of each image.
-        queries, gallery: masks (M,) or row numbers of these images.
+        queries, gallery: Masks (M,) or row numbers of these images.
     """
     return not np.isin(labels[queries], labels[gallery]).any()
 

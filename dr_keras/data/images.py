@@ -16,7 +16,7 @@ from dr_keras.errors import ImageError
 
 # More than any photo that people search with, and few enough (0.4 GB as RGB) to decode safely.
 MAX_PIXELS = 128_000_000
-IN_MEMORY_BYTES = 64 * 2**20  # a larger file is not read into memory as a whole: its decoder reads what it needs
+IN_MEMORY_BYTES = 64 * 2**20  # a larger file is not read into memory at once: its decoder reads what it needs
 BUFFER_BYTES = 2**18  # read from such a file at a time
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens when it shrinks a
 DEPTHS_BITS = (1, 4, 8, 12, 16, 24, 31)
 # The possible values of white in floating point, besides 1; a maximum between 1 and 15 fits none of them.
 FLOAT_WHITES = (255, 4095, 65535)
-MIN_FLOAT_MAXIMUM = 1 / 32  # an image from 0 to 1 that is nowhere brighter than this would come out black
+MIN_FLOAT_MAXIMUM = 1 / 32  # an image from 0 to 1 with a smaller maximum would come out black
 
 _SAVE = "; save it with 8 bits per channel"
 
@@ -51,13 +51,13 @@ def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray
     """Decodes one image into a square.
 
     EXIF orientation is applied if it can be read, transparency is composited over white, and the first frame of an
-    animation is used. Grayscale deeper than 8 bits is scaled to 8: by the depth that the format declares (PGM,
+    animation is used. Grayscale deeper than 8 bits is scaled to 8 bits: by the depth that the format declares (PGM,
     JPEG 2000), or else by the smallest of `DEPTHS_BITS` that holds the largest value.
 
     Args:
-        source: a path, the bytes of an encoded image, or a PIL image. A large JPEG given as a path or as bytes is
+        source: A path, the bytes of an encoded image, or a PIL image. A large JPEG given as a path or as bytes is
             shrunk while it is decoded; given as a PIL image, its pixels can differ by 2 or 3 levels.
-        size: the side of the square, in pixels.
+        size: The side of the square, in pixels.
         resize: 'stretch' changes the proportions, 'crop' keeps the middle square, and 'pad' keeps the whole image and
             fills the rest with gray.
 
@@ -65,7 +65,7 @@ def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray
         (size, size, 3) uint8, RGB.
 
     Raises:
-        ImageError: the source is empty, not an image, truncated, larger than `MAX_PIXELS`, of an unknown depth, or in
+        ImageError: The source is empty, not an image, truncated, larger than `MAX_PIXELS`, of an unknown depth, or in
             a format whose decoder is not installed (the message says what to install).
 
     Example:
@@ -84,7 +84,7 @@ def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray
 
 
 def _padded(image: Image.Image, size: int) -> Image.Image:
-    """Centers an image on a gray square; even the thinnest image keeps one line of pixels."""
+    """Centers an image on a gray square; even the thinnest image is at least one pixel wide."""
     longer = max(image.size)
     width, height = (max(1, round(side / longer * size)) for side in image.size)
     square = Image.new("RGB", (size, size), PADDING)
@@ -93,15 +93,15 @@ def _padded(image: Image.Image, size: int) -> Image.Image:
 
 
 def read(source: ImageInput, draft: int | None = None) -> Image.Image:
-    """Decodes one image upright and in RGB, at its own size.
+    """Decodes one image upright and in RGB, at its original size.
 
     Args:
-        source: as for `decode`.
-        draft: a size in pixels. A JPEG whose sides are at least twice as long may be decoded at 1/2, 1/4 or 1/8 of its
-            size, but not below `draft`, which is many times faster for a large photo.
+        source: As for `decode`.
+        draft: A size in pixels. A JPEG whose sides are at least twice as long may be decoded at 1/2, 1/4 or 1/8 of its
+            size, but not smaller than `draft`, which is many times faster for a large photo.
 
     Raises:
-        ImageError: as for `decode`.
+        ImageError: As for `decode`.
     """
     if isinstance(source, Image.Image):
         with _as_image_error():
@@ -117,10 +117,10 @@ def look(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Format, tu
     The pixels are not decoded, except those of raw photos and JPEG XL.
 
     Args:
-        source: a path, the bytes of an encoded image, or an open file, which stays open.
+        source: A path, the bytes of an encoded image, or an open file, which stays open.
 
     Raises:
-        ImageError: as for `decode`.
+        ImageError: As for `decode`.
     """
     with _opened(source) as (file, format):
 
@@ -146,10 +146,10 @@ def _tried(file: IO[bytes], format: Format, use: Callable[[IO[bytes]], T]) -> T:
 
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], Format]]:
-    """Yields an image's content, and its format according to its first bytes.
+    """Yields an image's content and its format, determined from its first bytes.
 
     Raises:
-        ImageError: the source is empty, not a regular file, not an image, or cannot be read.
+        ImageError: The source is empty, not a regular file, not an image, or cannot be read.
     """
     with _bytes_of(source) as (file, size):
         if not size:
@@ -187,7 +187,7 @@ def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tu
 
 @contextmanager
 def _as_image_error(first: Exception | None = None) -> Iterator[None]:
-    """Turns any exception into an ImageError, with the message of the `first` one if given."""
+    """Turns any exception into an ImageError, with the message of `first` if given."""
     try:
         yield
     except ImageError:
@@ -197,7 +197,7 @@ def _as_image_error(first: Exception | None = None) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says, as text: LibRaw says it in bytes, and calls a file that ends early an input/output error."""
+    """A decoder's error message as text: LibRaw's are bytes, and report a truncated file as an input/output error."""
     said = error.args[0] if error.args else ""
     reason = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
     return "the file is damaged or ends early" if reason == "Input/output error" else reason
@@ -219,18 +219,18 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _open_image(file: IO[bytes], format: Format) -> Image.Image:
-    """Opens an image without decoding it (except raw photos), as `PIL.Image.open` does.
+    """Opens an image without decoding it (except raw photos), like `PIL.Image.open`.
 
     Pillow's function would try every format that it knows, including those for which it starts external programs, and
-    it compares sizes with a limit that applies to the whole process.
+    it checks sizes against a process-wide limit.
 
     Args:
-        file: the content, positioned at its beginning.
-        format: its format.
+        file: The content, positioned at its beginning.
+        format: Its format.
 
     Raises:
-        ImageError: the format needs a decoder that is not installed.
-        Exception: whatever Pillow's plugin raises for damaged content.
+        ImageError: The format needs a decoder that is not installed.
+        Exception: Whatever Pillow's plugin raises for damaged content.
     """
     if format.remedy:
         return _open_with_extra(file, format)
@@ -244,7 +244,7 @@ def _open_image(file: IO[bytes], format: Format) -> Image.Image:
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader, except that after the pixels it reads only the orientation, which it applies."""
+    """Pillow's TIFF reader, except that the orientation is all it reads after the pixels; it applies that."""
 
     def load_end(self) -> None:
         method = _UPRIGHT.get(self.tag_v2.get(ORIENTATION, 1))
@@ -254,7 +254,7 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 
 
 def _is_raw(file: IO[bytes]) -> bool:
-    """Whether a TIFF is a raw photo; many raw photos start with a thumbnail that would be taken for the image."""
+    """Whether a TIFF is a raw photo; many of them start with a thumbnail that would be taken for the image."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
@@ -268,7 +268,7 @@ def _is_raw(file: IO[bytes]) -> bool:
 
 
 def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
-    """Opens an image with a decoder of the extra `photos`."""
+    """Opens an image with a decoder from the `photos` extra."""
     file.seek(0)
     try:
         if format.name == "HEIF":
@@ -283,7 +283,7 @@ def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
             import rawpy
 
             with rawpy.imread(file) as raw:  # type: ignore[arg-type]  # it takes any file object
-                # At half size, four cells of the sensor make a pixel, without interpolation.
+                # At half size, four sensor cells make one pixel, without interpolation.
                 _check_size(raw.sizes.width // 2, raw.sizes.height // 2)
                 return Image.fromarray(raw.postprocess(use_camera_wb=True, half_size=True))
     except ImportError:
@@ -295,11 +295,11 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
     """Turns a loaded image upright and converts it to RGB.
 
     Args:
-        image: the image.
-        deep: whether its file has 16 bits per channel, of which Pillow kept the upper 8.
+        image: The image.
+        deep: Whether its file has 16 bits per channel, of which Pillow kept the upper 8.
     """
     if image.mode == "RGB" and image.format == "JPEG" and "exif" not in image.info:
-        return image  # nearly every image
+        return image  # the usual case
     method = _UPRIGHT.get(_orientation(image))
     if method is not None:
         format, info = image.format, image.info
@@ -319,7 +319,7 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, if it has none that can be read."""
+    """The EXIF orientation; 1 (upright) if there is none that can be read."""
     if isinstance(image, _Tiff):
         return 1  # already turned
     try:
@@ -333,7 +333,7 @@ def _eight_bits(gray: np.ndarray, format: str | None) -> np.ndarray:
     """Converts grayscale of any depth, (H, W), to uint8.
 
     Raises:
-        ImageError: its range fits no known depth.
+        ImageError: Its range fits no known depth.
     """
     low, high = float(gray.min()), float(gray.max())
     if not np.isfinite([low, high]).all():
@@ -345,7 +345,7 @@ def _eight_bits(gray: np.ndarray, format: str | None) -> np.ndarray:
 def _integer_white(low: float, high: float, format: str | None) -> float:
     if low < 0:
         raise ImageError(f"has values from {low:.0f} to {high:.0f}, whose black and white are unknown{_SAVE}")
-    if format in ("PPM", "JPEG2000"):  # Pillow has scaled these by the depth that they declare
+    if format in ("PPM", "JPEG2000"):  # Pillow has already scaled these by their declared depth
         return 65535
     return next(2.0**bits - 1 for bits in DEPTHS_BITS if high < 2**bits)
 

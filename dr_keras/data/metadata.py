@@ -1,14 +1,14 @@
-"""Removes the metadata from an encoded image, for images whose pixels are intact but whose metadata are damaged."""
+"""Removes the metadata from encoded images whose pixels are intact but whose metadata is damaged."""
 
 import struct
 from collections.abc import Iterator
 from typing import IO
 
-MAX_BYTES = 256 * 2**20  # of a file that is examined
+MAX_BYTES = 256 * 2**20  # larger files are not examined
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_DROPPED = (b"EXIF", b"XMP ", b"ICCP")
 _ADOBE, _COMMENT, _SCAN = 0xEE, 0xFE, 0xDA  # markers; Adobe's says how colors are encoded
-_ADOBE_BYTES = 14  # of its segment, including the length field
+_ADOBE_BYTES = 14  # minimum length of Adobe's segment, including the length field
 _ORIENTATION = 0x112  # the EXIF tag
 _ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a length field
 
@@ -17,11 +17,11 @@ def without(file: IO[bytes], format: str) -> bytes | None:
     """Returns an encoded image reduced to what its pixels need.
 
     Args:
-        file: a JPEG, PNG or WebP file.
-        format: its name in `dr_keras.data.formats`.
+        file: A JPEG, PNG or WebP file.
+        format: Its name in `dr_keras.data.formats`.
 
     Returns:
-        The bytes, or None if there is nothing to remove or if the format is another one.
+        The bytes, or None if there is nothing to remove or the file has another format.
     """
     take = {"JPEG": _jpeg_parts, "PNG": _png_parts, "WEBP": _webp_parts}.get(format)
     file.seek(0)

@@ -3,10 +3,10 @@
 All stores give the same images for the same rows:
 
 - memory: an array.
-- disk: a memory-mapped array in the cache. It is reused, so that a second run starts at once, as long as the names,
-  sizes and times of the files and the resizing are the same.
+- disk: a memory-mapped array in the cache. It is reused, so a second run starts at once, as long as the names, sizes
+  and times of the files and the resizing are the same.
 - stream: each image is decoded whenever it is used, for data sets that fit neither in memory nor on disk. All images
-  are decoded once beforehand to find those that cannot be.
+  are decoded once in advance to find those that cannot be.
 """
 
 import errno
@@ -35,9 +35,9 @@ from dr_keras.errors import ImageError, InputError
 from dr_keras.progress import bar, stderr
 
 STORE_FORMAT = 2  # increase it whenever the decoder gives different pixels for the same file
-SMALL_STORE_BYTES = 128 * 2**20  # a smaller store is decoded again rather than kept on disk
+SMALL_STORE_BYTES = 128 * 2**20  # a smaller store is decoded again rather than cached on disk
 MOVE_CHUNK_IMAGES = 256
-SPARE_BYTES = 2 * 2**30  # that a store leaves free on the disk
+SPARE_BYTES = 2 * 2**30  # that a store leaves free on disk
 
 
 class StreamedImages:
@@ -45,11 +45,11 @@ class StreamedImages:
 
     Args:
         files: N paths.
-        size, resize: as for `dr_keras.data.images.decode`.
+        size, resize: As for `dr_keras.data.images.decode`.
 
     Attributes:
         shape: (N, size, size, 3).
-        lost: the files that can no longer be read; each is replaced by a gray square.
+        lost: The files that can no longer be read; each is replaced by a gray square.
     """
 
     dtype = np.dtype(np.uint8)
@@ -89,17 +89,17 @@ def load_pixels(
 
     Args:
         catalog: N images.
-        size, resize: as for `dr_keras.data.images.decode`.
-        store: one of `dr_keras.config.STORES`. 'auto' chooses memory for a small data set, or else disk if it has room,
-            or else memory if half of what is available is enough, or else stream.
-        console: shows the progress; standard error by default.
+        size, resize: As for `dr_keras.data.images.decode`.
+        store: One of `dr_keras.config.STORES`. 'auto' chooses memory for a small data set, else disk if it has room,
+            else memory if half of what is available is enough, else stream.
+        console: Shows the progress; standard error by default.
 
     Returns:
         The catalog of the usable images; their pixels, (n, size, size, 3) uint8, row by row; and the data report, with
-        the counts per class and split, and the name and the reason of every file that was skipped.
+        the counts per class and split, and the id of every skipped file with the reason.
 
     Raises:
-        InputError: no image can be decoded, or the disk is full.
+        InputError: No image can be decoded, or the disk is full.
     """
     console = console or stderr()
     kind = _choose_store(len(catalog) * size * size * 3) if store == "auto" else store
@@ -134,7 +134,7 @@ def _choose_store(size: int) -> Literal["memory", "disk", "stream"]:
 
 
 def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
-    """The rows that did not fail, moved up in place."""
+    """The rows that did not fail, compacted in place."""
     if not failures:
         return pixels
     good = np.setdiff1d(np.arange(len(pixels)), np.fromiter(failures, np.int64))
@@ -147,7 +147,7 @@ def _without(pixels: np.ndarray, failures: dict[int, str]) -> np.ndarray:
 def _kept(
     catalog: Catalog, files: list[str], size: int, resize: str, kind: str, console: Console
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """The pixels from the cache, which are decoded first if necessary, and the failures; no pixels for 'stream'."""
+    """The cached pixels, decoded first if necessary, and the failures; no pixels for 'stream'."""
     place = f"{zlib.crc32(str(catalog.source).encode(errors='surrogateescape')):08x}-{size}-{resize}-{kind}"
     folder = cache_folder() / "pixels" / f"{place}-{_fingerprint(catalog, files, size, resize)}"
     try:
@@ -157,7 +157,7 @@ def _kept(
                 return _open_store(folder, size, kind)
             except (OSError, ValueError, KeyError):  # missing, or damaged
                 shutil.rmtree(folder, ignore_errors=True)
-            # Stores of files that have changed (open ones stay usable), and what a killed process left behind.
+            # Remove stores of files that have changed (open ones stay usable), and leftovers of killed processes.
             for old in (*folder.parent.glob(f"{place}-*"), *folder.parent.glob(f".{place}-*")):
                 shutil.rmtree(old, ignore_errors=True)
             with new_folder(folder, replace=False) as temporary:
@@ -197,7 +197,7 @@ def _write_store(folder: Path, files: list[str], size: int, resize: str, kind: s
 
 
 def _allocate(descriptor: int, length: int) -> None:
-    """Allocates an empty file on the disk, so that a full disk is an error now rather than SIGBUS later."""
+    """Allocates disk space for an empty file, so that a full disk is an error now rather than a SIGBUS later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, length)
         return
@@ -207,7 +207,7 @@ def _allocate(descriptor: int, length: int) -> None:
 
 
 def _fingerprint(catalog: Catalog, files: list[str], size: int, resize: str) -> str:
-    """A hash that changes if a file is added, removed, renamed or written, or if the resizing is different."""
+    """A hash that changes if a file is added, removed, renamed or modified, or if the resizing is different."""
     described = np.full((len(files), 2), -1, np.int64)
     for row, file in enumerate(files):
         try:
@@ -242,7 +242,7 @@ def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     notes = [*catalog.notes, *held_out.notes(catalog.classes, table)]
     if catalog.missing:
         notes.append(
-            f"{len(catalog.missing)} held-out images do not exist or are of a class without training images, "
+            f"{len(catalog.missing)} held-out images do not exist or belong to a class without training images, "
             f"first {catalog.missing[0]}"
         )
     return {

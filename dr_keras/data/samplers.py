@@ -32,17 +32,17 @@ class TripletSampler:
 
     In an epoch, each image whose class has a second image is the query once, in a new random order; the last batch of
     an epoch may be smaller. For mining, the queries can be grouped as P classes x K images; a class whose count is not
-    a multiple of K ends in a smaller group. The positive is uniform over the other images of the query's class, the
+    a multiple of K ends in a smaller group. The positive is uniform over the other images of the query's class, and the
     negative is uniform over the images of all other classes. Each draw takes constant time.
 
     Args:
         labels: (N,) integers, the class of each training image.
-        batch_size: the number of triplets per step, at most.
-        seed: seeds everything.
+        batch_size: The number of triplets per step, at most.
+        seed: Seeds everything.
         images_per_class: K, the size of a group.
 
     Raises:
-        InputError: there are fewer than two classes, or no class has two images.
+        InputError: There are fewer than two classes, or no class has two images.
 
     Example:
         >>> sampler = TripletSampler(np.array([0, 0, 1]), batch_size=2, seed=0)
@@ -125,9 +125,9 @@ class ImageSampler:
     In an epoch, each image is drawn once, in a new random order; the last batch of an epoch may be smaller.
 
     Args:
-        count: the number of images.
-        batch_size: the number of images per step, at most.
-        seed: seeds everything.
+        count: The number of images.
+        batch_size: The number of images per step, at most.
+        seed: Seeds everything.
 
     Example:
         >>> sorted(ImageSampler(count=3, batch_size=3, seed=0).batch(0).tolist())

@@ -1,6 +1,6 @@
 """The splits of a data set: their numbers, their names, and the names that people give them.
 
-The only table of split names: folders, manifests, TFDS data sets, and indexes all read this one.
+This is the only table of split names, used for folders, manifests, TFDS data sets, and indexes.
 """
 
 import re
@@ -12,7 +12,7 @@ from dr_keras.errors import InputError
 TRAIN, MONITOR, VALIDATION = 0, 1, 2  # as stored in a catalog
 SPLIT_NAMES = ("train", "monitor", "validation")  # by number, as written to data reports and indexes
 
-# What a name means, in any case. Of several held-out splits, the first in this order is used for evaluation.
+# What a name means, ignoring case. Of several held-out splits, the first in this order is used for evaluation.
 NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "validation"),
@@ -34,9 +34,9 @@ class Splits:
     """The folders of a data set that are its splits.
 
     Attributes:
-        train: the folder with the training images.
-        held_out: the folders with validation and test images; the first is the one used for evaluation.
-        unlabeled: the folders whose images have no classes; they are not used.
+        train: The folder with the training images.
+        held_out: The folders with validation and test images; the first is the one used for evaluation.
+        unlabeled: The folders whose images have no classes; they are not used.
     """
 
     train: str
@@ -52,15 +52,15 @@ class Splits:
 
 
 def meaning(name: str) -> tuple[str, str] | None:
-    """Interprets the name of a folder as that of a split.
+    """Interprets the name of a folder as the name of a split.
 
     Words such as 'set' and numbers are ignored.
 
     Args:
-        name: the name, in upper or lower case.
+        name: The name, in upper or lower case.
 
     Returns:
-        The kind of split, and the rest of the name; None if the name is not that of a split.
+        The kind of split, and the rest of the name; None if it is not the name of a split.
 
     Example:
         >>> meaning("seg_train")
@@ -81,15 +81,15 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
     """Finds the folders of a data set that are splits.
 
     Args:
-        folders: the folders with images in the data set's folder, by name, each with a function that returns the names
+        folders: The folders with images in the data set's folder, by name, each with a function that returns the names
             of the folders with images in it.
-        place: the data set's folder, for messages.
+        place: The data set's folder, for messages.
 
     Returns:
         The splits, or None if all the folders are classes.
 
     Raises:
-        InputError: the folders are ambiguous; the message gives both readings.
+        InputError: The folders are ambiguous; the message gives both readings.
     """
     names = folders.keys()
     known = {name: what for name in names if (what := meaning(name))}
@@ -100,7 +100,7 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
         ]
         for name in trains
     }
-    # A name such as steam_train is that of a split only beside one such as steam_test.
+    # A name such as steam_train is the name of a split only next to one such as steam_test.
     sure = [name for name in trains if groups[name] or not known[name][1]]
     if not sure:
         _check_held_out_alone(folders, known, place)
@@ -112,7 +112,7 @@ def find_splits(folders: Mapping[str, Callable[[], Sequence[str]]], place: str) 
         unlabeled = tuple(name for name in groups[train] if known[name][0] == "unlabeled")
         return Splits(train, tuple(held_out_splits(groups[train])), unlabeled)
     if all(len(folders[name]()) < 2 for name in sure):
-        return None  # it contains no classes, so it is one: trains beside cars
+        return None  # it contains no classes, so it is a class itself: trains next to cars
     raise InputError(
         f"{place} contains {_listed([f'{name}/' for name in sorted(names)])}, which can be read in two ways: "
         f"{_listed([f'{name}/' for name in sorted({*sure, *group})])} as splits of the data, or every folder as a "

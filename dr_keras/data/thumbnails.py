@@ -1,4 +1,4 @@
-"""The one maker of small pictures: for the server, for reports and for image grids.
+"""Makes all thumbnails: for the server, for reports and for image grids.
 
 Orientation, transparency and depth follow `dr_keras.data.images.read`, as in training and search.
 """
@@ -16,14 +16,14 @@ def thumbnail(source: ImageInput, side: int) -> Image.Image:
     """Reads an image and shrinks it.
 
     Args:
-        source: a path, the bytes of an encoded image, or a PIL image.
-        side: pixels of the longer side at most; a smaller image keeps its size.
+        source: A path, the bytes of an encoded image, or a PIL image.
+        side: Maximum length of the longer side in pixels; a smaller image keeps its size.
 
     Returns:
         An upright RGB image.
 
     Raises:
-        ImageError: as `dr_keras.data.images.decode`.
+        ImageError: As in `dr_keras.data.images.decode`.
     """
     image = read(source, draft=side)
     image.thumbnail((side, side), RESAMPLING)
@@ -31,19 +31,19 @@ def thumbnail(source: ImageInput, side: int) -> Image.Image:
 
 
 def jpeg_thumbnail(source: ImageInput, side: int, quality: int, *, optimize: bool = False) -> bytes:
-    """Makes a JPEG of `thumbnail`.
+    """Returns `thumbnail` encoded as JPEG.
 
     Args:
-        source: as in `thumbnail`.
-        side: as in `thumbnail`.
-        quality: of the JPEG, from 1 to 95.
-        optimize: whether to spend more time on a smaller file.
+        source: As in `thumbnail`.
+        side: As in `thumbnail`.
+        quality: The JPEG quality, from 1 to 95.
+        optimize: Whether to spend more time on a smaller file.
 
     Returns:
         The encoded JPEG.
 
     Raises:
-        ImageError: as `dr_keras.data.images.decode`.
+        ImageError: As in `dr_keras.data.images.decode`.
     """
     buffer = io.BytesIO()
     thumbnail(source, side).save(buffer, "JPEG", quality=quality, optimize=optimize)
@@ -51,12 +51,12 @@ def jpeg_thumbnail(source: ImageInput, side: int, quality: int, *, optimize: boo
 
 
 def square_thumbnail(image: Image.Image, side: int, background: tuple[int, int, int]) -> Image.Image:
-    """Fits all of an image into a square, its proportions kept; a small image is enlarged.
+    """Fits a whole image into a square, preserving its proportions; a small image is enlarged.
 
     Args:
-        image: the image.
-        side: pixels of the square's side.
-        background: RGB color of what the image leaves free.
+        image: The image.
+        side: The square's side in pixels.
+        background: RGB color of the area that the image does not cover.
 
     Returns:
         An RGB image of `side` x `side` pixels.

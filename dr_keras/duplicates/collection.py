@@ -1,4 +1,4 @@
-"""Lists all images of a folder, each file once, with the classes and splits that are known of them."""
+"""Lists all images of a folder, each file once, with their classes and splits where known."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -19,12 +19,12 @@ class Collection:
     """All images of a folder, each file once.
 
     Attributes:
-        root: the folder that ids are relative to.
-        ids: the id of each image.
-        labels: the class of each id that has one.
-        class_names: the display name of each class that has another.
-        splits: the split of each id that has one: train, validation or test.
-        unlisted: files and folders that could not be accessed, with the reason.
+        root: The folder that ids are relative to.
+        ids: The id of each image.
+        labels: The class of each id that has one.
+        class_names: The display name of each class that has one.
+        splits: The split of each id that has one: train, validation or test.
+        unlisted: Files and folders that could not be accessed, with the reason.
     """
 
     root: Path
@@ -39,11 +39,11 @@ def list_collection(folder: str | os.PathLike[str], console: Console) -> Collect
     """Lists the images of a folder or a data set; see `dr_keras.duplicates.find.find_duplicates`.
 
     Args:
-        folder: a folder with images at any depth, or anything else that `load_catalog` takes.
-        console: shows progress.
+        folder: A folder with images at any depth, or anything else that `load_catalog` accepts.
+        console: Shows progress.
 
     Raises:
-        InputError: there is no such folder, or it holds no images.
+        InputError: There is no such folder, or it contains no images.
     """
     catalog = None
     try:
@@ -89,7 +89,7 @@ def _labels(catalog: Catalog) -> dict[str, str]:
 
 
 def _each_once(root: Path, ids: Iterable[str]) -> list[str]:
-    """The ids, without those that lead to a file that another id leads to, through links or another path."""
+    """The ids, without those that lead to the same file as an earlier one, through links or another path."""
     seen: set[tuple[int, int]] = set()
     kept = {}
     for name in ids:
@@ -98,7 +98,7 @@ def _each_once(root: Path, ids: Iterable[str]) -> list[str]:
         try:
             status = os.stat(image_path(name, root))
         except OSError:
-            kept[name] = True  # reading it will report that
+            kept[name] = True  # reading it will report the error
             continue
         if (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
@@ -107,10 +107,10 @@ def _each_once(root: Path, ids: Iterable[str]) -> list[str]:
 
 
 def _split_folders(root: Path) -> tuple[str, Splits | None]:
-    """What precedes the folders of splits or classes in ids, and which of these folders are splits."""
+    """The prefix of ids before the split or class folders, and which of these folders are splits."""
     try:
         place, splits = data_folder(root)
-    except InputError:  # ambiguous; only training has to know
+    except InputError:  # ambiguous, which matters only for training
         return "", None
     return "" if place == root else f"{place.relative_to(root).as_posix()}/", splits
 
@@ -119,9 +119,9 @@ def _kind(folder: str, splits: Splits | None, *, alone: bool) -> str | None:
     """The split of a top-level folder: train, validation or test.
 
     Args:
-        folder: its name.
-        splits: those of the data set.
-        alone: whether the folder is not a data set that can be trained on, so that only names tell.
+        folder: Its name.
+        splits: The splits of the data set, if known.
+        alone: Whether the folder is not a data set that can be trained on, so only its name tells the split.
     """
     if splits:
         kind = splits.kind(folder)
@@ -132,7 +132,7 @@ def _kind(folder: str, splits: Splits | None, *, alone: bool) -> str | None:
 
 
 def _labels_by_folder(parts: dict[str, list[str]], classes: set[str]) -> dict[str, str]:
-    """The classes of images in SPLIT/CLASS/... folders, where a split has one of `classes`; test/images is no class."""
+    """The classes of images in SPLIT/CLASS/... folders, for splits with any of `classes`; test/images is no class."""
     folders = {name: (part[0], part[1]) for name, part in parts.items() if len(part) > 2}
     with_classes = {split for split, label in folders.values() if label in classes}
     return {name: label for name, (split, label) in folders.items() if split in with_classes}

@@ -1,11 +1,11 @@
-"""Finds images that a folder holds more than once: exact copies, near-duplicates, and what they spoil.
+"""Finds images that a folder contains more than once: exact copies, near-duplicates, and the problems they cause.
 
-- exact: files of equal content, by the SHA-256 of their bytes.
-- near: files that show the same image: saved again, resized, brightened a little, cropped by a pixel. Candidates are
-  found by a hash of 64 bits of the lowest frequencies (Zauner 2010, "Implementation and benchmarking of perceptual
-  image hash functions") and confirmed by comparing the edges of thumbnails; a network's embeddings can find more.
-- cross_class: groups of either kind whose images have different classes, so that one label is wrong.
-- leaks: groups of either kind whose images lie in different splits, so that metrics on held-out images are too good.
+- exact: files with equal content, by the SHA-256 of their bytes.
+- near: files that show the same image: re-encoded, resized, brightened a little, cropped by a pixel. Candidates are
+  found by a 64-bit hash of the lowest frequencies (Zauner 2010, "Implementation and benchmarking of perceptual image
+  hash functions") and confirmed by comparing the edges of thumbnails; a network's embeddings can find more.
+- cross_class: exact or near groups whose images have different classes, so at least one label is wrong.
+- leaks: exact or near groups whose images are in different splits, so metrics on held-out images are too optimistic.
 """
 
 import os
@@ -30,8 +30,8 @@ from dr_keras.duplicates.grouping import (
 )
 from dr_keras.progress import stderr
 
-# Euclidean distance of unit vectors, 0 to 2. Among 15,000 training images, the released network of Tiny ImageNet puts
-# the nearest two different images 0.197 apart, and among more images less; copies brightened by a tenth are 0.12 apart.
+# Euclidean distance of unit vectors, 0 to 2. Among 15,000 training images, the released Tiny ImageNet network puts the
+# two nearest different images 0.197 apart (less among more images); copies brightened by a tenth are 0.12 apart.
 MAX_DISTANCE = 0.15
 
 Groups = list[list[str]]
@@ -42,18 +42,18 @@ class Duplicates:
     """Groups of images that are copies of each other. A group is a sorted list of ids; groups are sorted.
 
     Attributes:
-        exact: files of equal content.
-        near: images that look the same, with at least two different contents. Exact copies of a member are members as
-            well, so that a group has all copies of an image.
-        cross_class: the groups of `exact` and `near` with members of different classes. Where exact copies have a
-            near-duplicate as well, both groups are listed; so too in `leaks`.
-        leaks: the groups of `exact` and `near` with members in different splits.
-        root: the folder that ids are relative to.
-        images: how many images were compared.
-        labels: the class of each id that has one.
-        class_names: the display name of each class that has another.
-        splits: the split of each id that has one: train, validation or test.
-        skipped: the reason for each id that could not be read, and for each folder that could not be accessed.
+        exact: Files with equal content.
+        near: Images that look the same, with at least two different contents. Exact copies of a member are members,
+            too, so a group has all copies of an image.
+        cross_class: The groups of `exact` and `near` with members of different classes. If exact copies also have a
+            near-duplicate, both groups are listed; likewise in `leaks`.
+        leaks: The groups of `exact` and `near` with members in different splits.
+        root: The folder that ids are relative to.
+        images: How many images were compared.
+        labels: The class of each id that has one.
+        class_names: The display name of each class that has one.
+        splits: The split of each id that has one: train, validation or test.
+        skipped: The reason for each id that could not be read, and for each folder that could not be accessed.
     """
 
     exact: Groups
@@ -68,7 +68,7 @@ class Duplicates:
     skipped: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: exact, near, cross_class and leaks, each a list of lists of ids; and what was skipped."""
+        """Returns, for JSON, exact, near, cross_class and leaks, each a list of lists of ids, and what was skipped."""
         return {
             "exact": self.exact,
             "near": self.near,
@@ -91,28 +91,29 @@ def find_duplicates(
 
     Classes and splits are those of `load_catalog`, with the monitor images as training images. Images that the data set
     does not list, such as those in its test/ folder, are compared as well: their split is that of the top-level folder
-    and their class that of the folder below it, as far as either is known. A folder without class folders is a plain
-    collection of images. A flat image can have exact copies only: nothing else tells it from another one.
+    and their class that of the folder below it, if known. A folder without class folders is a plain collection of
+    images. A uniform image can only have exact copies: nothing else distinguishes it from other uniform images.
 
     Args:
-        folder: a folder with images at any depth, or anything else that `load_catalog` takes; of a manifest, only the
-            images that it lists are compared.
-        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length. Its pairs join those of the hash in `near`.
-        size, resize: how images are decoded for `embed`, see `dr_keras.data.images.decode`.
-        max_distance: the largest Euclidean distance between two vectors of `embed` that makes a pair. The right value
-            depends on the network: one that was trained on these images draws different images of a class together.
-        console: shows progress; standard error by default.
+        folder: A folder with images at any depth, or anything else that `load_catalog` accepts; for a manifest, only
+            the images that it lists are compared.
+        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length. Its pairs are added to those of the hash in
+            `near`.
+        size, resize: How images are decoded for `embed`, see `dr_keras.data.images.decode`.
+        max_distance: The largest Euclidean distance between the vectors of a pair. The right value depends on the
+            network: one that was trained on these images pulls different images of a class together.
+        console: Shows progress; standard error by default.
 
     Returns:
-        The groups that were found.
+        The groups found.
 
     Raises:
-        InputError: there is no such folder, or it holds no images.
+        InputError: There is no such folder, or it contains no images.
     """
     search = None
     if embed:
         if not size:
-            raise ValueError("embed is given without size; give the pixels a side of the images that it takes")
+            raise ValueError("embed is given without size; give the side in pixels of the images that it takes")
         search = EmbeddingSearch(embed, size, resize, max_distance)
     console = console or stderr()
     collection = list_collection(folder, console)
@@ -125,13 +126,13 @@ def find_duplicates(
 def _duplicates(
     collection: Collection, content: np.ndarray, alike: list[list[int]], reasons: dict[int, str]
 ) -> Duplicates:
-    """What was found, by ids.
+    """Converts groups of rows to groups of ids.
 
     Args:
         collection: N images.
-        content: (N,) int64, the first row with the content of each row.
-        alike: groups of rows that look the same, the first of each content.
-        reasons: why a row could not be read.
+        content: (N,) int64, for each row the first row with the same content.
+        alike: Groups of rows that look the same, with one row per content.
+        reasons: Why a row could not be read.
     """
     copies: dict[int, list[str]] = defaultdict(list)
     skipped = {}
@@ -159,7 +160,7 @@ def _duplicates(
 def _similar_rows(
     files: Sequence[str], content: np.ndarray, search: EmbeddingSearch | None, console: Console
 ) -> tuple[list[list[int]], dict[int, str]]:
-    """Groups of rows that look the same, the first of each content; and the reason for each unreadable row."""
+    """Groups of rows that look the same, one row per content, and the reason for each unreadable row."""
     rows = np.flatnonzero(content == np.arange(len(files)))
     fingerprints, failures = compute_fingerprints([files[row] for row in rows.tolist()], console)
     usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(failures, np.int64))
@@ -179,5 +180,5 @@ def _sorted(groups: Iterable[list[str]]) -> Groups:
 
 
 def _mixed(groups: Groups, kinds: dict[str, str]) -> Groups:
-    """The groups whose members are of different kinds, as far as these are known."""
+    """The groups whose members are known to be of different kinds."""
     return sorted(members for members in groups if len({kinds[name] for name in members if name in kinds}) > 1)

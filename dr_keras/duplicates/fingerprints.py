@@ -1,4 +1,4 @@
-"""The fingerprints by which copies of images are found: a hash that proposes pairs, and edges that confirm them."""
+"""Fingerprints for finding copies of images: a hash that proposes pairs, and edges that confirm them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,32 +6,32 @@ from typing import Any, Self
 
 import numpy as np
 
-HASHED_SIDE = 32  # pixels a side that the hash is made of, and
+HASHED_SIDE = 32  # side in pixels of the image that is hashed, and
 FREQUENCIES = 8  # its lowest frequencies in each direction: both as in Zauner 2010
-# By so many of 64 bits two hashes may differ. Of 2,000 training images of Tiny ImageNet, this finds all that are saved
-# again as JPEG at quality 60 or brightened by a tenth, 97 % of those brightened by 0.3 and 94 % of those cropped by a
-# pixel of 64 on each side; besides exact copies it proposes 20 candidates among 5 billion pairs. With 8 bits no more of
-# these show the same image, and the largest group of scikit-learn's digits, tiny images that are all alike, grows from
-# 41 to 106.
+# The number of bits, of 64, by which the hashes of a pair may differ. For 2,000 training images of Tiny ImageNet, this
+# finds all copies re-encoded as JPEG at quality 60 or brightened by a tenth, 97% of those brightened by 0.3 and 94% of
+# those cropped by one of 64 pixels on each side; besides exact copies it proposes 20 candidates among 5 billion pairs.
+# Going to 8 bits adds no pair that shows the same image, and the largest group in scikit-learn's digits, tiny images
+# that all look alike, grows from 41 to 106.
 MAX_HASH_BITS = 6
-THUMBNAIL_SIDE = 16  # cells a side whose edges are compared: finer ones miss a crop by a pixel, coarser ones are alike
-# Of the edges of two copies. Among the 1,965 pairs of different files of Tiny ImageNet's training images whose hashes
-# are nearest, that of different images is 0.77 at most. Copies at JPEG quality 60 have 0.95 and more; of those cropped
-# by a pixel on each side, or scaled down by half and saved at quality 75, 99 of 100 have 0.9.
+THUMBNAIL_SIDE = 16  # cells per side whose edges are compared: finer ones miss one-pixel crops, coarser ones look alike
+# Between the edges of two copies. Among the 1,965 pairs of different files in Tiny ImageNet's training images with the
+# nearest hashes, different images reach 0.77 at most. Copies at JPEG quality 60 reach at least 0.95; of those cropped
+# by a pixel on each side, or scaled down by half and saved at quality 75, 99% reach 0.9.
 MIN_CORRELATION = 0.9
-FLAT_LEVELS = 2.0  # of standard deviation in gray below which an image is flat: half the least in Tiny ImageNet
-GRAY_LEVELS = 8.0  # between the channels below which an image is gray; JPEG itself causes a few
+FLAT_LEVELS = 2.0  # an image whose gray levels have a smaller standard deviation is flat: half Tiny ImageNet's minimum
+GRAY_LEVELS = 8.0  # an image whose channels differ by less is gray; JPEG itself causes small differences
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow converts RGB to gray
 HASHED_IMAGES = 4096  # hashed at a time: 16 MB of gray
-SEARCHED_QUERIES = 1024  # of a search at a time: at most 1024 N pairs come back
-INDEXED_QUERIES = 16384  # that share an index; the next index leaves them out, since each pair is wanted once
+SEARCHED_QUERIES = 1024  # queries per search, which returns at most 1024 N pairs
+INDEXED_QUERIES = 16384  # queries that share an index; the next index excludes them, so each pair is found once
 
 Pairs = tuple[np.ndarray, np.ndarray]  # two (n,) int64 of row numbers
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What images are compared by.
+    """The fingerprints of N images, by which they are compared.
 
     Attributes:
         hashes: (N, 8) uint8, see `dct_hashes`.
@@ -53,7 +53,7 @@ class Fingerprints:
         )
 
     def set(self, first: int, pixels: np.ndarray) -> None:
-        """Fills in the fingerprints of images (n, 32, 32, 3) uint8, from row `first` on."""
+        """Fills in the fingerprints of images (n, 32, 32, 3) uint8, starting at row `first`."""
         for start in range(0, len(pixels), HASHED_IMAGES):
             images = pixels[start : start + HASHED_IMAGES]
             rows = slice(first + start, first + start + len(images))
@@ -63,7 +63,7 @@ class Fingerprints:
 
 
 def dct_hashes(pixels: np.ndarray) -> np.ndarray:
-    """A hash of each image's lowest frequencies: which of them are above their median.
+    """Hashes each image's lowest frequencies: a bit is set if the frequency is above their median.
 
     Args:
         pixels: (N, 32, 32, 3) uint8.
@@ -81,18 +81,18 @@ def dct_hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def close_hashes(hashes: np.ndarray, radius: int) -> Iterator[Pairs]:
-    """The pairs of rows whose hashes differ by at most `radius` bits, each pair once.
+    """Finds the pairs of rows whose hashes differ by at most `radius` bits, each pair once.
 
     Args:
         hashes: (N, 8) uint8.
-        radius: in bits.
+        radius: In bits.
 
     Yields:
-        For each `SEARCHED_QUERIES` rows, the rows and the others of their pairs, (n,) int64 each; others > rows.
+        For each `SEARCHED_QUERIES` rows, the pairs as two arrays of rows and others, (n,) int64 each; others > rows.
     """
     import faiss
 
-    # FAISS finds what is nearer than the radius, not what is exactly as far.
+    # FAISS finds what is nearer than the radius, excluding the radius itself.
     yield from _close(hashes, radius + 1, lambda: faiss.IndexBinaryFlat(8 * hashes.shape[1]))
 
 
@@ -104,9 +104,9 @@ def close_vectors(vectors: np.ndarray, radius: float) -> Iterator[Pairs]:
 
 
 def edge_correlation(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The correlation of the edges of pairs of images, which does not depend on brightness and contrast.
+    """Computes the correlation of the edges of pairs of images, which does not depend on brightness or contrast.
 
-    Edges are the differences between neighboring cells in all three channels, or in gray where one image has no color.
+    Edges are the differences between neighboring cells in all three channels, or in gray if one image has no color.
 
     Args:
         thumbnails: (N, 16, 16, 3) uint16.

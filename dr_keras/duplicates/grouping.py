@@ -22,9 +22,9 @@ from dr_keras.duplicates.fingerprints import (
 )
 from dr_keras.progress import bar
 
-DECODED_BYTES = 256 * 2**20  # of pixels held at a time; with less, child processes would be started too often
-EMBEDDED_IMAGES = 512  # given to the network between two steps of the progress bar
-CONFIRMED_PAIRS = 4096  # compared at a time: 2 x 1440 differences each, 47 MB
+DECODED_BYTES = 256 * 2**20  # of pixels in memory at a time; with less, child processes would be started too often
+EMBEDDED_IMAGES = 512  # images embedded between two steps of the progress bar
+CONFIRMED_PAIRS = 4096  # pairs compared at a time: 2 x 1440 differences each, 47 MB
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
@@ -35,8 +35,8 @@ class EmbeddingSearch:
 
     Attributes:
         embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
-        size, resize: how images are decoded, see `dr_keras.data.images.decode`.
-        max_distance: the largest Euclidean distance between the vectors of two copies.
+        size, resize: How images are decoded, see `dr_keras.data.images.decode`.
+        max_distance: The largest Euclidean distance between the vectors of two copies.
     """
 
     embed: Embed
@@ -46,15 +46,15 @@ class EmbeddingSearch:
 
 
 def group_by_content(files: Sequence[str], console: Console) -> tuple[np.ndarray, dict[int, str]]:
-    """Groups files of equal content.
+    """Groups files with equal content.
 
     Args:
         files: N paths.
-        console: shows progress.
+        console: Shows progress.
 
     Returns:
-        The first row with the content of each row, (N,) int64, -1 where the file cannot be read; and the reason for
-        each of those rows.
+        For each row the first row with the same content, (N,) int64, -1 if the file cannot be read; and the reason for
+        each unreadable row.
     """
     sizes: list[int] = []
     reasons: dict[int, str] = {}
@@ -81,14 +81,14 @@ def group_by_content(files: Sequence[str], console: Console) -> tuple[np.ndarray
 
 
 def compute_fingerprints(files: Sequence[str], console: Console) -> tuple[Fingerprints, dict[int, str]]:
-    """Reads images and computes what they are compared by.
+    """Reads images and computes their fingerprints.
 
     Args:
         files: N paths.
-        console: shows progress.
+        console: Shows progress.
 
     Returns:
-        The fingerprints, unspecified for each image that cannot be read; and the reason for each of those rows.
+        The fingerprints, unspecified for images that cannot be read, and the reason for each unreadable row.
     """
     fingerprints = Fingerprints.empty(len(files))
     failures: dict[int, str] = {}
@@ -133,14 +133,14 @@ def join_by_fingerprints(group: np.ndarray, fingerprints: Fingerprints, rows: np
 
     Args:
         group: (N,) int64, the first row of each row's group.
-        fingerprints: of the N images.
+        fingerprints: Of the N images.
         rows: (n,) int64, the images to compare.
-        console: shows progress.
+        console: Shows progress.
     """
     with bar("looking for near-duplicates", len(rows), console) as advance:
         for one, other in close_hashes(fingerprints.hashes[rows], MAX_HASH_BITS):
             left, right = rows[one], rows[other]
-            apart = group[left] != group[right]  # of a thousand copies, few of the million pairs are compared
+            apart = group[left] != group[right]  # so of a million pairs among a thousand copies, few are compared
             left, right = left[apart], right[apart]
             for start in range(0, len(left), CONFIRMED_PAIRS):
                 part = slice(start, start + CONFIRMED_PAIRS)
@@ -152,14 +152,14 @@ def join_by_fingerprints(group: np.ndarray, fingerprints: Fingerprints, rows: np
 def join_by_embedding(
     group: np.ndarray, files: Sequence[str], rows: np.ndarray, search: EmbeddingSearch, console: Console
 ) -> None:
-    """Joins the groups of images with near embeddings, in place.
+    """Joins the groups of images with nearby embeddings, in place.
 
     Args:
         group: (N,) int64, the first row of each row's group.
         files: N paths.
         rows: (n,) int64, the images to compare.
-        search: how they are compared.
-        console: shows progress.
+        search: How they are compared.
+        console: Shows progress.
     """
     parts, kept = [], []
     with bar("embedding images", len(rows), console) as advance:
@@ -168,7 +168,9 @@ def join_by_embedding(
                 images = pixels[first : first + EMBEDDED_IMAGES]
                 vectors = np.asarray(search.embed(images), np.float32)
                 if vectors.ndim != 2 or len(vectors) != len(images):
-                    raise ValueError(f"embed made {vectors.shape} of {len(images)} images; expected one vector each")
+                    raise ValueError(
+                        f"embed returned {vectors.shape} for {len(images)} images; expected one vector for each"
+                    )
                 parts.append(vectors)
                 advance(len(images))
             # Files that could be read before may be gone by now.

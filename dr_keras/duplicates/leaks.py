@@ -8,11 +8,11 @@ import numpy as np
 
 
 def leaks_between(pixels: np.ndarray, splits: np.ndarray) -> list[list[int]]:
-    """The groups of images with identical pixels that lie in more than one split.
+    """Finds the groups of images with identical pixels that are in more than one split.
 
     Args:
         pixels: (N, H, W, 3) uint8; may be memory-mapped.
-        splits: (N,) numbers, different ones for different splits, so that `TRAIN` and `MONITOR` differ as well.
+        splits: (N,) the number of each image's split; `TRAIN` and `MONITOR` count as different splits.
 
     Returns:
         The sorted row numbers of each group; groups are sorted by their first row.

@@ -17,11 +17,11 @@ from dr_keras.errors import ImageError
 if TYPE_CHECKING:
     from dr_keras.duplicates.find import Duplicates, Groups
 
-MAX_GROUPS = 200  # shown in each section: about 1.5 MB of images
-MAX_IMAGES = 12  # shown of each group: a few rows on a screen
-MAX_SKIPPED = 200  # shown files that could not be read
+MAX_GROUPS = 200  # groups shown in each section: about 1.5 MB of images
+MAX_IMAGES = 12  # images shown of each group: a few rows on a screen
+MAX_SKIPPED = 200  # unreadable files shown
 THUMBNAIL_PIXELS = 96  # of the longer side
-JPEG_QUALITY = 80  # 2 to 4 KB a thumbnail
+JPEG_QUALITY = 80  # 2 to 4 KB per thumbnail
 
 # The name of each section, its heading, what it lists and what to do about it; the most pressing first.
 SECTIONS = (
@@ -98,8 +98,8 @@ def save_report(found: "Duplicates", file: str | os.PathLike[str]) -> None:
     """Writes what was found as one HTML file that contains its images and loads nothing.
 
     Args:
-        found: the groups; files that can no longer be read are shown as empty squares.
-        file: where to write it; an existing file is replaced.
+        found: The groups; files that can no longer be read are shown as empty squares.
+        file: Where to write it; an existing file is replaced.
     """
     with new_file(Path(file)) as temporary:
         temporary.write_text(report_html(found), encoding="utf-8")
@@ -202,7 +202,7 @@ class _Page:
         )
 
     def _shown(self, group: list[str]) -> list[str]:
-        """The images of a group that are shown: first those that show how many classes and splits it has."""
+        """The images of a group to show: first some that represent all of its classes and splits."""
         if len(group) <= MAX_IMAGES:
             return group
         seen: Counter[tuple[str | None, str | None]] = Counter()
@@ -219,7 +219,7 @@ class _Page:
 
 
 def _data_uris(found: "Duplicates", names: list[str]) -> dict[str, str]:
-    """A data URI of each image, empty where it cannot be read; in threads, as Pillow releases the GIL."""
+    """A data URI of each image, empty if it cannot be read; in threads, as Pillow releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return dict(zip(names, pool.map(_data_uri, (image_path(name, found.root) for name in names)), strict=True))
 
@@ -238,7 +238,7 @@ def _text(value: str) -> str:
 
 
 def _breakable(value: str) -> str:
-    """As `_text`, with places where a path may wrap."""
+    """Like `_text`, with places where a path may wrap."""
     return _text(value).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 

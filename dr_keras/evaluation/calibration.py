@@ -1,4 +1,4 @@
-"""Calibration of distances: the limit within which a wanted share of the neighbors is of the query's class."""
+"""Calibration of distances: the limit within which a given share of the neighbors is of the query's class."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,14 +15,14 @@ class Calibration:
     """A distance limit and its figures, over the `k` nearest images of each query.
 
     Attributes:
-        wanted: the requested precision.
-        max_distance: the largest distance that reaches it.
-        precision: the share of the neighbors within the limit that are of the query's class.
-        recall: the number of neighbors within the limit that are of the query's class, as a share of those that could
+        wanted: The requested precision.
+        max_distance: The largest distance that reaches it.
+        precision: The share of the neighbors within the limit that are of the query's class.
+        recall: The number of neighbors within the limit that are of the query's class, as a share of those that could
             be among `k`: all images of the class, or `k` of them.
-        coverage: the share of queries with at least one neighbor within the limit.
-        queries: the number of queries.
-        k: the number of neighbors per query.
+        coverage: The share of queries with at least one neighbor within the limit.
+        queries: The number of queries.
+        k: The number of neighbors per query.
     """
 
     wanted: float
@@ -45,10 +45,10 @@ def calibrate(distances: np.ndarray, same: np.ndarray, positives: np.ndarray, wa
         distances: (Q, K) Euclidean distances of each query's neighbors, without the query itself.
         same: (Q, K) whether the neighbor is of the query's class.
         positives: (Q,) the number of gallery images of the query's class, without the query itself.
-        wanted: the precision, above 0 and at most 1.
+        wanted: The precision, above 0 and at most 1.
 
     Raises:
-        InputError: `wanted` is out of range, or no distance with `MIN_NEIGHBORS` neighbors within it reaches it.
+        InputError: `wanted` is out of range, or no distance with at least `MIN_NEIGHBORS` neighbors reaches it.
     """
     if not 0 < wanted <= 1:
         raise InputError(f"the precision is {wanted}; it must be above 0 and at most 1")
@@ -70,8 +70,8 @@ def at(distances: np.ndarray, same: np.ndarray, positives: np.ndarray, limit: fl
     """Returns the precision, the recall and the coverage of a distance limit.
 
     Args:
-        distances, same, positives: as for `calibrate`.
-        limit: the distance.
+        distances, same, positives: As for `calibrate`.
+        limit: The distance.
 
     Returns:
         The three figures, as `Calibration` describes them.

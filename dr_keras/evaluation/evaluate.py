@@ -48,9 +48,9 @@ class SearchOptions:
     """Changes to the vectors at search time, which the figures of the run itself do not include.
 
     Attributes:
-        flip_average: embed each image and its mirror image, and take the mean.
-        query_expansion: average each query with this many of its nearest neighbors.
-        gallery_average: average each gallery vector with this many of its nearest neighbors in the gallery.
+        flip_average: Embed each image and its mirror image, and take the mean.
+        query_expansion: Average each query with this many of its nearest neighbors.
+        gallery_average: Average each gallery vector with this many of its nearest neighbors in the gallery.
     """
 
     flip_average: bool = False
@@ -94,7 +94,7 @@ class _Images:
         rows = np.array([row for row, *_ in entries], np.int64)
         splits = np.array([split for *_, split in entries])
         return cls(
-            # Nearly every run's index has no gaps; its vectors are not copied.
+            # Nearly every run's index has no gaps, so its vectors are not copied.
             vectors=index.vectors if len(rows) == len(index.vectors) else index.vectors[rows],
             labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
             monitor=splits == SPLIT_NAMES[MONITOR],
@@ -131,14 +131,14 @@ def evaluate_run(
     The figures of the run's own data are also written to its metrics.json, as `validation`.
 
     Args:
-        model: the run, from `dr_keras.load`.
-        data: another data set, as for `train.py --data`, whose images are embedded with this run's network.
-        baselines: whether to also rank the same images by raw pixels and by the untrained network.
-        options: search options; each is also evaluated alone, and all together if there are several.
-        calibrate_to: a precision; also finds the largest distance within which this share of the 30 nearest neighbors
-            of the monitor images is of the query's class, and keeps it in the run for
+        model: The run, from `dr_keras.load`.
+        data: Another data set, as for `train.py --data`, whose images are embedded with this run's network.
+        baselines: Whether to also rank the same images by raw pixels and by the untrained network.
+        options: Search options; each is also evaluated alone, and all together if there are several.
+        calibrate_to: A precision; also finds the largest distance within which this share of the 30 nearest neighbors
+            of the monitor images is of the query's class, and stores it in the run for
             `retrieve.py --max-distance auto`.
-        console: shows the progress; standard error by default.
+        console: Shows the progress; standard error by default.
 
     Returns:
         The figures of `dr_keras.evaluation.metrics.evaluate`, and:
@@ -151,7 +151,7 @@ def evaluate_run(
         - `calibration`: the distance, with its figures on the monitor images and on the held-out images.
 
     Raises:
-        InputError: no image is held out, an image that a baseline needs is missing, or embeddings are not finite.
+        InputError: No image is held out, an image that a baseline needs is missing, or embeddings are not finite.
     """
     console = console or stderr()
     images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
@@ -211,7 +211,7 @@ def _keep_calibration(run: Run, calibration: dict[str, Any], *, own_data: bool, 
 
 
 def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
-    """Adds the figures to metrics.json of a finished run; a file that cannot be written is reported, not an error."""
+    """Adds the figures to metrics.json of a finished run; a file that cannot be written is only reported."""
     if not run.finished:
         console.print(f"{run.path} is not finished: its figures are shown, but not kept")
         return
@@ -331,13 +331,13 @@ def _with_options(
 
 
 def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
-    with bar("reading images for the baselines", len(images.paths), console) as advance:
+    with bar("reading images", len(images.paths), console) as advance:
         pixels, failures = decode_files(images.paths, config.image_size, config.resize, advance=advance)
     if failures:
         row, reason = next(iter(failures.items()))
         raise InputError(
-            f"{len(failures)} of the run's {len(images.paths)} images can no longer be read, {images.paths[row]} "
-            f"first ({reason}); --no-baselines needs none of them"
+            f"{len(failures)} of the run's {len(images.paths)} images can no longer be read, first "
+            f"{images.paths[row]} ({reason}); --no-baselines does not read them"
         )
     return pixels
 

@@ -40,7 +40,7 @@ class _PerQuery:
     """The results of Q queries before they are averaged.
 
     Attributes:
-        hits: by k, (Q,) the share of the k nearest images that are of the query's class.
+        hits: By k, (Q,) the share of the k nearest images that are of the query's class.
         average_precision: (Q,), see `average_precision_at_r`.
         confusion: (C, C), as in `Ranking`, but summed over the queries.
     """
@@ -78,13 +78,13 @@ def evaluate(
         query_labels: (Q,) class numbers.
         gallery: (N, D).
         gallery_labels: (N,) class numbers.
-        class_count: the number of classes, C.
-        seed: seeds the triplets and the bootstrap.
-        leave_one_out: gallery row i is the image of query i, N = Q, and each query is ranked against the other rows.
-        moved: with `leave_one_out`, gives the gallery vectors that depend on which query is left out.
+        class_count: The number of classes, C.
+        seed: Seeds the triplets and the bootstrap.
+        leave_one_out: Gallery row i is the image of query i, N = Q, and each query is ranked against the other rows.
+        moved: With `leave_one_out`, gives the gallery vectors that depend on which query is left out.
 
     Raises:
-        InputError: the gallery is empty, or it has no image of any query's class.
+        InputError: The gallery is empty, or it has no image of any query's class.
     """
     relevant = np.bincount(gallery_labels, minlength=class_count)[query_labels] - leave_one_out  # (Q,), R
     answerable = np.flatnonzero(relevant > 0)
@@ -159,7 +159,7 @@ def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.nda
     """Finds the nearest gallery vectors of each query, without the query itself.
 
     Args:
-        queries, gallery, k: as for `dr_keras.index.exact_search.nearest`.
+        queries, gallery, k: As for `dr_keras.index.exact_search.nearest`.
         own: (Q,) the gallery row of each query; None if no query is in the gallery.
 
     Returns:
@@ -168,18 +168,18 @@ def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.nda
     if own is None:
         return nearest(queries, gallery, k)[0]
     rows, _ = nearest(queries, gallery, k + 1)
-    # The query comes first, or among the first if the gallery has copies of it.
+    # The query comes first, or among the first if the gallery contains copies of it.
     order = np.argsort(rows == own[:, None], axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)[:, :-1]
 
 
 def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndarray:
-    """Returns a gallery as it is for one query of a leave-one-out evaluation.
+    """Returns the gallery of one query in a leave-one-out evaluation.
 
     Args:
         gallery: (N, D).
-        row: the row of the query.
-        moved: as for `evaluate`; None if no vector moves.
+        row: The row of the query.
+        moved: As for `evaluate`; None if no vector moves.
 
     Returns:
         (N, D), the gallery itself if no vector moves.
@@ -193,7 +193,7 @@ def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndar
 
 
 def _nearest_moved(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray, moved: Moved) -> np.ndarray:
-    """`nearest_others` for a gallery of which some vectors move with each query."""
+    """`nearest_others` for a gallery in which some vectors move with each query."""
     found = []
     for query, row in zip(queries, own.tolist(), strict=True):
         found.append(nearest_others(query[None], moved_gallery(gallery, row, moved), k, np.array([row]))[0])
@@ -204,8 +204,8 @@ def bootstrap_intervals(values: dict[str, np.ndarray], seed: int) -> dict[str, l
     """Returns 95% percentile bootstrap intervals of means over the queries.
 
     Args:
-        values: by name, (Q,) what each query contributes to the mean.
-        seed: seeds the `BOOTSTRAP_DRAWS` draws of Q queries.
+        values: By name, (Q,) what each query contributes to the mean.
+        seed: Seeds the `BOOTSTRAP_DRAWS` draws of Q queries.
 
     Returns:
         By name, the lower and the upper bound.
@@ -248,11 +248,11 @@ def triplet_distances(
     """Returns D(q, p+) and D(q, p-) of ten seeded triplets per query, with positives and negatives from the gallery.
 
     Args:
-        queries, query_labels, gallery, gallery_labels: as for `evaluate`. The gallery has an image of every query's
+        queries, query_labels, gallery, gallery_labels: As for `evaluate`. The gallery has an image of every query's
             class, other than the query itself.
-        seed: seeds the draws.
+        seed: Seeds the draws.
         own: (Q,) the gallery row of each query; None if no query is in the gallery.
-        moved: as for `evaluate`.
+        moved: As for `evaluate`.
 
     Returns:
         Two (Q, 10) float32 arrays; empty if the gallery has a single class.
@@ -295,7 +295,7 @@ def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[s
     """Tabulates the precision@30 of each class that has queries, worst first.
 
     Args:
-        ranking: from `evaluate`.
+        ranking: From `evaluate`.
         classes: C folder names.
         class_names: C names for display.
 
@@ -318,9 +318,9 @@ def confused_pairs(ranking: Ranking, class_names: tuple[str, ...], count: int = 
     """Tabulates the pairs of classes that are mistaken for each other most often.
 
     Args:
-        ranking: from `evaluate`.
+        ranking: From `evaluate`.
         class_names: C names for display.
-        count: the number of pairs, at most.
+        count: The number of pairs, at most.
 
     Returns:
         A dict per pair, with `query`, `neighbor`, and the `share` of `neighbor` among the 30 nearest images of the

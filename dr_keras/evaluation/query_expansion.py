@@ -15,7 +15,7 @@ def expand_queries(queries: np.ndarray, gallery: np.ndarray, count: int) -> np.n
     Args:
         queries: (Q, D) of unit length.
         gallery: (N, D) of unit length.
-        count: the number of neighbors; the weight of each is the third power of its cosine, that of the query 1.
+        count: The number of neighbors; the weight of each is the third power of its cosine, that of the query 1.
 
     Returns:
         (Q, D) float32 of unit length.
@@ -31,7 +31,7 @@ def average_gallery(gallery: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         gallery: (N, D) of unit length.
-        count: the number of neighbors, not counting the vector itself; weighted as in `expand_queries`.
+        count: The number of neighbors, not counting the vector itself; weighted as in `expand_queries`.
 
     Returns:
         (N, D) float32 of unit length.
@@ -46,12 +46,12 @@ def average_gallery(gallery: np.ndarray, count: int) -> np.ndarray:
 
 
 def expand_among_others(queries: np.ndarray, gallery: np.ndarray, count: int, moved: Moved | None = None) -> np.ndarray:
-    """Expands each query by the other rows of a gallery whose row i is the image of query i.
+    """Expands each query with the other rows of a gallery whose row i is the image of query i.
 
     Args:
         queries, gallery: (Q, D) each, of unit length.
-        count: as for `expand_queries`.
-        moved: as for `dr_keras.evaluation.metrics.evaluate`.
+        count: As for `expand_queries`.
+        moved: As for `dr_keras.evaluation.metrics.evaluate`.
 
     Returns:
         (Q, D) float32 of unit length.
@@ -67,10 +67,10 @@ def average_without(gallery: np.ndarray, count: int) -> Moved:
     """Prepares `average_gallery` for leave-one-out evaluation.
 
     Args:
-        gallery, count: as for `average_gallery`.
+        gallery, count: As for `average_gallery`.
 
     Returns:
-        A function that gives the averaged vectors that change if a row of the gallery is left out.
+        A function that returns the averaged vectors that change when a row of the gallery is left out.
     """
     found, squared = nearest(gallery, gallery, count + 2)  # itself, and one more for the row left out
     weights = np.maximum(1 - squared / 2, 0) ** COSINE_POWER

@@ -14,22 +14,22 @@ NO_TENSORFLOW = 3  # the child's exit status
 def export_in_child(run: Run) -> dict[str, float]:
     """Writes saved_model/ and embedding.tflite of a run, in a child process on TensorFlow in float32.
 
-    It takes a process of its own, because SavedModel and LiteRT need Keras on TensorFlow, whatever backend trained.
+    It needs its own process, because SavedModel and LiteRT need Keras on TensorFlow, whichever backend trained the run.
 
     Args:
-        run: a run with a trained network and its sample images.
+        run: A run with a trained network and its sample images.
 
     Returns:
         The largest absolute differences from the network; see `dr_keras.export.write.export`.
 
     Raises:
         MissingPackage: TensorFlow is not installed.
-        RunError: an export failed or differs from the network; nothing of it is kept.
+        RunError: An export failed or differs from the network; it is not kept.
     """
     settings = {
         "KERAS_BACKEND": "tensorflow",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",  # the training holds the GPU's memory, and a GPU may compute in TF32
+        "CUDA_VISIBLE_DEVICES": "-1",  # training occupies the GPU's memory, and a GPU may compute in TF32
     }
     result = subprocess.run(
         child.command("dr_keras.export", str(run.path)),

@@ -1,7 +1,7 @@
-"""Makes a released model from a run: small enough for the package, and evaluated as it is released.
+"""Makes a released model from a run: small enough for the package, and evaluated exactly as released.
 
 A released model is a run folder without any image: config.json, weights.npz (half precision), embedding.tflite (half
-precision) and README.md, the model card, which people write. The weights are rounded first, so that what is evaluated
+precision) and README.md, the model card, written by hand. The weights are rounded first, so that what is evaluated
 is what is released. Needs TensorFlow. `dr-keras release` is its command line.
 """
 
@@ -16,23 +16,23 @@ from dr_keras.invocation import program
 from dr_keras.runs import Run
 
 MAX_BYTES = 16 << 20  # of a file
-ROUNDING = 2e-2  # largest change of any component of an embedding by rounding the weights
+ROUNDING = 2e-2  # largest change of any component of an embedding from rounding the weights
 
 
 def release(run: Run, place: Run) -> dict[str, float]:
     """Writes the released model of `run` to `place`.
 
     Args:
-        run: a finished run.
-        place: the folder of the released model; made if needed.
+        run: A finished run.
+        place: The folder of the released model; created if needed.
 
     Returns:
         The largest differences of any component of an embedding, on the run's sample images: `rounding`, between the
         rounded network and the run's; `litert`, between the LiteRT file and the rounded network.
 
     Raises:
-        RunError: the run is not finished, a file exceeds 16 MiB, or the rounded network or its export differs too much
-            from the network. `place` is left as it was.
+        RunError: The run is not finished, a file exceeds 16 MiB, or the rounded network or its export differs too much
+            from the network. `place` is left unchanged.
     """
     import_framework()
     from dr_keras.embedders import embed_with_network

@@ -29,17 +29,17 @@ def export(run: Run) -> dict[str, float]:
     """Writes saved_model/ and embedding.tflite from the run's network, and checks both on its sample images.
 
     Args:
-        run: a run with a network and its sample images.
+        run: A run with a network and its sample images.
 
     Returns:
         The largest absolute differences of any component of an embedding: `saved_model`, `saved_model_bytes`, `litert`.
 
     Raises:
-        RunError: a file is missing, or an export differs from the network by more than its tolerance.
+        RunError: A file is missing, or an export differs from the network by more than its tolerance.
     """
     for file in (run.weights_file if run.weights_file.is_file() else run.network_file, run.samples_file):
         if not file.is_file():
-            raise RunError(f"{file} does not exist; the training of this run has not come to its end")
+            raise RunError(f"{file} does not exist; the training of this run is not finished")
     network = run_network(run)
     samples = np.load(run.samples_file, allow_pickle=False)
     expected = embed_with_network(network, samples)
@@ -158,6 +158,6 @@ def _compare(name: str, vectors: np.ndarray, expected: np.ndarray, tolerance: fl
     if vectors.shape != expected.shape:
         raise RunError(f"the {name} gives {vectors.shape}, the network {expected.shape}")
     worst = float(np.abs(vectors - expected).max())
-    if not worst <= tolerance:  # also where it is not a number
+    if not worst <= tolerance:  # also if it is NaN
         raise RunError(f"the {name} differs from the network by {worst:.2g}; at most {tolerance:g} is accepted")
     return worst

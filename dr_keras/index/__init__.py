@@ -1,1 +1,1 @@
-"""The index of images: its files, what it knows of images, how it is searched, and how it follows a folder."""
+"""The index of images: its files, what it stores about images, how it is searched and kept in sync with a folder."""

@@ -1,21 +1,21 @@
-"""How an index of more than a million images is searched: FAISS's approximate indexes over its first rows.
+"""Search for indexes of more than a million images: FAISS's approximate indexes over the first rows.
 
-An engine only proposes neighbors: more than were asked for, by vectors that it keeps in a compressed form. The index
-then ranks them by its own exact vectors, so distances are always exact, and only the set of neighbors is approximate.
-An engine is built from the vectors and can be built again at any time: its file is never the only copy of anything.
+An engine only proposes neighbors: more than were asked for, using compressed copies of the vectors. The index then
+ranks them by its own exact vectors, so distances are always exact, and only the set of neighbors is approximate. An
+engine is built from the vectors and can be rebuilt at any time: its file is never the only copy of anything.
 
-- hnsw: a graph (Malkov and Yashunin 2016) over 8-bit vectors. It takes memory, and time to build.
+- hnsw: a graph (Malkov and Yashunin 2016) over 8-bit vectors. It uses more memory and is slow to build.
 - ivfpq: lists of similar vectors (Jegou et al. 2011), each vector kept as 4-bit codes that are compared in registers.
-  Small, quick to build, and on a trained network's vectors the faster one at every recall that was measured.
+  Small, quick to build, and on a trained network's vectors the faster of the two at every recall measured.
 
-Neither removes anything: rows of removed images, and those that a condition leaves out, are dropped from what was
-proposed. FAISS could leave them out while it searches (IDSelector), but then it wanders through regions where
-everything is left out: with one class excluded and a query near that class, its graph found none of the true neighbors.
-So more neighbors are proposed, and where too few of them remain the caller searches exactly. Rows that were added after
-the engine was built are searched exactly beside it.
+Neither supports removal: rows of removed images, and those that a condition excludes, are dropped from the proposals.
+FAISS could skip them while it searches (IDSelector), but then it wanders through regions where everything is
+excluded: with one class excluded and a query near that class, its graph found none of the true neighbors. So extra
+neighbors are proposed, and if too few of them remain, the caller searches exactly. Rows added after the engine was
+built are searched exactly, in addition.
 
-How far a search goes is set when the engine is built, by searching for vectors of the index itself: as far as it takes
-to find `TARGET_RECALL` of the true neighbors. `Index.stats` shows the recall that was measured.
+The breadth of a search is tuned when the engine is built, by searching for some of the index's own vectors: it is the
+smallest that finds `TARGET_RECALL` of the true neighbors. `Index.stats` shows the measured recall.
 """
 
 import zlib
@@ -33,25 +33,25 @@ from dr_keras.invocation import command
 
 ENGINES = ("flat", "hnsw", "ivfpq")
 MAX_FLAT_ROWS = 1_000_000  # searched exactly: one query reads 1 GB of 256-d vectors
-MAX_HIDDEN_SHARE = 0.5  # of an engine's rows; beyond it an exact search of the rest is cheaper and misses nothing
-MIN_EXPECTED_SHARE = 0.75  # of the proposals that a condition should leave; with fewer the rest is searched exactly
-MAX_TAIL_SHARE = 0.1  # rows that were added later, relative to those in the engine, before it is built again
-MIN_TAIL_ROWS = 50_000  # an exact search of this many takes a few milliseconds, so that they never cause a new engine
+MAX_HIDDEN_SHARE = 0.5  # of an engine's rows; beyond it, an exact search of the rest is cheaper and misses nothing
+MIN_EXPECTED_SHARE = 0.75  # of the proposals expected to satisfy a condition; with fewer, the search is exact
+MAX_TAIL_SHARE = 0.1  # rows added later, relative to those in the engine, before it is rebuilt
+MIN_TAIL_ROWS = 50_000  # an exact search of this many takes a few milliseconds, so fewer never trigger a rebuild
 
 MIN_ENGINE_IMAGES = 256  # an exact search of fewer takes no time
 TUNING_QUERIES = 256
 TUNING_K = 30
-TARGET_RECALL = 0.985  # above the promised 0.98, because it is measured on few queries
+TARGET_RECALL = 0.985  # above the promised 0.98, because it is measured on only a few queries
 BREADTHS = {
-    "hnsw": (48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),  # nodes of the graph kept in view
+    "hnsw": (48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),  # candidate nodes kept during a search
     "ivfpq": (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024),  # lists searched
 }
-GRAPH_NEIGHBORS = 32  # links of a node, FAISS's M
-GRAPH_BUILD_BREADTH = 100  # nodes kept in view while the graph is built
+GRAPH_NEIGHBORS = 32  # links per node, FAISS's M
+GRAPH_BUILD_BREADTH = 100  # candidate nodes kept while the graph is built
 GRAPH_TRAINING_VECTORS = 65536
 LISTS_PER_ROOT_ROW = 4  # lists per square root of the number of rows
 MAX_LISTS = 8192  # twice as many take twice as long to train and to fill
-KMEANS_ITERATIONS = 10  # by which the lists' centers are found
+KMEANS_ITERATIONS = 10  # to find the lists' centers
 TRAINING_VECTORS_PER_LIST = 64
 ADD_BLOCK_ROWS = 1 << 18  # vectors added at a time
 CRC_BLOCK_BYTES = 1 << 24
@@ -59,15 +59,15 @@ CRC_BLOCK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an index keeps about its engine.
+    """What an index stores about its engine.
 
     Attributes:
         name: 'hnsw' or 'ivfpq'.
-        file: the name of its file in the index's folder.
-        rows: how many of the index's rows it holds, the first ones.
-        breadth: how far a search goes: FAISS's efSearch or nprobe.
-        recall: the share of the true 30 nearest that was found at this breadth.
-        size, crc: of the file, in bytes, and its CRC-32.
+        file: The name of its file in the index's folder.
+        rows: How many of the index's rows it holds, counted from the first.
+        breadth: How widely it searches: FAISS's efSearch or nprobe.
+        recall: The share of the true 30 nearest neighbors found at this breadth.
+        size, crc: The file's size in bytes and its CRC-32.
     """
 
     name: str
@@ -80,7 +80,7 @@ class EngineInfo:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> Self | None:
-        """Reads what `to_meta` wrote; None where there is no engine."""
+        """Reads what `to_meta` wrote; None if there is no engine."""
         if "engine_file" not in meta:
             return None
         return cls(**{key: meta[f"engine_{key}"] for key in cls.__dataclass_fields__})
@@ -91,10 +91,10 @@ class EngineInfo:
 
 
 def choose_engine(engine: str, count: int) -> str:
-    """The name of the engine for `count` images: `engine` itself, or one by their number where it is 'auto'.
+    """The name of the engine for `count` images: `engine` itself, or, if that is 'auto', one chosen by their number.
 
     Raises:
-        InputError: there is no such engine.
+        InputError: There is no such engine.
     """
     if engine == "auto":
         return "flat" if count <= MAX_FLAT_ROWS else "ivfpq"
@@ -104,12 +104,12 @@ def choose_engine(engine: str, count: int) -> str:
 
 
 def is_worthwhile(searchable: int, rows: int) -> bool:
-    """Whether an engine over `rows` rows helps where only `searchable` of them may be found."""
+    """Whether an engine over `rows` rows helps when a search may return only `searchable` of them."""
     return searchable > (1 - MAX_HIDDEN_SHARE) * rows
 
 
 def is_outgrown(engine: EngineInfo, rows: int) -> bool:
-    """Whether an index of `rows` rows has grown so much since the engine was built that it should be built again."""
+    """Whether an index of `rows` rows has grown so much since the engine was built that it should be rebuilt."""
     return rows - engine.rows > max(MIN_TAIL_ROWS, MAX_TAIL_SHARE * engine.rows)
 
 
@@ -127,13 +127,13 @@ def build_engine(name: str, folder: Path, vectors: np.ndarray, number: int) -> E
 
     Args:
         name: 'hnsw' or 'ivfpq'.
-        folder: the index's folder.
+        folder: The index's folder.
         vectors: (R, D) float32 of unit length.
-        number: part of the file's name, which has to differ from any before.
+        number: Makes the file's name different from all previous ones.
 
     Raises:
-        InputError: there are too few vectors.
-        RunError: the file cannot be written.
+        InputError: There are too few vectors.
+        RunError: The file cannot be written.
     """
     faiss = load_faiss()
     if len(vectors) < MIN_ENGINE_IMAGES:
@@ -157,11 +157,11 @@ def load_engine(folder: Path, engine: EngineInfo) -> "ApproximateSearch":
     """Opens an engine.
 
     Raises:
-        FileNotFoundError: its file is gone: a writer has replaced it.
-        RunError: it is damaged. Of a large file only the size is checked; `engine_damage` checks all of it.
+        FileNotFoundError: Its file is gone: a writer has replaced it.
+        RunError: It is damaged. For a large file only the size is checked; `engine_damage` checks all of it.
     """
     file = folder / engine.file
-    advice = f"build it again with {command('index')} verify --repair"
+    advice = f"rebuild it with {command('index')} verify --repair"
     size = file.stat().st_size
     if size != engine.size or (size <= QUICK_CHECK_BYTES and _crc(file) != engine.crc):
         raise RunError(f"the engine {file} was altered or damaged; {advice}")
@@ -170,17 +170,17 @@ def load_engine(folder: Path, engine: EngineInfo) -> "ApproximateSearch":
     except RuntimeError as error:
         raise RunError(f"the engine {file} cannot be read; {advice}") from error
     if index.ntotal != engine.rows:
-        raise RunError(f"the engine {file} holds {index.ntotal:,} rows and not {engine.rows:,}; {advice}")
+        raise RunError(f"the engine {file} holds {index.ntotal:,} rows, not {engine.rows:,}; {advice}")
     return ApproximateSearch(engine.name, index, engine.breadth)
 
 
 class ApproximateSearch:
-    """An engine that is loaded: proposes neighbors.
+    """A loaded engine, which proposes neighbors.
 
     Args:
         name: 'hnsw' or 'ivfpq'.
-        index: the FAISS index.
-        breadth: how far a search goes, see `EngineInfo`.
+        index: The FAISS index.
+        breadth: How widely it searches, see `EngineInfo`.
     """
 
     def __init__(self, name: str, index: Any, breadth: int) -> None:
@@ -188,18 +188,18 @@ class ApproximateSearch:
         self._name, self._index = name, index
 
     def search(self, queries: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
-        """Proposes the rows among which the `k` nearest mostly are.
+        """Proposes rows that contain most of the `k` nearest.
 
         Args:
             queries: (Q, D) float32.
-            k: how many are wanted; more are proposed.
-            searchable: (n,) int64 ascending, the rows that may be found; None for all.
+            k: How many are wanted; more are proposed.
+            searchable: (n,) int64 ascending, the rows that may be returned; None for all.
 
         Returns:
-            (Q, C) int64 rows in any order; -1 where too few were found.
+            (Q, C) int64 rows in any order, padded with -1 where too few were found.
         """
         faiss, total = load_faiss(), self._index.ntotal
-        # With 8 bits a value few neighbors are in the wrong order, with 4 bits for two values many are.
+        # With 8 bits per value few neighbors are out of order; with 4 bits for two values many are.
         least = 2 * k if self._name == "hnsw" else max(5 * k, 150)
         share = 1.0 if searchable is None else max(len(searchable) / total, 1 - MAX_HIDDEN_SHARE)
         more = min(total, int(1.2 * least / share) if searchable is not None else least)
@@ -213,15 +213,15 @@ class ApproximateSearch:
             may = np.zeros(total + 1, bool)  # the last one stands for -1
             may[searchable] = True
             rows = np.where(may[rows], rows, -1)
-            # Where what is left out is unrelated to the query, its share among the proposals is that among all rows.
-            # Where much more is left out, the neighbors that may be found are beyond what was searched.
+            # If the excluded rows are unrelated to the query, their share of the proposals equals their share of all
+            # rows. If the share is much higher, the allowed neighbors lie beyond what was searched.
             expected = more * len(searchable) / total
             rows[(rows >= 0).sum(axis=1) < MIN_EXPECTED_SHARE * expected] = -1
         return rows
 
 
 def _trained(name: str, vectors: np.ndarray) -> Any:
-    """An empty FAISS index, trained on some of the vectors."""
+    """An empty FAISS index, trained on a sample of the vectors."""
     faiss = load_faiss()
     count, dim = vectors.shape
     if name == "hnsw":
@@ -241,15 +241,15 @@ def _trained(name: str, vectors: np.ndarray) -> Any:
 
 
 def _codes(dim: int) -> int:
-    """How many 4-bit codes a vector gets: one for two values, or fewer where D is not even."""
+    """How many 4-bit codes a vector gets: one for every two values, or fewer if D is odd."""
     return next(codes for codes in range(max(1, dim // 2), 0, -1) if dim % codes == 0)
 
 
 def _tune(engine: ApproximateSearch, name: str, vectors: np.ndarray) -> tuple[int, float]:
-    """The smallest breadth that reaches the wanted recall on some of the vectors themselves, and that recall."""
+    """The smallest breadth that reaches the target recall on a sample of the vectors themselves, and that recall."""
     rows = np.sort(np.random.default_rng(1).permutation(len(vectors))[:TUNING_QUERIES])
     queries = np.ascontiguousarray(vectors[rows])
-    k = min(TUNING_K + 1, len(vectors))  # each finds itself
+    k = min(TUNING_K + 1, len(vectors))  # each query also finds itself
     truth, _ = nearest(queries, vectors, k)
     recall = 0.0
     for breadth in BREADTHS[name]:

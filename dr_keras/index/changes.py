@@ -1,4 +1,4 @@
-"""The statements by which an index's images are changed; each function runs inside one transaction of the store."""
+"""The SQL statements that change an index's images; each function runs inside one transaction of the store."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -16,10 +16,10 @@ def insert_images(store: Store, entries: Sequence[Entry], vectors: np.ndarray, c
     """Adds images in new rows.
 
     Args:
-        store: inside a transaction.
+        store: Inside a transaction.
         entries: n images whose ids are not in the index.
-        vectors: (n, D) float32, as `check_vectors` returns them.
-        class_names: the display names of labels that have one.
+        vectors: (n, D) float32, as returned by `check_vectors`.
+        class_names: The display names of the labels that have one.
     """
     values = [(as_text(entry.id), as_text(entry.name), *entry.values()) for entry in entries]
     name_classes(store, entries, class_names)
@@ -36,7 +36,7 @@ def insert_images(store: Store, entries: Sequence[Entry], vectors: np.ndarray, c
 
 
 def update_images(store: Store, entries: Sequence[Entry], rows: Mapping[str, int]) -> None:
-    """Replaces what is known of images, but not their vectors; `rows` has the row of each entry's id."""
+    """Replaces what is known about images, but not their vectors; `rows` has the row of each entry's id."""
     name_classes(store, entries, {})
     store.db.executemany(
         "UPDATE images SET label = CAST(? AS TEXT), split = ?, hash = ?, size = ?, mtime_ns = ?, attributes = ? "
@@ -49,14 +49,14 @@ def update_images(store: Store, entries: Sequence[Entry], rows: Mapping[str, int
 
 
 def delete_images(store: Store, rows: Collection[int]) -> None:
-    """Removes the images in some rows; their vectors stay in the file and are hidden from searches."""
+    """Removes the images in the given rows; their vectors stay in the file but are hidden from searches."""
     places = [(row,) for row in rows]
     store.db.executemany("DELETE FROM images WHERE row = ?", places)
     store.db.executemany("INSERT OR IGNORE INTO hidden VALUES (?)", places)
 
 
 def name_classes(store: Store, entries: Iterable[Entry], class_names: Mapping[str, str]) -> None:
-    """Adds the labels of `class_names` and of the entries that the index lacks; those without a name get their own."""
+    """Adds labels of `class_names` and `entries` that the index lacks; by default a label is its own display name."""
     labels = dict.fromkeys([*class_names, *(entry.label for entry in entries)])
     store.db.executemany(
         "INSERT OR IGNORE INTO classes VALUES (CAST(? AS TEXT), CAST(? AS TEXT))",
@@ -80,11 +80,11 @@ def set_stamps(store: Store, stamps: Mapping[str, Stamp]) -> None:
 
 
 def skip_files(store: Store, files: Mapping[str, tuple[int | None, int | None, str]]) -> None:
-    """Remembers files that could not be read, by id: size, mtime_ns and the reason."""
+    """Records files that could not be read, by id: size, mtime_ns and the reason."""
     rows = [(as_text(id), *what) for id, what in files.items()]
     store.db.executemany("INSERT OR REPLACE INTO skipped VALUES (CAST(? AS TEXT), ?, ?, ?)", rows)
 
 
 def unskip_files(store: Store, ids: Iterable[str]) -> None:
-    """Forgets that files could not be read."""
+    """Forgets that these files could not be read."""
     store.db.executemany("DELETE FROM skipped WHERE id = CAST(? AS TEXT)", [(as_text(id),) for id in ids])

@@ -1,4 +1,4 @@
-"""The database of an index: its tables, how connections to it are opened, and what its errors become."""
+"""The database of an index: its tables, opening connections to it, and translating its errors."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from dr_keras.invocation import command
 FORMAT = 2
 DATABASE = "index.sqlite"
 BUSY_TIMEOUT_SECONDS = 30
-COPY_ATTEMPTS = 100  # to read a copy of the database while another process writes to it
+COPY_ATTEMPTS = 100  # at copying the database while another process writes to it
 COPY_POLL_SECONDS = 0.05
-# Free space below which an I/O error is taken for a full disk: SQLite enlarges the file that coordinates its log by
-# half as much.
+# An I/O error with less free space than this is taken for a full disk: SQLite grows the file that coordinates its log
+# by half as much.
 FULL_DISK_BYTES = 2**16
 
 SCHEMA = """
@@ -50,11 +50,11 @@ FileVersion = tuple[int, int]  # size in bytes and mtime_ns, which change whenev
 
 
 def create_database(folder: Path, meta: dict[str, Any]) -> None:
-    """Makes the database of an index without images; it appears complete or not at all.
+    """Creates the database of an empty index, atomically.
 
     Args:
-        folder: the index's folder.
-        meta: the content of the `meta` table: plain values by key.
+        folder: The index's folder.
+        meta: The content of the `meta` table: plain values by key.
     """
     unfinished = folder / f"{DATABASE}.new"
     unfinished.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def connect(folder: Path, *, write: bool) -> tuple[sqlite3.Connection, FileVersi
     """Opens the database of an index.
 
     Returns:
-        The connection, and, where it reads a copy in memory, the version of the file that was copied; else None.
+        The connection, and the version of the file that was copied if it reads an in-memory copy, else None.
     """
     address = (folder / DATABASE).absolute().as_uri()
 
@@ -90,11 +90,11 @@ def connect(folder: Path, *, write: bool) -> tuple[sqlite3.Connection, FileVersi
 
     if write:
         db = opened("mode=rw")
-        db.execute("PRAGMA synchronous = FULL")  # a change that was acknowledged survives a power failure
+        db.execute("PRAGMA synchronous = FULL")  # an acknowledged change survives a power failure
         db.execute("CREATE INDEX IF NOT EXISTS images_time ON images (mtime_ns)")  # older indexes lack it
         return db, None
-    # The last connection to close removes the files that SQLite keeps beside a database in use, if it may write; one
-    # that can only read leaves them behind.
+    # The last connection to close removes the files that SQLite keeps next to an open database, if it can write; a
+    # read-only connection leaves them behind.
     with suppress(sqlite3.OperationalError):
         db = opened("mode=rw")
         db.execute("PRAGMA query_only = ON")
@@ -114,13 +114,13 @@ def file_version(file: Path) -> FileVersion:
 
 
 def as_text(value: str) -> bytes:
-    """Text as the database keeps it: file names need not be valid UTF-8."""
+    """Text as the database stores it: file names need not be valid UTF-8."""
     return value.encode("utf-8", "surrogateescape")
 
 
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
-    """Turns what the system or SQLite reports about the files in a folder into a `RunError` of one line."""
+    """Turns errors of the system or SQLite about the files in a folder into a one-line `RunError`."""
     try:
         yield
     except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
@@ -128,7 +128,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder} cannot be used: {reason}") from error
     except sqlite3.DatabaseError as error:
         raise RunError(
-            f"{folder / DATABASE} is damaged: {error}; move {folder} away and make the index again with "
+            f"{folder / DATABASE} is damaged: {error}; move {folder} away and recreate the index with "
             f"{command('index')} add"
         ) from error
     except (OSError, json.JSONDecodeError) as error:
@@ -146,18 +146,18 @@ def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _is_read_only(folder: Path) -> bool:
-    """Whether the folder's file system is mounted read-only, so that nobody can write to the index meanwhile."""
+    """Whether the folder's file system is mounted read-only, so that nobody can write to the index in the meantime."""
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _copy_in_memory(folder: Path) -> tuple[sqlite3.Connection, FileVersion]:
-    """Reads a copy of the database, as another user may be writing to it. What is still in the log is not seen."""
+    """Reads a copy of the database, since another user may be writing to it."""
     file, log = folder / DATABASE, folder / f"{DATABASE}-wal"
     for _ in range(COPY_ATTEMPTS):
         before = file_version(file)
         data = bytearray(file.read_bytes())
         if before == file_version(file) and not (log.exists() and log.stat().st_size):
-            data[18:20] = b"\1\1"  # a copy in memory has no log
+            data[18:20] = b"\1\1"  # an in-memory copy has no log
             db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             db.deserialize(bytes(data))
             return _checked(db), before
@@ -166,7 +166,7 @@ def _copy_in_memory(folder: Path) -> tuple[sqlite3.Connection, FileVersion]:
 
 
 def _disk_is_full(folder: Path, error: sqlite3.Error) -> bool:
-    """Whether SQLite ran out of space, which it reports as an I/O error when it could not enlarge a file."""
+    """Whether SQLite ran out of space, which it reports as an I/O error when it cannot grow a file."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return True

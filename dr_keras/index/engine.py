@@ -15,12 +15,12 @@ from dr_keras.index.store import Store
 
 
 class IndexEngine:
-    """The engine of an index that is open; `Index.engine` is one.
+    """The engine of an open index, available as `Index.engine`.
 
     Args:
-        store: the index's files.
-        searcher: the index's search, which uses the engine.
-        guard: the index's lock.
+        store: The index's files.
+        searcher: The index's search, which uses the engine.
+        guard: The index's lock.
     """
 
     def __init__(self, store: Store, searcher: Searcher, guard: "threading.RLock") -> None:
@@ -29,17 +29,17 @@ class IndexEngine:
         self._guard = guard
 
     def build(self, engine: str = "auto") -> str:
-        """Builds the engine that searches: the exact one, which needs nothing, or an approximate one.
+        """Builds the search engine: the exact one, which needs no file, or an approximate one.
 
         Args:
-            engine: 'flat', 'hnsw' or 'ivfpq'; 'auto' chooses by the number of images. The choice is kept.
+            engine: 'flat', 'hnsw' or 'ivfpq'; 'auto' chooses by the number of images. The choice is saved.
 
         Returns:
             The engine's name.
 
         Raises:
-            InputError: there is no such engine, or there are too few images for it.
-            RunError: it cannot be written.
+            InputError: There is no such engine, or there are too few images for it.
+            RunError: It cannot be written.
         """
         with self._guard:
             store = self._store
@@ -57,16 +57,16 @@ class IndexEngine:
             return name
 
     def update(self, engine: str | None = None) -> None:
-        """Builds an engine if another one is wanted by now, or if the index has outgrown the one that it has.
+        """Builds an engine if a different one is needed by now, or if the index has outgrown its current one.
 
         Args:
-            engine: the choice, as for `build`; by default the one that was made before.
+            engine: The choice, as in `build`; by default the saved one.
         """
         with self._guard:
             chosen = engine or self._store.meta["engine"]
             name = choose_engine(chosen, len(self._searcher))
             if name != "flat" and engine is None and self._store.rows < MIN_ENGINE_IMAGES:
-                return  # too few are left for it; they are searched exactly
+                return  # too few images are left for it; they are searched exactly
             present = self._searcher.engine
             if (
                 name != (present.name if present else "flat")
@@ -76,7 +76,7 @@ class IndexEngine:
                 self.build(chosen)
 
     def repair(self) -> None:
-        """Builds the engine again if its file is damaged."""
+        """Rebuilds the engine if its file is damaged."""
         with self._guard:
             if self.damage() is not None:
                 self.build(self._store.meta["engine"])

@@ -6,29 +6,30 @@ from typing import Any
 import numpy as np
 
 FEW_QUERIES = 64  # up to this many, NumPy's matrix product is faster than FAISS, which then need not be imported
-PRODUCT_VALUES = 1 << 25  # of a matrix product at a time: 128 MiB
-GROUP_VALUES = 32  # whose smallest is found first
-BLOCK_VALUES = 1 << 28  # of a gallery that is not float32 to convert at a time: 1 GiB
-# Times the rows to search, up to which searching all rows and dropping the others is faster than gathering them.
+PRODUCT_VALUES = 1 << 25  # values of a matrix product computed at a time: 128 MiB
+GROUP_VALUES = 32  # values per group; the minimum of each group is found first
+BLOCK_VALUES = 1 << 28  # values of a gallery converted to float32 at a time: 1 GiB
+# While the gallery has at most this many times the rows to search, searching all of it and dropping the other rows is
+# faster than gathering the rows.
 MAX_SCATTER = 4
-MIN_RUN_ROWS = 4096  # longer runs of consecutive rows are searched where they lie; shorter ones are copied together
+MIN_RUN_ROWS = 4096  # runs of consecutive rows this long are searched in place; shorter ones are gathered in a copy
 
 
 def nearest(
     queries: np.ndarray, gallery: np.ndarray, k: int, *, rows: np.ndarray | None = None, unit: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest gallery rows of each query, by comparing it with every gallery vector.
+    """Finds the `k` nearest gallery rows of each query by comparing it with every gallery vector.
 
     Args:
         queries: (Q, D), any numeric type.
-        gallery: (N, D), any numeric type; may be memory-mapped. Other types than float32 are converted in blocks.
-        k: at least 1; more than there are rows means all of them.
+        gallery: (N, D), any numeric type; may be memory-mapped. Types other than float32 are converted in blocks.
+        k: At least 1; capped at the number of rows.
         rows: (n,) int64, ascending: the rows to search; all N by default.
-        unit: whether all gallery vectors are of unit length, so that their products with a query rank them.
+        unit: Whether all gallery vectors are of unit length, so that their products with a query rank them.
 
     Returns:
         rows (Q, K) int64, nearest first, and squared distances (Q, K) float32. The distances come from a matrix
-        product and carry its rounding; `distances` computes them exactly.
+        product and carry its rounding error; `distances` computes them exactly.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     k = min(k, len(gallery) if rows is None else len(rows))
@@ -55,7 +56,7 @@ def distances(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.
         rows: (Q, K) gallery rows; -1 for none.
 
     Returns:
-        (Q, K) float32; infinite where there is no row.
+        (Q, K) float32; infinite where the row is -1.
     """
     result = np.full(rows.shape, np.inf, np.float32)
     if len(queries) > FEW_QUERIES and gallery.dtype == np.float32 and gallery.flags.c_contiguous:
@@ -78,11 +79,11 @@ def ranked(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, k: int) -
         queries: (Q, D).
         gallery: (N, D).
         rows: (Q, C) int64, distinct for each query; -1 for none.
-        k: more than C means all of them.
+        k: Capped at C.
 
     Returns:
-        rows (Q, K), nearest first and by row where distances are equal, and Euclidean distances (Q, K) float32; rows of
-        -1 come last, at infinity.
+        rows (Q, K), nearest first and ties by row, and Euclidean distances (Q, K) float32; rows of -1 come last, with
+        infinite distance.
     """
     rows = np.sort(rows, axis=1)  # so that the gallery is read from front to back
     found = distances(queries, gallery, rows)
@@ -91,13 +92,13 @@ def ranked(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, k: int) -
 
 
 def stretches(rows: np.ndarray) -> np.ndarray:
-    """The runs of consecutive numbers among ascending ones.
+    """Finds the runs of consecutive numbers in an ascending array.
 
     Args:
         rows: (n,) int64, ascending.
 
     Returns:
-        (S, 2) int64, the first number of each run and the one after its last.
+        (S, 2) int64, the first number of each run and its last plus 1.
     """
     if not len(rows):
         return np.empty((0, 2), np.int64)
@@ -108,7 +109,7 @@ def stretches(rows: np.ndarray) -> np.ndarray:
 
 
 def _parts(gallery: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[np.ndarray, int | np.ndarray]]:
-    """The gallery's vectors in float32 blocks, each with its first row, or with the rows that it was gathered from."""
+    """The gallery's vectors in float32 blocks, each with its first row, or with the rows it was gathered from."""
     part = len(gallery) if gallery.dtype == np.float32 else max(1, BLOCK_VALUES // max(1, gallery.shape[1]))
     if rows is None:
         ranges = np.array([[0, len(gallery)]])
@@ -155,7 +156,7 @@ def _search(queries: np.ndarray, vectors: np.ndarray, k: int, unit: bool) -> tup
 def numpy_search(
     queries: np.ndarray, vectors: np.ndarray, k: int, *, unit: bool = False, skip: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest` by NumPy, for float32 arrays and k <= N; `skip` (N,) is true where a row must not be found."""
+    """`nearest` in NumPy, for float32 arrays and k <= N; `skip` (N,) is true for rows to exclude."""
     lengths = 1 if unit else np.einsum("nd,nd->n", vectors, vectors)  # (N,)
     left_out = None if skip is None else np.flatnonzero(skip)
     rows = np.empty((len(queries), k), np.int64)
@@ -181,8 +182,8 @@ def numpy_search(
 def _smallest(values: np.ndarray, k: int) -> np.ndarray:
     """The columns (Q, k) of each row's k smallest values, in any order.
 
-    The k smallest values lie in the k groups with the smallest minima. Finding these minima takes one pass at the speed
-    of memory, and leaves little to select from.
+    The k smallest values lie in the k groups with the smallest minima. Finding these minima takes one pass at memory
+    speed and leaves few candidates.
     """
     queries, count = values.shape
     if k >= count:
@@ -200,7 +201,7 @@ def _smallest(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def load_faiss() -> Any:
-    """Imports FAISS, which takes a tenth of a second, only when it is needed; its type stubs are incomplete."""
+    """Imports FAISS, which takes a tenth of a second, only when needed; its type stubs are incomplete."""
     import faiss
 
     return faiss

@@ -1,4 +1,4 @@
-"""Writes an index as files that other programs read: NumPy's .npy with a .json beside it, or Parquet."""
+"""Exports an index to files that other programs can read: NumPy's .npy with a .json next to it, or Parquet."""
 
 import json
 import os
@@ -19,17 +19,17 @@ BLOCK_ROWS = 65536  # images written at a time
 
 
 def export_index(index: "Index", file: str | os.PathLike[str]) -> None:
-    """Writes an index's images with their vectors for other programs.
+    """Exports an index's images with their vectors for other programs.
 
     Args:
-        index: the index; its held-out images are written, too.
-        file: FILE.npy, for the vectors (M, D) float32 with FILE.json beside it for what is known of each image, or
+        index: The index; its held-out images are exported, too.
+        file: FILE.npy, for the vectors (M, D) float32 with FILE.json next to it for what is known about each image, or
             FILE.parquet for both (needs pyarrow).
 
     Raises:
-        InputError: the file has another extension.
-        MissingPackage: pyarrow is not installed.
-        RunError: it cannot be written.
+        InputError: The file has another extension.
+        MissingPackage: Pyarrow is not installed.
+        RunError: It cannot be written.
     """
     file = Path(file)
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
@@ -104,5 +104,5 @@ def _blocks(index: "Index", rows: np.ndarray) -> Iterator[list["Entry"]]:
 
 
 def _readable(name: str) -> str:
-    """A name as Parquet can hold it: bytes that are not UTF-8 become replacement characters."""
+    """A name that Parquet can hold: bytes that are not UTF-8 become replacement characters."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""What a file is compared by, to know whether it has changed: the hash of its content, its size and its time."""
+"""What tells whether a file has changed: the hash of its content, its size and its modification time."""
 
 import os
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dr_keras.atomic_files import sha256_of
 from dr_keras.index.records import Stamp
 
-FILES_PER_TASK = 64  # of a thread
+FILES_PER_TASK = 64  # files that a thread takes at a time
 
 
 def file_stamps(paths: Sequence[str]) -> list[Stamp]:
-    """The SHA-256, size in bytes and mtime_ns of files; None for each that cannot be read."""
+    """The SHA-256, size in bytes and mtime_ns of files; the SHA-256 is None for a file that cannot be read."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return list(pool.map(_stamp, paths, chunksize=FILES_PER_TASK))
 
 
 def file_status(path: str) -> tuple[int | None, int | None]:
-    """The size in bytes and mtime_ns of a file; None for both where it is gone, which reading it will report."""
+    """The size in bytes and mtime_ns of a file; None for both if it is gone, which reading it will report."""
     try:
         status = os.stat(path)
     except OSError:

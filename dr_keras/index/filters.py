@@ -1,16 +1,16 @@
-"""The language of `--where`: conditions on what an index knows of its images, compiled to SQL with bound parameters.
+"""The language of `--where`: conditions on what an index knows about images, compiled to SQL with bound parameters.
 
     label = n01443537 AND NOT split = validation
     attributes.year >= 2020 AND (camera.model LIKE 'Pixel%' OR label IN (cat, dog))
 
 A field is `id`, `name` (base name), `label`, `class_name`, `split`, `size` (bytes) or `time` (of the last change, in
 seconds since 1970 or as a date such as 2026-01-31); anything else is an attribute of the image, with dots for
-nested attributes. A value is a word, a number, or a string in quotes. Comparisons: = == != <> < <= > >=,
-LIKE (% and _ stand for any text and any character; the case of English letters does not matter), GLOB (* and ?),
-IN (..., ...), IS NULL, IS NOT NULL; they are combined by AND, OR, NOT and parentheses. An image without an attribute
-matches no comparison with it, not even !=; it does match the NOT of one.
+nested attributes. A value is a word, a number, or a quoted string. Comparisons: = == != <> < <= > >=,
+LIKE (% stands for any text and _ for any character; the case of English letters does not matter), GLOB (* and ?),
+IN (..., ...), IS NULL, IS NOT NULL; combine them with AND, OR, NOT and parentheses. An image without an attribute
+matches no comparison with it, not even !=; it does match a negated (NOT) comparison.
 
-No part of the text ever becomes SQL: fields come from a fixed table, names of attributes and values are bound.
+No part of the text ever becomes SQL: fields come from a fixed table; attribute names and values are bound.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from dr_keras.errors import InputError
 
-MAX_CHARACTERS = 10_000  # SQLite takes far more, and nobody writes as many
+MAX_CHARACTERS = 10_000  # SQLite accepts far more, but nobody writes that many
 MAX_COMPARISONS = 500  # SQLite's expressions may be nested 1,000 deep
 MAX_DEPTH = 50  # of nested parentheses and NOTs
 
@@ -46,7 +46,7 @@ Value = str | int | float
 
 @dataclass(frozen=True)
 class Condition:
-    """An SQL expression over the table `images`, and the values of its question marks."""
+    """An SQL expression over the table `images`, and the values of its placeholders."""
 
     sql: str
     values: tuple[Value, ...]
@@ -60,22 +60,22 @@ class _Token:
 
     @property
     def keyword(self) -> str:
-        """The keyword that an unquoted word is, in capitals; else an empty string."""
+        """The keyword in capitals if this is an unquoted keyword; else an empty string."""
         word = self.text.upper()
         return word if self.kind == "word" and word in KEYWORDS else ""
 
 
 def parse_where(text: str) -> Condition:
-    """Parses a condition in the language that the module's docstring describes.
+    """Parses a condition in the language described in the module's docstring.
 
     Args:
-        text: what was given as `--where`.
+        text: The value of `--where`.
 
     Returns:
         The condition as SQL.
 
     Raises:
-        InputError: `text` is empty, too long, or not a condition; the message names the place.
+        InputError: `text` is empty, too long, or not a condition; the message gives the position.
 
     Example:
         >>> parse_where("label = cats AND year >= 2020")
@@ -91,7 +91,7 @@ def parse_where(text: str) -> Condition:
 
 
 class _Parser:
-    """A recursive-descent parser; each method reads what it is named after, returns SQL and adds to `values`."""
+    """A recursive-descent parser; each method parses what it is named after, returns SQL and appends to `values`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -167,7 +167,7 @@ class _Parser:
         raise self.error("a comparison such as = or LIKE")
 
     def _field(self, name: str) -> tuple[str, bool]:
-        """The SQL of a field, and whether its values are text."""
+        """The SQL for a field, and whether its values are text."""
         if name in TEXT_FIELDS:
             return TEXT_FIELDS[name], True
         if name in NUMBER_FIELDS:
@@ -184,7 +184,7 @@ class _Parser:
         self._check_utf8(token)
         if token.kind == "string" or is_text:
             return _unquoted(token)
-        if token.text.lower() in ("true", "false"):  # as SQLite returns those of JSON
+        if token.text.lower() in ("true", "false"):  # SQLite returns JSON's as 1 and 0
             return int(token.text.lower() == "true")
         if NUMBER.fullmatch(token.text):
             value = float(token.text)
@@ -192,7 +192,7 @@ class _Parser:
         return token.text
 
     def _number(self, name: str) -> Value:
-        """The value of a field that is a number."""
+        """The value for a numeric field."""
         token = self.token
         value = self._value(False)
         if isinstance(value, str) and name == "time":

@@ -1,4 +1,4 @@
-"""A folder as the gallery of a search: an index in the cache that is brought up to date before each use."""
+"""A folder as the gallery of a search: a cached index that is updated before each use."""
 
 import hashlib
 import os
@@ -18,21 +18,21 @@ POLL_SECONDS = 0.2  # between checks whether another process has finished
 
 
 def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console: Console) -> Index:
-    """The index of all images below a folder; an image's class is the subfolder that it lies in.
+    """Returns the index of all images below a folder; an image's class is the subfolder it is in.
 
     Args:
-        folder: the folder.
-        model: what the vectors depend on; each model has an index of its own.
+        folder: The folder.
+        model: What the vectors depend on; each model has its own index.
         dim: D, the length of a vector.
-        reader: how files become vectors.
-        console: shows progress and which files could not be read.
+        reader: How files become vectors.
+        console: Shows progress and which files could not be read.
 
     Returns:
-        The index, open for reading. It is kept in the cache: the next time only files that are new, or whose size or
-        time has changed, are read, and those that are gone are removed. Ctrl-C keeps what is embedded by then.
+        The index, open for reading. It is cached: the next time, only files that are new, or whose size or time has
+        changed, are read, and those that are gone are removed. After Ctrl-C, what was embedded so far is kept.
 
     Raises:
-        InputError: there is no such folder, or it holds no readable image.
+        InputError: There is no such folder, or it contains no readable image.
     """
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
@@ -42,7 +42,7 @@ def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console
     try:
         index = _opened(kept, dim, root, model, console)
     except RunError as error:
-        console.print(f"the gallery's vectors are not kept: {error}")
+        console.print(f"the gallery's vectors will not be cached: {error}")
         kept = Path(tempfile.mkdtemp(prefix="dr_keras-")) / key
         index = _opened(kept, dim, root, model, console)
     with index:
@@ -50,13 +50,13 @@ def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console
         for line in report.details():
             console.print(line)
         if not len(index):
-            raise InputError(f"{root} holds no image that can be read")
+            raise InputError(f"{root} contains no image that can be read")
         index.engine.update()
     return Index.open(kept)
 
 
 def _opened(kept: Path, dim: int, root: Path, model: str, console: Console) -> Index:
-    """The index in the cache, open for writing; a new one where there is none or a damaged one."""
+    """The cached index, open for writing; a new one if there is none or it is damaged."""
     told = False
     while True:
         try:
@@ -64,7 +64,7 @@ def _opened(kept: Path, dim: int, root: Path, model: str, console: Console) -> I
                 return Index.open(kept, write=True)
             except Locked:
                 raise
-            except RunError:  # there is none, or it is damaged: all images are embedded again
+            except RunError:  # there is none, or it is damaged: all images will be embedded again
                 return Index.create(kept, dim, root=root, model=model, replace=True)
         except Locked as error:
             if not told:

@@ -1,4 +1,4 @@
-"""What an index knows about the files of its images, so that a sync reads only those that are new or have changed."""
+"""What an index knows about its images' files, so that a sync reads only those that are new or have changed."""
 
 import threading
 from collections.abc import Collection, Iterable, Mapping
@@ -11,13 +11,13 @@ from dr_keras.index.store import Store
 
 
 class ImageFiles:
-    """The stamps of an index's images, and the files that could not be read; `Index.image_files` is one.
+    """The stamps of an index's images, and the files that could not be read; available as `Index.image_files`.
 
     Args:
-        store: the index's files.
-        searcher: the index's search, which has to see each change.
-        records: what else the index knows of its images.
-        guard: the index's lock.
+        store: The index's files.
+        searcher: The index's search, which has to see each change.
+        records: What else the index knows about its images.
+        guard: The index's lock.
     """
 
     def __init__(self, store: Store, searcher: Searcher, records: Records, guard: "threading.RLock") -> None:
@@ -27,7 +27,7 @@ class ImageFiles:
         self._guard = guard
 
     def stamps(self, ids: Collection[str] | None = None) -> dict[str, Stamp]:
-        """The stamps of those of `ids` that are in the index, by id; those of all images by default."""
+        """The stamps of the images among `ids` that are in the index, by id; of all images by default."""
         columns = "SELECT id, hash, size, mtime_ns FROM images"
         with self._guard, one_line_errors(self._store.folder):
             db = self._store.db
@@ -38,7 +38,7 @@ class ImageFiles:
             return {row[0]: row[1:] for row in found if row}
 
     def ids_by_stamp(self, size: int | None, mtime_ns: int | None) -> list[str]:
-        """The ids of the images whose files had this size in bytes and this time."""
+        """The ids of the images whose files had this size in bytes and this modification time."""
         with self._guard, one_line_errors(self._store.folder):
             wanted = "SELECT id FROM images WHERE mtime_ns = ? AND size = ?"
             return [id for (id,) in self._store.db.execute(wanted, (mtime_ns, size))]
@@ -47,7 +47,7 @@ class ImageFiles:
         """Makes images look as if their files had changed, so that they are embedded again.
 
         Raises:
-            InputError: an id is not in the index or is given twice.
+            InputError: An id is not in the index or is given twice.
         """
         with self._guard:
             rows = self._records.known_rows(ids)
@@ -55,32 +55,32 @@ class ImageFiles:
                 changes.clear_stamps(self._store, rows.values())
 
     def change_root(self, root: str, stamps: Mapping[str, Stamp]) -> None:
-        """Makes another folder the one that ids are relative to.
+        """Changes the folder that ids are relative to.
 
         Args:
-            root: its absolute path.
-            stamps: by id, the new stamps of the images whose files have others there.
+            root: Its absolute path.
+            stamps: By id, the new stamps of the images whose stamps differ there.
         """
         with self._guard, self._searcher.changing():
             self._store.set_meta("root", root)
             changes.set_stamps(self._store, stamps)
 
     def skipped(self) -> dict[str, tuple[int | None, int | None, str]]:
-        """The files that could not be read, by id: size, mtime_ns and the reason, as `skip` was given them."""
+        """The files that could not be read, by id: size, mtime_ns and the reason, as passed to `skip`."""
         with self._guard, one_line_errors(self._store.folder):
             rows = self._store.db.execute("SELECT id, size, mtime_ns, reason FROM skipped")
             return {id: (size, mtime_ns, reason) for id, size, mtime_ns, reason in rows}
 
     def skip(self, files: Mapping[str, tuple[int | None, int | None, str]]) -> None:
-        """Remembers files that could not be read, so that they are not tried again until they change.
+        """Records files that could not be read, so that they are not tried again until they change.
 
         Args:
-            files: size, mtime_ns and the reason, by id.
+            files: Size, mtime_ns and the reason, by id.
         """
         with self._guard, self._searcher.changing():
             changes.skip_files(self._store, files)
 
     def unskip(self, ids: Iterable[str]) -> None:
-        """Forgets that files could not be read, so that they are tried again."""
+        """Forgets that these files could not be read, so that they are tried again."""
         with self._guard, self._searcher.changing():
             changes.unskip_files(self._store, ids)

@@ -1,7 +1,7 @@
-"""The index: images with their vectors, labels and attributes. Every search, and every change, is all or nothing.
+"""The index: images with their vectors, labels and attributes. Every change is atomic.
 
-`dr_keras.index.store` describes its files, `dr_keras.index.approximate_search` how more than a million images are
-searched. Needs NumPy and no framework: a search for an indexed image takes as long as reading the index.
+`dr_keras.index.store` describes its files, and `dr_keras.index.approximate_search` how more than a million images are
+searched. It needs only NumPy, no framework: a search for an indexed image takes as long as reading the index.
 """
 
 import os
@@ -25,21 +25,20 @@ from dr_keras.index.vector_file import check_vectors
 
 __all__ = ["NO_CLASS", "Damage", "Entry", "Index"]
 
-MAX_GAP_SHARE = 0.25  # of rows that belong to no image; beyond it a removal compacts the vectors
+MAX_GAP_SHARE = 0.25  # of rows that belong to no image; beyond it, a removal compacts the vectors
 MIN_GAPS = 4096  # fewer are never worth compacting
 
 
 class Index:
-    """An open index, as of one moment: `refresh` shows what others have changed. Made by `create` and `open`.
+    """A snapshot of an open index; `refresh` picks up changes by others. Use `create` or `open` to get one.
 
-    One process at a time may change an index, while any number of others read it. The methods may be called from
-    several threads.
+    One process at a time may change an index, while any number of others read it. The methods are thread-safe.
 
     Attributes:
-        records: what it knows of its images besides their vectors, such as `index.records.find("tom.jpg")`.
-        image_files: what it knows about the images' files, for a sync.
-        engine: what searches it, such as `index.engine.build("hnsw")`; exact by default.
-        condition_seconds: how long evaluating the condition of a search may take; None for no limit.
+        records: What it knows about its images besides their vectors; see, for example, `index.records.find`.
+        image_files: What it knows about the images' files, for a sync.
+        engine: The search engine, exact by default; to change it, call `index.engine.build("hnsw")`, for example.
+        condition_seconds: How long evaluating the condition of a search may take; None for no limit.
 
     Example:
         >>> import tempfile
@@ -91,19 +90,19 @@ class Index:
         run: str = "",
         replace: bool = False,
     ) -> "Index":
-        """Makes an index without images and opens it for writing.
+        """Creates an empty index and opens it for writing.
 
         Args:
-            folder: where to make it; nothing may be there, or an empty folder.
+            folder: Where to create it; must not exist or must be empty.
             dim: D, the length of a vector.
-            root: the folder that ids are relative to.
-            model: what the vectors depend on, in any words; `dr_keras.Model` compares it with its own.
-            run: the run that makes the vectors, for those who open the index without naming one.
-            replace: replace an index that is there, even a damaged one.
+            root: The folder that ids are relative to.
+            model: What the vectors depend on, as any string; `dr_keras.Model` compares it with its own.
+            run: The run that computes the vectors, used when the index is opened without naming one.
+            replace: Replace an existing index, even a damaged one.
 
         Raises:
-            Locked: another process makes an index there, or writes to it.
-            RunError: something else is there, or nothing can be written there.
+            Locked: Another process is creating or writing to an index there.
+            RunError: The folder is not empty, or cannot be written to.
         """
         meta = {"root": os.path.abspath(root), "model": model, "run": run, "engine": "auto"}
         return cls(Store.create(Path(folder), dim, meta, replace=replace))
@@ -113,13 +112,13 @@ class Index:
         """Opens an index.
 
         Args:
-            folder: where it lies.
-            write: open it for changes; there is one writer at a time.
-            repair: open it even if vectors are damaged, for `verify` and `dr_keras.index.repair`.
+            folder: Where it is.
+            write: Open it for changes; there is one writer at a time.
+            repair: Open it even if vectors are damaged, for `verify` and `dr_keras.index.repair`.
 
         Raises:
-            Locked: another process writes to it.
-            RunError: there is no index, or it is damaged or of another format version.
+            Locked: Another process is writing to it.
+            RunError: There is no index, or it is damaged or has a different format version.
         """
         return cls(Store(Path(folder), write=write, repair=repair))
 
@@ -130,16 +129,16 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        """Closes the files and lets others write, once what other threads ask at the moment is answered."""
+        """Closes the files and lets others write, after waiting for calls in other threads to finish."""
         with self._guard:
             self._store.close()
 
     def held(self) -> "threading.RLock":
-        """Keeps `refresh` in other threads away while several questions are asked: `with index.held(): ...`."""
+        """Returns a lock that blocks `refresh` in other threads during several calls: `with index.held(): ...`."""
         return self._guard
 
     def refresh(self) -> bool:
-        """Moves to the newest state that a writer has finished.
+        """Moves to the latest state that a writer has committed.
 
         Returns:
             Whether there was a newer one.
@@ -152,7 +151,7 @@ class Index:
 
     @property
     def folder(self) -> Path:
-        """Where the index lies."""
+        """The folder of the index."""
         return self._store.folder
 
     @property
@@ -162,7 +161,7 @@ class Index:
 
     @property
     def run(self) -> str:
-        """The run that makes the vectors; empty where none was named."""
+        """The run that computes the vectors; empty if none was named."""
         return self._store.meta["run"]
 
     @property
@@ -177,17 +176,17 @@ class Index:
 
     @property
     def vectors(self) -> np.ndarray:
-        """(R, D) float32, memory-mapped, by row; the rows of removed images are still among them."""
+        """(R, D) float32, memory-mapped, by row, including the rows of removed images."""
         return self._store.vectors
 
     @property
     def version(self) -> int:
-        """How many changes were made to the index."""
+        """How many changes have been made to the index."""
         return self._store.meta["version"]
 
     @property
     def generation(self) -> int:
-        """How often the vectors were compacted; within a generation images keep their rows."""
+        """How often the vectors have been compacted; within a generation, images keep their rows."""
         return self._store.meta["generation"]
 
     def __len__(self) -> int:
@@ -208,11 +207,11 @@ class Index:
         Args:
             entries: n images with new ids.
             vectors: (n, D) of unit length.
-            class_names: the display names of new labels; a label without one is displayed as it is.
+            class_names: The display names of new labels; a label without one is displayed as is.
 
         Raises:
-            InputError: an id is in the index already or is given twice, or the vectors have another shape, are not
-                finite, or are not of unit length. Nothing is added then.
+            InputError: An id is already in the index or is given twice, or the vectors have the wrong shape, are not
+                finite, or are not of unit length. In that case nothing is added.
         """
         with self._guard:
             taken = self.records.rows_of([entry.id for entry in entries])
@@ -221,22 +220,22 @@ class Index:
             self._insert(entries, vectors, class_names or {})
 
     def update(self, entries: Sequence[Entry], vectors: np.ndarray | None = None) -> None:
-        """Replaces what is known of images, and their vectors where some are given.
+        """Replaces what is known about images, and their vectors if given.
 
         Args:
             entries: n images with ids that are in the index.
             vectors: (n, D) of unit length.
 
         Raises:
-            InputError: an id is not in the index or is given twice, or the vectors are refused as in `add`. Nothing is
-                changed then.
+            InputError: An id is not in the index or is given twice, or the vectors are invalid, as in `add`. In that
+                case nothing is changed.
         """
         with self._guard:
             self.records.known_rows([entry.id for entry in entries])
             self.put(entries, vectors)
 
     def put(self, entries: Sequence[Entry], vectors: np.ndarray | None) -> None:
-        """Adds the images that are new and updates the others, in one change; arguments and errors as in `update`."""
+        """Adds new images and updates existing ones in one change; arguments and errors are as in `update`."""
         with self._guard:
             ids = [entry.id for entry in entries]
             if vectors is None:
@@ -272,7 +271,7 @@ class Index:
             How many.
 
         Raises:
-            InputError: an id is not in the index or is given twice. Nothing is removed then.
+            InputError: An id is not in the index or is given twice. In that case nothing is removed.
         """
         with self._guard:
             rows = self.records.known_rows(ids)
@@ -289,7 +288,7 @@ class Index:
             self.compact()
 
     def compact(self) -> None:
-        """Rewrites the vectors without those of no image; changes do it by themselves when it is worthwhile."""
+        """Rewrites the vectors without those that belong to no image; happens automatically when it is worthwhile."""
         with self._guard:
             had_engine = self._searcher.engine is not None
             self._store.compact()
@@ -303,13 +302,13 @@ class Index:
         """Looks up an image.
 
         Args:
-            id: its id.
+            id: Its id.
 
         Returns:
-            What is known of it, and its vector (D,) float32.
+            What is known about it, and its vector (D,) float32.
 
         Raises:
-            InputError: the id is not in the index.
+            InputError: The id is not in the index.
         """
         with self._guard:
             row = self.records.known_rows([id])[id]
@@ -318,22 +317,22 @@ class Index:
     def search(
         self, vectors: np.ndarray, k: int = 30, *, where: str | None = None, exclude: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` nearest images of each vector.
+        """Finds the `k` nearest images of each vector.
 
         Args:
             vectors: (Q, D).
-            k: at least 1; more than the index holds means all of it.
-            where: a condition on the images to search, such as "label = cats AND year >= 2020"; see
+            k: At least 1; capped at the number of images.
+            where: A condition on the images to search, such as "label = cats AND year >= 2020"; see
                 `dr_keras.index.filters`.
-            exclude: (Q,) or (Q, X) rows to leave out for each query, such as its own; -1 for none.
+            exclude: (Q,) or (Q, X) rows to exclude for each query, such as its own; -1 for none.
 
         Returns:
-            rows (Q, K) int64, nearest first, and by row where distances are equal; Euclidean distances (Q, K) float32.
-            K is `k`, or less where there are fewer images. An approximate engine may find fewer images for one query
-            than for another: there the row is -1 and the distance infinite.
+            rows (Q, K) int64, nearest first and ties by row, and Euclidean distances (Q, K) float32. K is `k`, or less
+            if there are fewer images. An approximate engine may find fewer images for some queries; these are padded
+            with row -1 and an infinite distance.
 
         Raises:
-            InputError: the vectors' length is not the index's, `k` is below 1, or `where` is not a condition.
+            InputError: The vectors have the wrong length, `k` is below 1, or `where` is not a valid condition.
         """
         queries = np.ascontiguousarray(vectors, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
@@ -369,10 +368,10 @@ class Index:
             }
 
     def verify(self) -> list[Damage]:
-        """Checks everything: the database, each vector's checksum, that it is finite and of unit length, the engine.
+        """Checks the database, the checksum, finiteness and unit length of each vector, and the engine.
 
         Returns:
-            What is wrong; empty where all is well.
+            What is wrong; empty if all is well.
         """
         with self._guard, one_line_errors(self.folder):
             found = check_integrity(self._store)
@@ -380,10 +379,10 @@ class Index:
             return found + ([Damage(None, reason)] if reason else [])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Copies the index, as this object sees it, to a new place; an engine has to be built again there.
+        """Copies the index, as this object sees it, to a new folder; an engine has to be rebuilt there.
 
         Raises:
-            RunError: something is there already, or it cannot be written.
+            RunError: The folder already exists or cannot be written.
         """
         place = Path(folder)
         with self._guard, one_line_errors(place):

@@ -1,4 +1,4 @@
-"""Checks whether an index is as it was written."""
+"""Checks that an index is still as it was written."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Damage:
     """Something wrong with an index.
 
     Attributes:
-        id: the image whose vector it is, or None where it is not one image's.
-        what: what is wrong.
+        id: The image whose vector is affected, or None if it is not about a single image.
+        what: What is wrong.
     """
 
     id: str | None
@@ -25,17 +25,17 @@ class Damage:
 
 
 def check_integrity(store: Store) -> list[Damage]:
-    """What is wrong with a store: its database, its vectors, or that the two do not belong together."""
+    """Finds what is wrong with a store: its database, its vectors, or a mismatch between the two."""
     damage = [Damage(None, text) for (text,) in store.db.execute("PRAGMA integrity_check") if text != "ok"]
     rows = store.db.execute("SELECT row, id, crc FROM images ORDER BY row").fetchall()
     seen = np.zeros(store.rows, bool)
     for start in range(0, len(rows), CHECK_BLOCK_ROWS):
         part = rows[start : start + CHECK_BLOCK_ROWS]
         inside = [entry for entry in part if 0 <= entry[0] < store.rows]
-        damage += [Damage(id, "its row is not there") for row, id, _ in part if row >= store.rows]
+        damage += [Damage(id, "its row does not exist") for row, id, _ in part if row >= store.rows]
         vectors = np.ascontiguousarray(store.vectors[[row for row, _, _ in inside]])
         seen[[row for row, _, _ in inside]] = True
-        # Damaged bits can be any values, whose length may overflow and is not finite then.
+        # Damaged vectors can hold any values, so their length may overflow.
         with np.errstate(all="ignore"):
             length = lengths(vectors)
         for (_, id, crc), vector, value in zip(inside, vectors, length, strict=True):

@@ -1,4 +1,4 @@
-"""What an index knows of its images besides their vectors: ids, labels, file stamps; looked up in its database."""
+"""What an index knows about its images besides their vectors: ids, labels, file stamps; kept in its database."""
 
 import difflib
 import json
@@ -21,28 +21,28 @@ from dr_keras.index.store import Store
 if TYPE_CHECKING:
     import sqlite3
 
-NO_CLASS = "-"  # the label of an image that lies in no class folder
+NO_CLASS = "-"  # the label of an image that is not in a class folder
 MAX_SUGGESTIONS = 5
 MAX_COMPARED_NAMES = 5000  # by difflib, which is slow
-MAX_PARAMETERS = 500  # of one statement; SQLite takes 32,766, and this keeps statements short
+MAX_PARAMETERS = 500  # of one statement; SQLite allows 32,766, but this keeps statements short
 
 Stamp = tuple[bytes | None, int | None, int | None]  # SHA-256, size in bytes and mtime_ns of a file; None if unknown
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What an index knows of an image besides its vector.
+    """What an index knows about an image besides its vector.
 
     Attributes:
-        id: the image's path relative to the index's root, with forward slashes, or its whole path if it lies elsewhere;
-            unique within an index.
-        label: the name of its class folder.
+        id: The image's path relative to the index's root, with forward slashes, or its absolute path if it is outside
+            the root; unique within an index.
+        label: The name of its class folder.
         split: 'train', 'monitor' or 'validation' for images of a run's own data. Validation images can be looked up by
-            their names; a search does not return them.
+            name; a search does not return them.
         hash: SHA-256 of the file's content, 32 bytes.
-        size: the file's size in bytes.
-        mtime_ns: the time of the file's last change, in nanoseconds since 1970.
-        attributes: any values that JSON can hold, by name.
+        size: The file's size in bytes.
+        mtime_ns: The time of the file's last change, in nanoseconds since 1970.
+        attributes: Any values that JSON can hold, by name.
 
     Example:
         >>> Entry("cats/tom.jpg", label="cats", attributes={"year": 2021}).name
@@ -63,7 +63,7 @@ class Entry:
         return self.id.rpartition("/")[2]
 
     def values(self) -> tuple[Any, ...]:
-        """Label, split, hash, size, mtime_ns and attributes, as the database keeps them.
+        """Label, split, hash, size, mtime_ns and attributes, as the database stores them.
 
         Raises:
             InputError: JSON cannot hold the attributes.
@@ -76,32 +76,32 @@ class Entry:
 
 
 class Records:
-    """What an index knows of its images, as of the moment that its store is at; `Index.records` is one.
+    """What an index knows about its images, as of its store's current snapshot; available as `Index.records`.
 
     Args:
-        store: the index's files.
-        guard: the index's lock, which keeps `refresh` in other threads away while a question is answered.
+        store: The index's files.
+        guard: The index's lock, which blocks `refresh` in other threads during a query.
     """
 
     def __init__(self, store: Store, guard: "threading.RLock") -> None:
         self._store = store
         self._guard = guard
-        self._class_names: tuple[int, dict[str, str]] | None = None  # with the index's version that had them
+        self._class_names: tuple[int, dict[str, str]] | None = None  # with the index version they were read from
 
     @contextmanager
     def _reading(self) -> "Iterator[sqlite3.Connection]":
-        """The database, for one question."""
+        """The database, for one query."""
         with self._guard, one_line_errors(self._store.folder):
             yield self._store.db
 
     def entries(self, rows: Sequence[int] | np.ndarray) -> list[Entry]:
-        """What is known of the images in some rows.
+        """Returns what is known about the images in the given rows.
 
         Args:
             rows: (n,) row numbers of images, in any order.
 
         Returns:
-            An entry for each, in their order.
+            An entry for each, in the same order.
         """
         wanted = [int(row) for row in rows]
         found: dict[int, Entry] = {}
@@ -127,7 +127,7 @@ class Records:
             return db.execute("SELECT count(*) FROM images").fetchone()[0]
 
     def split_counts(self) -> dict[str, int]:
-        """How many images each split has, by its name; the images that were added later have the split ''."""
+        """How many images each split has, by name; images that were added later have the split ''."""
         with self._reading() as db:
             return dict(db.execute("SELECT split, count(*) FROM images GROUP BY split"))
 
@@ -137,7 +137,7 @@ class Records:
             return db.execute("SELECT count(DISTINCT label) FROM images").fetchone()[0]
 
     def class_names(self) -> dict[str, str]:
-        """The display name of each label; the label itself where it has no other."""
+        """The display name of each label; the label itself if it has no other."""
         with self._reading() as db:
             version = self._store.meta["version"]
             if self._class_names is None or self._class_names[0] != version:
@@ -156,11 +156,11 @@ class Records:
             return {label for (label,) in db.execute("SELECT DISTINCT label FROM images WHERE split != ''")}
 
     def row(self, id: str) -> int | None:
-        """The row of an id, or None where the index lacks it."""
+        """The row of an id, or None if it is not in the index."""
         return self.rows_of([id]).get(id)
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
-        """The rows of those ids that are in the index."""
+        """The rows of the ids that are in the index."""
         found: dict[str, int] = {}
         with self._reading() as db:
             for id in ids:
@@ -170,10 +170,10 @@ class Records:
         return found
 
     def known_rows(self, ids: Collection[str]) -> dict[str, int]:
-        """The rows of ids that have to be in the index.
+        """The rows of ids, all of which must be in the index.
 
         Raises:
-            InputError: an id is not in the index, or is given twice.
+            InputError: An id is not in the index, or is given twice.
         """
         check_unique(ids)
         rows = self.rows_of(ids)
@@ -183,14 +183,14 @@ class Records:
         return rows
 
     def find(self, name: str, *, hint: str = "") -> int:
-        """The row of an image by its id, its path, or its base name where that is unique.
+        """Finds the row of an image by its id, its path, or its base name if that is unique.
 
         Args:
-            name: the name, in either normal form of Unicode.
-            hint: what the error adds when no image has that name, such as ", and there is no such file".
+            name: The name, in either Unicode normalization form.
+            hint: What the error adds when no image has that name, such as ", and there is no such file".
 
         Raises:
-            InputError: no image has that name (the nearest names are suggested), or several have (they are listed).
+            InputError: No image has that name (similar names are suggested), or several do (they are listed).
         """
         wanted = PurePosixPath(name).as_posix()
         inside = image_id(wanted, self._store.meta["root"])
@@ -211,29 +211,29 @@ class Records:
         raise InputError(f"no image is called {name!r}{hint}" + (f". Similar names: {near}" if near else ""))
 
     def matching(self, pattern: str) -> list[str]:
-        """The ids that a person may mean by an id, a base name or a pattern.
+        """Finds the ids that match an id, a base name or a pattern.
 
         Args:
-            pattern: an id or a unique base name, or else a pattern of whole ids, in which * is any text and ? is
-                any character.
+            pattern: An id or a unique base name, or else a pattern for whole ids, in which * stands for any text and ?
+                for any character.
 
         Returns:
             The ids, sorted.
 
         Raises:
-            InputError: `pattern` has neither * nor ?, and no image has that name, or several have.
+            InputError: `pattern` has neither * nor ?, and no image has that name, or several do.
         """
         with self._reading() as db:
             if self.row(pattern) is not None:
                 return [pattern]
             if not any(sign in pattern for sign in "*?"):
                 return [self.entries([self.find(pattern)])[0].id]
-            plain = pattern.replace("[", "[[]")  # GLOB would take it for the start of a character set
+            plain = pattern.replace("[", "[[]")  # or GLOB would take it for the start of a character set
             found = db.execute("SELECT id FROM images WHERE id GLOB CAST(? AS TEXT)", (as_text(plain),))
             return sorted(id for (id,) in found)
 
     def _called(self, inside: str) -> list[tuple[int, str]]:
-        """Row and id of the images whose ids end in a path as it is written, or else in one that looks the same."""
+        """Row and id of the images whose ids end in exactly this path, or else in one that looks the same."""
         base = PurePosixPath(inside).name
         by_name = "SELECT row, id FROM images WHERE name = CAST(? AS TEXT) ORDER BY row"
         with self._reading() as db:
@@ -241,13 +241,13 @@ class Records:
             exact = [(row, id) for row, id in found if id.endswith("/" + inside) or id == inside]
             if exact or inside.isascii():
                 return exact
-            if not found:  # a form that is neither of the two: compare with every name that is not plain ASCII
+            if not found:  # in neither normalization form: compare with every name that is not plain ASCII
                 found = db.execute("SELECT row, id FROM images WHERE name GLOB '*[^ -~]*' ORDER BY row").fetchall()
         shown = same_form(inside)
         return [(row, id) for row, id in found if same_form(id) == shown or same_form(id).endswith("/" + shown)]
 
     def _similar_names(self, wanted: str) -> list[str]:
-        for length in range(len(wanted), -1, -1):  # difflib is slow, so that it sees only names that begin alike
+        for length in range(len(wanted), -1, -1):  # difflib is slow, so it sees only names with the same prefix
             start = as_text(wanted[:length])
             with self._reading() as db:
                 found = db.execute(
@@ -257,7 +257,7 @@ class Records:
                         start,
                         start + b"\xff",
                         MAX_COMPARED_NAMES,
-                    ),  # no name has this byte; names that begin so are below
+                    ),  # no name has this byte, so all names with this prefix sort below it
                 ).fetchall()
             if len(found) >= 4 * MAX_SUGGESTIONS or not length:
                 return difflib.get_close_matches(wanted, [name for (name,) in found], n=MAX_SUGGESTIONS, cutoff=0.5)
@@ -265,7 +265,7 @@ class Records:
 
 
 def check_unique(ids: Collection[str]) -> None:
-    """Raises InputError where an id is given twice."""
+    """Raises InputError if an id is given twice."""
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]

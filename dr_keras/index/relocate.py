@@ -1,4 +1,4 @@
-"""Tells an index where its collection lies now, without embedding anything again."""
+"""Tells an index where its collection is now, without embedding anything again."""
 
 import os
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from dr_keras.index.sync import CHUNK_IMAGES
 from dr_keras.index.sync_report import and_more
 from dr_keras.progress import bar
 
-SAMPLE_IMAGES = 64  # whose content is compared first, to make sure that it is the same collection
-MIN_SAME_SHARE = 0.9  # of them have to be there and unchanged; a few may have been edited or removed
+SAMPLE_IMAGES = 64  # images whose content is compared first, to make sure that it is the same collection
+MIN_SAME_SHARE = 0.9  # of them that must be there and unchanged; a few may have been edited or removed
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Moved:
     """What was found below the new root.
 
     Attributes:
-        same: how many images are there, unchanged.
-        missing: ids of images that are not there.
-        changed: ids of images whose content differs.
-        elsewhere: how many images have a whole path as their id, so that they do not depend on the root.
+        same: How many images are there, unchanged.
+        missing: Ids of images that are not there.
+        changed: Ids of images whose content differs.
+        elsewhere: How many images have an absolute path as their id, so they do not depend on the root.
     """
 
     same: int
@@ -49,23 +49,23 @@ class Moved:
 
 
 def move_index(index: Index, root: str | os.PathLike[str], *, console: Console, seed: int = 0) -> Moved:
-    """Makes `root` the folder that the ids of an index are relative to.
+    """Changes the folder that the ids of an index are relative to.
 
     The content of `SAMPLE_IMAGES` images is compared first, then the size and time of every image, and the content of
     those whose time differs. Nothing is embedded: `sync_folder` embeds images that have changed.
 
     Args:
-        index: open for writing.
-        root: where its collection lies now.
-        console: shows progress.
-        seed: chooses the sample.
+        index: Open for writing.
+        root: Where its collection is now.
+        console: Shows progress.
+        seed: Chooses the sample.
 
     Returns:
         What was found there.
 
     Raises:
-        InputError: there is no such folder, it holds another collection, or no image depends on the root.
-        RunError: the index cannot be written.
+        InputError: There is no such folder, it holds a different collection, or no image depends on the root.
+        RunError: The index cannot be written.
     """
     place = os.path.abspath(root)
     if not os.path.isdir(place):
@@ -117,7 +117,7 @@ def _same(file: str, hash: bytes | None) -> bool:
 
 
 def _found(place: str, ids: Sequence[str], known: dict[str, Stamp]) -> dict[str, Stamp | None]:
-    """The stamps of the files below the new root, None for one that is gone; those of the old time are not read."""
+    """The stamps of files below the new root, None if gone; a file with its old size and time is not read."""
     files = {id: image_path(id, place) for id in ids}
     found: dict[str, Stamp | None] = {}
     for id, file in files.items():

@@ -18,12 +18,12 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
     """Repairs what `Index.verify` finds: embeds damaged images again, and removes those whose files are gone.
 
     Args:
-        index: open for writing, with `repair=True`.
-        reader: returns how files become vectors; called only where an image has to be embedded.
-        console: shows progress, and what was removed.
+        index: Open for writing, with `repair=True`.
+        reader: Returns how files become vectors; called only if an image has to be embedded.
+        console: Shows progress, and what was removed.
 
     Raises:
-        RunError: something else is wrong with it, which cannot be repaired.
+        RunError: It also has damage that cannot be repaired.
     """
     damage = index.verify()
     ids = [one.id for one in damage if one.id is not None]
@@ -44,7 +44,7 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
     left = index.verify()
     if left:
         raise RunError(
-            f"{index.folder} cannot be repaired: {left[0].what}; move it away and make it again with "
+            f"{index.folder} cannot be repaired: {left[0].what}; move it away and recreate it with "
             f"{command('index')} add"
         )
     return report

@@ -1,4 +1,4 @@
-"""Searches an index: which of its rows may be found, by which engine, and under which condition."""
+"""Searches an index: chooses the rows that a search may return, applies conditions, and runs the engine."""
 
 import sqlite3
 import time
@@ -15,35 +15,35 @@ from dr_keras.index.exact_search import nearest, ranked
 from dr_keras.index.filters import parse_where
 from dr_keras.index.store import Store
 
-CLOCK_STEPS = 10_000  # of SQLite's virtual machine between two looks at the clock: about a millisecond
-# Neighbors more than were asked for that are ranked by their exact distances. A matrix product rounds, so that what is
-# almost equally near may come in any order.
+CLOCK_STEPS = 10_000  # steps of SQLite's virtual machine between checks of the clock: about a millisecond
+# Extra neighbors that are ranked by their exact distances. A matrix product rounds, so neighbors at almost the same
+# distance may come in any order.
 SPARE_NEIGHBORS = 32
 
 
 class Searcher:
-    """The search of a store, as of the moment that it is at; callers keep other threads from refreshing meanwhile.
+    """Searches the current snapshot of a store; callers keep other threads from refreshing it meanwhile.
 
     Args:
-        store: the index's files.
+        store: The index's files.
 
     Attributes:
-        engine: the approximate engine that searches, or None where every vector is compared.
+        engine: The approximate engine in use, or None if every vector is compared.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.engine: EngineInfo | None = None
         self._loaded: ApproximateSearch | None = None
-        # (N,) the rows that a search may return. None stands for all rows, which is the usual case, and saves memory.
+        # (N,) the rows that a search may return. None means all rows, which is the usual case and saves memory.
         self._searchable: np.ndarray | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads what searches need of the state that the store is at.
+        """Reads what searches need from the store's current state.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: It cannot be read.
         """
         with one_line_errors(self._store.folder):
             rows = self._store.db.execute("SELECT row FROM hidden ORDER BY row")
@@ -69,25 +69,25 @@ class Searcher:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """A transaction of the store; afterwards searches see its result. Raises as `Store.transaction`."""
+        """A transaction of the store; afterwards searches see its result. Raises the errors of `Store.transaction`."""
         try:
             with self._store.transaction():
                 yield
         finally:
-            with suppress(RunError):  # what is wrong was raised above, or will be when the index is used next
+            with suppress(RunError):  # the error was raised above, or will be at the next use of the index
                 self.refresh()
 
     def search(
         self, queries: np.ndarray, k: int, where: str | None, exclude: np.ndarray, condition_seconds: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` nearest images of each query; see `dr_keras.index.index.Index.search`.
+        """Finds the `k` nearest images of each query; see `dr_keras.index.index.Index.search`.
 
         Args:
             queries: (Q, D) float32.
-            k: at least 1.
-            where: a condition on the images to search, or None.
-            exclude: (Q, X) rows to leave out for each query; -1 for none.
-            condition_seconds: how long evaluating the condition may take; None for no limit.
+            k: At least 1.
+            where: A condition on the images to search, or None.
+            exclude: (Q, X) rows to exclude for each query; -1 for none.
+            condition_seconds: How long evaluating the condition may take; None for no limit.
 
         Returns:
             rows (Q, K) int64 and Euclidean distances (Q, K) float32, nearest first.
@@ -129,7 +129,7 @@ class Searcher:
             db.set_progress_handler(None, 0)
 
     def _candidates(self, queries: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
-        """Rows (Q, C) among which the k nearest are, all of them or nearly so; -1 where there are fewer."""
+        """Rows (Q, C) that include all or nearly all of the k nearest, padded with -1."""
         engine = self._load_engine()
         if engine is None:
             return self._exact(queries, k, searchable)
@@ -143,7 +143,7 @@ class Searcher:
                 return self._exact(queries, k, searchable)
         rows = engine.search(queries, k, head)
         few = (rows >= 0).sum(axis=1) < min(k, built if head is None else len(head))
-        if few.any():  # the rows that may be found are far from these queries: only an exact search finds them
+        if few.any():  # the allowed rows are far from these queries: only an exact search finds them
             found = self._exact(queries[few], k, head if head is not None else np.arange(built))
             wide = np.full((len(rows), max(rows.shape[1], found.shape[1])), -1)
             wide[:, : rows.shape[1]] = rows
@@ -156,7 +156,7 @@ class Searcher:
         return nearest(queries, self._store.vectors, k + SPARE_NEIGHBORS, rows=rows, unit=True)[0]
 
     def _load_engine(self) -> ApproximateSearch | None:
-        """The engine, or None where there is none, or where a writer has just replaced it."""
+        """The engine, or None if there is none or a writer has just replaced it."""
         if self._loaded is None and self.engine is not None:
             with suppress(FileNotFoundError):
                 self._loaded = approximate_search.load_engine(self._store.folder, self.engine)

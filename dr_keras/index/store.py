@@ -1,15 +1,15 @@
 """The files of an index: an SQLite database that describes the images, and one file of vectors that only ever grows.
 
-    index.sqlite       what is known of each image and the row of its vector; which rows are hidden from searches
+    index.sqlite       what is known about each image, the row of its vector, and which rows are hidden from searches
     vectors-G.f32      float32 (rows, D), row after row; G counts how often it was rewritten without its gaps
-    engine-....faiss   where one was built: an approximate index of the first rows, made from the vectors
-    map.npz            where `index.py map` made one: where images lie in the page's map (`dr_keras.index.umap_layout`)
+    engine-....faiss   optional: an approximate index of the first rows, built from the vectors
+    map.npz            optional, from `index.py map`: positions on the page's map (`dr_keras.index.umap_layout`)
     lock               held by the one process that writes
 
-A change first appends its vectors behind the rows in use and brings them to the disk, then commits its transaction. If
-the process is killed before that, nothing has changed: the next change overwrites what lies behind the rows in use. A
-row in use is never written again, so readers may map the file while others write. A reader keeps one SQLite snapshot
-until it asks for a newer one; with a write-ahead log, readers and the writer do not wait for each other.
+A change first appends its vectors after the rows in use and flushes them to disk, then commits its transaction. If the
+process is killed before the commit, nothing has changed: the next change overwrites what follows the rows in use. A
+row in use is never overwritten, so readers may map the file while others write. A reader keeps one SQLite snapshot
+until it asks for a newer one; with a write-ahead log, readers and the writer do not block each other.
 """
 
 import json
@@ -60,27 +60,27 @@ REFRESH_POLL_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class _State:
-    """What a store sees: its meta values, and its vectors (rows, D) float32."""
+    """A snapshot of a store: its meta values, and its vectors (rows, D) float32."""
 
     meta: dict[str, Any]
     vectors: np.ndarray
 
 
 class Store:
-    """The files of one index, as of one moment; `refresh` moves on to the newest state. See the module's docstring.
+    """A snapshot of the files of one index; `refresh` moves it to the latest state. See the module's docstring.
 
     Args:
-        folder: where `create` made it.
-        write: take the lock and allow changes.
-        repair: open the index even if its vectors are damaged; what is missing from their file reads as zeros.
-        lock: a lock of the folder that is held already; the store releases it.
+        folder: Where `create` made it.
+        write: Take the lock and allow changes.
+        repair: Open the index even if its vectors are damaged; what is missing from their file reads as zeros.
+        lock: The folder's lock if it is already held; the store releases it.
 
     Attributes:
-        folder: the folder.
+        folder: The folder.
 
     Raises:
-        Locked: another process writes to the index.
-        RunError: there is no index, or it is damaged.
+        Locked: Another process is writing to the index.
+        RunError: There is no index, or it is damaged.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._lock = lock
         self._repair = repair
-        self._checked_rows = 0  # the first rows, whose checksums were compared
-        self._copied: FileVersion | None = None  # of the database, where a copy of it is read
+        self._checked_rows = 0  # number of leading rows whose checksums were compared
+        self._copied: FileVersion | None = None  # of the database, if a copy of it is read
         try:
             if not (folder / DATABASE).is_file():
                 raise RunError(f"{folder} is not an index: {folder / DATABASE} does not exist")
@@ -107,17 +107,17 @@ class Store:
 
     @classmethod
     def create(cls, folder: Path, dim: int, meta: dict[str, Any], *, replace: bool = False) -> "Store":
-        """Makes the files of an index without images and opens them for writing.
+        """Creates the files of an empty index and opens them for writing.
 
         Args:
-            folder: where to make them; nothing may be there, or an empty folder.
+            folder: Where to create them; must not exist or must be empty.
             dim: D, the length of a vector.
-            meta: more to keep with the index; plain values.
-            replace: replace an index that is there, even a damaged one.
+            meta: More plain values to store with the index.
+            replace: Replace an existing index, even a damaged one.
 
         Raises:
-            Locked: another process makes an index there, or writes to it.
-            RunError: something else is there, or nothing can be written there.
+            Locked: Another process is creating or writing to an index there.
+            RunError: The folder is not empty, or cannot be written to.
         """
         with one_line_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class Store:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What was kept by `set_meta`, with `dim`, `generation`, `rows` and `version`."""
+        """The values stored by `set_meta`, with `dim`, `generation`, `rows` and `version`."""
         return self._seen().meta
 
     @property
@@ -171,16 +171,16 @@ class Store:
         return self.folder / vectors_name(self.meta["generation"])
 
     def refresh(self) -> bool:
-        """Moves to the newest state.
+        """Moves to the latest state.
 
         Returns:
-            Whether it differs from the state before.
+            Whether it differs from the previous one.
 
         Raises:
-            RunError: the newest state cannot be read. The store cannot be used until a refresh succeeds.
+            RunError: The latest state cannot be read. The store cannot be used until a refresh succeeds.
         """
         try:
-            # Other threads may ask for the state meanwhile: they get the old one until the new one is complete.
+            # Other threads that ask for the state meanwhile get the old one until the new one is complete.
             state = self._newest()
         except BaseException:
             self._state = None
@@ -206,7 +206,7 @@ class Store:
                     vectors = self._map(file, meta["rows"], meta["dim"])
                     break
                 except FileNotFoundError:
-                    # Between the two steps a writer has replaced the file of vectors.
+                    # A writer replaced the vector file between the two steps.
                     self._db.execute("COMMIT")
                     if attempt == REFRESH_ATTEMPTS - 1:
                         raise RunError(f"{self.folder} is damaged: {file} does not exist") from None
@@ -222,13 +222,13 @@ class Store:
         meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
         if meta.get("format") != FORMAT:
             raise RunError(
-                f"{self.folder} has index format {meta.get('format')}, this version reads {FORMAT}; "
-                f"move it away and make it again with {command('index')} add"
+                f"{self.folder} has index format {meta.get('format')}, but this version reads format {FORMAT}; "
+                f"move it away and recreate it with {command('index')} add"
             )
         return meta
 
     def _connect(self) -> None:
-        """Opens the database, or opens it again where a copy of it is read and the file has changed."""
+        """Opens the database, or reopens it if a copy is being read and the file has changed."""
         if self._copied is not None and self._copied != file_version(self.folder / DATABASE):
             assert self._db is not None
             self._db.close()
@@ -240,7 +240,7 @@ class Store:
         return map_vectors(file, rows, dim, repair=self._repair)
 
     def _compare(self, db: sqlite3.Connection, file: Path, vectors: np.ndarray) -> None:
-        """Compares the checksums of the segments that were not compared before."""
+        """Compares the checksums of the segments that have not been compared yet."""
         if any(True for _ in damaged_segments(db, vectors, self._checked_rows)):
             raise RunError(
                 f"{file} was altered or damaged: a checksum differs; find out what is lost with "
@@ -250,13 +250,13 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Makes a change, all of it or, on an error, nothing of it; afterwards the store is at the new state.
+        """Makes a change atomically; afterwards the store is at the new state.
 
         Yields:
             The connection, inside a write transaction.
 
         Raises:
-            RunError: the disk is full, the folder may not be written, or the index was opened for reading.
+            RunError: The disk is full, the folder cannot be written to, or the index was opened for reading.
         """
         if self._lock is None:
             raise RunError(f"{self.folder} was opened for reading; open it with write=True")
@@ -277,14 +277,14 @@ class Store:
         self.refresh()
 
     def set_meta(self, key: str, value: Any) -> None:
-        """Keeps a plain value, inside a transaction."""
+        """Stores a plain value, inside a transaction."""
         self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def append(self, vectors: np.ndarray) -> int:
-        """Writes vectors (n, D) behind the rows in use, inside a transaction, at most once in it.
+        """Writes vectors (n, D) after the rows in use; call it at most once per transaction.
 
         Returns:
-            The row of the first.
+            The row of the first vector.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         start = self.rows
@@ -295,15 +295,15 @@ class Store:
                 sync_data(file)
             except OSError:
                 with suppress(OSError):
-                    file.truncate(end)  # free what was written in vain on a full disk
+                    file.truncate(end)  # free the space, such as on a full disk
                 raise
         self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (start, len(vectors), zlib.crc32(vectors.data)))
         self.set_meta("rows", start + len(vectors))
-        self._checked_rows = start + len(vectors)  # if the transaction fails, there are fewer rows than that
+        self._checked_rows = start + len(vectors)  # more than there are rows, if the transaction fails
         return start
 
     def compact(self) -> None:
-        """Rewrites the vectors without the rows of no image; rows get new numbers, and the engine is dropped."""
+        """Rewrites the vectors without rows that belong to no image; renumbers the rows and drops the engine."""
         generation = self.meta["generation"] + 1
         file = self.folder / vectors_name(generation)
         old_file = self.vectors_file
@@ -321,7 +321,7 @@ class Store:
                 self.set_meta("generation", generation)
                 self.forget_engine()
         except BaseException:
-            # The error may have come after the commit, while the result was read: then the file is needed.
+            # If the error came after the commit, while the result was read, the file is needed.
             if self._state is not None and self.meta["generation"] != generation:
                 file.unlink(missing_ok=True)
             raise
@@ -330,11 +330,11 @@ class Store:
             self.remove_file(old_engine)
 
     def forget_engine(self) -> None:
-        """Drops the description of the engine, inside a transaction; which one was chosen stays."""
+        """Drops the description of the engine, inside a transaction, but keeps the choice of engine."""
         self.db.execute(FORGET_ENGINE)
 
     def _remove_strays(self) -> None:
-        """Removes what a killed process has left behind."""
+        """Removes what a killed process left behind."""
         known = {self.vectors_file.name, self.meta.get("engine_file")}
         with one_line_errors(self.folder):
             for file in self.folder.iterdir():
@@ -342,15 +342,15 @@ class Store:
                     self.remove_file(file.name)
 
     def remove_file(self, name: str) -> None:
-        """Removes a file from the folder; Windows keeps one that a process has open, and the next writer removes it."""
+        """Removes a file from the folder; on Windows, a file in use is left for the next writer to remove."""
         with suppress(PermissionError) if os.name == "nt" else nullcontext():
             (self.folder / name).unlink(missing_ok=True)
 
     def copy(self, folder: Path) -> None:
-        """Copies the state that the store is at to a new place, without its engine.
+        """Copies the store's current state to a new folder, without its engine.
 
         Raises:
-            RunError: something is there already, or it cannot be written.
+            RunError: The folder already exists or cannot be written.
         """
         with one_line_errors(folder):
             if folder.exists():
@@ -366,7 +366,7 @@ class Store:
                 write_rows(temporary / self.vectors_file.name, self.vectors, np.arange(self.rows))
 
     def file_bytes(self) -> int:
-        """The size of all files in the folder, from which a writer may remove some meanwhile."""
+        """The total size of the files in the folder; a writer may remove some of them meanwhile."""
         size = 0
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):
@@ -389,11 +389,11 @@ class Store:
 
 
 def _renumber(db: sqlite3.Connection, kept: np.ndarray) -> None:
-    """Gives the images in the rows `kept`, (n,) int64 ascending, the rows 0 to n - 1."""
+    """Renumbers the images in rows `kept`, (n,) int64 ascending, to rows 0 to n - 1."""
     hidden = {row for (row,) in db.execute("SELECT row FROM hidden")}
     db.execute("DELETE FROM hidden")
     still_hidden = ((new,) for new, old in enumerate(kept.tolist()) if old in hidden)
     db.executemany("INSERT INTO hidden VALUES (?)", still_hidden)
-    # In ascending order each new number is free: it is never above the old one.
+    # In ascending order each new number is free, as it never exceeds the old one.
     moved = ((new, old) for new, old in enumerate(kept.tolist()) if new != old)
     db.executemany("UPDATE images SET row = ? WHERE row = ?", moved)

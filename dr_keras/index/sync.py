@@ -1,4 +1,4 @@
-"""Brings images on the disk into an index: only what is new or has changed is read, and what is gone can be removed."""
+"""Syncs an index with images on disk: reads only new or changed files, and can remove images whose files are gone."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ from dr_keras.progress import bar
 # Images that are decoded, embedded and committed together: the most that a killed process loses. Each chunk starts
 # child processes for decoding, which takes a third of a second.
 CHUNK_IMAGES = 8192
-CHUNK_BYTES = 256 * 2**20  # of their pixels; large images come in smaller chunks
+CHUNK_BYTES = 256 * 2**20  # of pixels per chunk; large images come in smaller chunks
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Reader:
 
     Attributes:
         embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
-        size, resize: how images are decoded, see `dr_keras.data.images.decode`.
+        size, resize: How images are decoded, see `dr_keras.data.images.decode`.
     """
 
     embed: Callable[[np.ndarray], np.ndarray]
@@ -52,29 +52,29 @@ def add_files(
     attributes: Mapping[str, Any] | None = None,
     console: Console,
 ) -> SyncReport:
-    """Adds files and all images below folders; those that are in the index and have not changed are left alone.
+    """Adds files and all images below folders; indexed images that have not changed are left alone.
 
-    A file that several paths lead to, through symbolic or hard links, is one image and is added once.
+    A file that can be reached by several paths, through symbolic or hard links, is one image and is added once.
 
     Args:
-        index: open for writing.
-        paths: files and folders.
-        reader: how files become vectors.
-        label: the class of all of them. By default the innermost folder that is a class of the run's own data, else the
-            first folder below the given one; train/, val/ and the like are passed over.
-        attributes: set on all of them; an image keeps the other attributes that it has.
-        console: shows progress.
+        index: Open for writing.
+        paths: Files and folders.
+        reader: How files become vectors.
+        label: The class of all of them. By default the innermost folder that is a class of the run's own data, else the
+            first folder below the given one; train/, val/ and the like are skipped.
+        attributes: Set on all of them; an image keeps its other attributes.
+        console: Shows progress.
 
     Returns:
-        What was done. Images are committed in chunks of `CHUNK_IMAGES`; when it is stopped, the next call continues.
+        What was done. Images are committed in chunks of `CHUNK_IMAGES`; after an interruption, the next call continues.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no image.
-        RunError: the index cannot be written.
+        InputError: A path does not exist, or a folder holds no image.
+        RunError: The index cannot be written.
     """
     walker = Walker()
-    files: dict[str, str] = {}  # by path, the class that its folder gives it
-    again = []  # files that were named themselves are tried even if they could not be read before
+    files: dict[str, str] = {}  # by path, the class given by its folder
+    again = []  # files that were named explicitly are tried even if they could not be read before
     for path in paths:
         place = os.path.abspath(path)
         if os.path.isdir(place):
@@ -106,22 +106,22 @@ def sync_folder(
     empty: bool = False,
     remove_missing: bool = False,
 ) -> SyncReport:
-    """Makes the index agree with a folder: adds images, embeds changed ones again, and finds those that are gone.
+    """Syncs the index with a folder: adds images, embeds changed ones again, and finds those that are gone.
 
     Args:
-        index: open for writing.
-        folder: the folder; the index keeps images that lie elsewhere, or in folders that cannot be read.
-        reader: how files become vectors.
-        console: shows progress.
-        empty: accept a folder without images; else it is taken for a disk that is not mounted.
-        remove_missing: remove from the index the images that are gone.
+        index: Open for writing.
+        folder: The folder; the index keeps images that are elsewhere, or in folders that cannot be read.
+        reader: How files become vectors.
+        console: Shows progress.
+        empty: Accept a folder without images; else it is taken for a disk that is not mounted.
+        remove_missing: Remove from the index the images that are gone.
 
     Returns:
         What was done.
 
     Raises:
-        InputError: the folder does not exist, cannot be read, or holds no image.
-        RunError: the index cannot be written.
+        InputError: The folder does not exist, cannot be read, or holds no image.
+        RunError: The index cannot be written.
     """
     place = os.path.abspath(folder)
     if not os.path.isdir(place):
@@ -146,13 +146,13 @@ def sync_folder(
 
 
 def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]) -> Callable[[str], bool]:
-    """A function that tells whether the image of an id was in a folder and is no longer there.
+    """Returns a function that tells whether the image with an id was in a folder and is no longer there.
 
     Args:
-        root: the folder that ids are relative to.
-        folder: the absolute path of the folder.
-        found: the images found in it.
-        unlisted: files and folders in it that could not be accessed, so that what is in them may be there still.
+        root: The folder that ids are relative to.
+        folder: The absolute path of the folder.
+        found: The images found in it.
+        unlisted: Files and folders in it that could not be accessed, so their content may still be there.
     """
     present = {image_id(file, root) for file in found}
     inside = os.path.join(folder, "")
@@ -160,7 +160,7 @@ def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]
 
     def gone(id: str) -> bool:
         file = image_path(id, root)
-        if id in present or not file.startswith(inside) or os.path.lexists(file):  # a named file may have any ending
+        if id in present or not file.startswith(inside) or os.path.lexists(file):  # a named file may have any suffix
             return False
         return file not in unlisted and not file.startswith(unknown)
 
@@ -168,10 +168,10 @@ def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]
 
 
 def _classes(files: Iterable[str], place: str) -> dict[str, str]:
-    """The class of each file below a folder: the first folder on the way to it, or the one below a split's folder."""
+    """The class of each file below a folder: the first folder in its path, or the first one below a split's folder."""
     try:
         splits = data_folder(Path(place))[1]
-    except InputError:  # ambiguous; training has to know, but here a class is only a name
+    except InputError:  # ambiguous, which matters for training, but here a class is only a name
         splits = None
 
     def is_split(folder: str) -> bool:
@@ -197,12 +197,12 @@ def take_files(
     attributes: Mapping[str, Any] | None,
     console: Console,
 ) -> SyncReport:
-    """Adds the files that are new, and embeds again those that have changed.
+    """Adds new files and embeds changed ones again.
 
     Args:
-        index: open for writing.
-        files: the class that its folder gives each file, by absolute path.
-        reader, label, attributes, console: as in `add_files`.
+        index: Open for writing.
+        files: The class that each file gets from its folder, by absolute path.
+        reader, label, attributes, console: As in `add_files`.
 
     Returns:
         What was done.
@@ -241,7 +241,7 @@ def take_files(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Takes new or changed files into an index, a chunk at a time."""
+    """Adds new and changed files to an index, one chunk at a time."""
 
     index: Index
     reader: Reader
@@ -256,7 +256,7 @@ class _Batch:
         """Returns how many were added, how many were embedded again, and the reason for each id that was not read."""
         index, ids, known = self.index, self.ids, self.known
         stamps = dict(zip(files, file_stamps(files), strict=True))
-        # A file is not embedded again if only its time has changed and not its content.
+        # A file is not embedded again if its time has changed but its content has not.
         same = {
             file for file in files if ids[file] in known and stamps[file][0] and known[ids[file]][0] == stamps[file][0]
         }
@@ -280,10 +280,10 @@ class _Batch:
         return Entry(id, own, "", *stamp, dict(self.attributes or {}))
 
     def _keep_failures(self, failures: Mapping[str, str], stamps: Mapping[str, Stamp]) -> None:
-        """Remembers what is not an image, and removes it.
+        """Records files that are not valid images, and removes them from the index.
 
-        A file that cannot be opened now, or whose decoder is not installed, may be read later: the index keeps what it
-        knows of it.
+        A file that cannot be opened now, or whose decoder is not installed, may become readable later, so the index
+        keeps its entry.
         """
         broken = {
             self.ids[file]: (*stamps[file][1:], reason)
@@ -307,7 +307,7 @@ def _other_name(index: Index, file: str, status: tuple[int | None, int | None]) 
 
 
 def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attributes: Mapping[str, Any] | None) -> Entry:
-    """What is known of an image, with what is new about it."""
+    """The entry of an image, updated with the given values."""
     entry = index.records.entries([index.records.known_rows([id])[id]])[0]
     hash, size, time = stamp or (entry.hash, entry.size, entry.mtime_ns)
     return replace(
@@ -321,6 +321,6 @@ def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attribut
 
 
 def _class(id: str, classes: set[str], default: str) -> str:
-    """The innermost folder of an id that is one of `classes`, or else the default."""
+    """The innermost folder of an id that is in `classes`, else the default."""
     folders = [part for part in id.split("/")[:-1] if part]
     return next((part for part in reversed(folders) if part in classes), default)

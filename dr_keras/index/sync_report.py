@@ -1,4 +1,4 @@
-"""What a sync has done, in numbers and in lines for people."""
+"""What a sync did, as counts and as lines to print."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dr_keras.data.folders import Trouble
 
-MAX_LINES = 10  # names, and reasons, that a report lists of each kind
+MAX_LINES = 10  # that a report lists for each kind of problem
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class SyncReport:
     """What was done.
 
     Attributes:
-        added, updated, unchanged, removed: how many images were added, embedded again, left as they were, and removed.
-        unread: the reason for each file, by id, that looks like an image and could not be read.
-        missing: the ids of images whose files are gone from the folder.
-        unlisted: folders and files that could not be accessed, with the reason; the index keeps what lies in them.
+        added, updated, unchanged, removed: How many images were added, embedded again, left as they were, and removed.
+        unread: For each file that looks like an image but could not be read, the reason, by id.
+        missing: The ids of images whose files are gone from the folder.
+        unlisted: Folders and files that could not be accessed, with the reason; the index keeps what is in them.
     """
 
     added: int = 0
@@ -46,7 +46,7 @@ class SyncReport:
         return ", ".join(parts)
 
     def details(self) -> list[str]:
-        """Lines that name what `str` only counts, the first `MAX_LINES` of each kind."""
+        """Lines that name what `str` only counts, up to `MAX_LINES` of each kind."""
         by_reason = defaultdict(list)
         for id, reason in self.unread.items():
             by_reason[reason].append(id)

@@ -1,7 +1,7 @@
-"""A two-dimensional layout of an index by UMAP (McInnes et al. 2018), in which similar images lie close together.
+"""A two-dimensional UMAP layout of an index (McInnes et al. 2018), in which similar images are close together.
 
-`index.py map` makes it, which takes a minute, and keeps it in the index's folder; `serve.py` shows it. It is fitted on
-some of the images. All others, including later ones and queries, are placed between their nearest fitted images.
+`index.py map` computes it, which takes a minute, and saves it in the index's folder; `serve.py` shows it. It is fitted
+on a sample of the images. All others, including later ones and queries, are placed between their nearest fitted images.
 """
 
 import warnings
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 LAYOUT_FILE = "map.npz"
 FIT_IMAGES = 20_000  # images that the map is fitted on: a minute on two cores
 MIN_IMAGES = 30  # fewer have no neighborhoods to lay out
-UMAP_NEIGHBORS = 15  # images that should lie near an image: UMAP's default
-MIN_DISTANCE, SPREAD = 0.8, 2.0  # of UMAP: wide, so that images can be looked at one by one
+UMAP_NEIGHBORS = 15  # images that should be placed near an image: UMAP's default
+MIN_DISTANCE, SPREAD = 0.8, 2.0  # of UMAP: wide, so that images can be viewed one by one
 ANCHORS = 4  # fitted images between which any other is placed
 CENTRAL_SHARE = 0.998  # of the images are within -1 and 1 on the longer side
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images lie.
+    """Positions of images on the map.
 
     Attributes:
         vectors: (F, D) float32, of the images that the layout was fitted on.
         points: (F, 2) float32, nearly all within -1 and 1.
-        model: what the vectors depend on, as in `Index.model`.
+        model: What the vectors depend on, as in `Index.model`.
     """
 
     vectors: np.ndarray
@@ -43,7 +43,7 @@ class Layout:
     model: str
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Places images between their nearest fitted ones, closer to the more similar.
+        """Places images between their nearest fitted images, closer to the more similar ones.
 
         Args:
             vectors: (N, D).
@@ -53,7 +53,7 @@ class Layout:
         """
         vectors = np.asarray(vectors, np.float32)
         rows, _ = nearest(vectors, self.vectors, ANCHORS)
-        weights = 1 / (distances(vectors, self.vectors, rows) + 1e-6)  # a fitted image keeps its place
+        weights = 1 / (distances(vectors, self.vectors, rows) + 1e-6)  # a fitted image keeps its position
         weights /= weights.sum(axis=1, keepdims=True)
         return np.einsum("nk,nkc->nc", weights, self.points[rows]).astype(np.float32)
 
@@ -61,7 +61,7 @@ class Layout:
         """Writes it into an index's folder.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: It cannot be written.
         """
         try:
             with new_file(folder / LAYOUT_FILE) as temporary, temporary.open("wb") as file:
@@ -71,10 +71,10 @@ class Layout:
 
     @classmethod
     def load(cls, index: "Index") -> "Layout | None":
-        """Reads the layout of an index; None where there is none, or where it is of another model.
+        """Reads the layout of an index; None if there is none or it is from another model.
 
         Raises:
-            RunError: it is damaged.
+            RunError: It is damaged.
         """
         file = index.folder / LAYOUT_FILE
         try:
@@ -82,7 +82,7 @@ class Layout:
                 made = cls(kept["vectors"], kept["points"], str(kept["model"]))
         except FileNotFoundError:
             return None
-        except Exception as error:  # zipfile, zlib and NumPy raise anything on bytes that they did not write
+        except Exception as error:  # zipfile, zlib and NumPy may raise anything on damaged files
             raise RunError(f"{file} is damaged: {error}; make it again with {command('index')} map") from None
         if made.model != index.model or made.vectors.shape[1:] != (index.dim,):
             return None
@@ -93,26 +93,26 @@ def fit_umap(index: "Index", seed: int = 0) -> Layout:
     """Lays out the images that a search may return.
 
     Args:
-        index: an index of at least `MIN_IMAGES` images.
-        seed: the same seed gives the same layout.
+        index: An index of at least `MIN_IMAGES` images.
+        seed: The same seed gives the same layout.
 
     Returns:
         The layout; `Layout.save` keeps it.
 
     Raises:
-        InputError: there are too few.
-        MissingPackage: umap-learn is not installed.
+        InputError: There are too few images.
+        MissingPackage: Umap-learn is not installed.
     """
     rows = index.searched_rows()
     if len(rows) < MIN_IMAGES:
-        raise InputError(f"{len(rows)} images are too few for a map by UMAP; at least {MIN_IMAGES} are needed")
+        raise InputError(f"{len(rows)} images are too few for a UMAP map; at least {MIN_IMAGES} are needed")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about TensorFlow, which only its parametric variant needs
+            warnings.simplefilter("ignore")  # about TensorFlow, which only parametric UMAP needs
             from umap import UMAP
     except ImportError as error:
         raise MissingPackage(
-            f"a map by UMAP needs umap-learn ({error}); install it with pip install 'dr_keras[map]'"
+            f"a UMAP map needs umap-learn ({error}); install it with pip install 'dr_keras[map]'"
         ) from None
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:FIT_IMAGES])
     vectors = np.array(index.vectors[chosen])

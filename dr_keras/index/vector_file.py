@@ -1,4 +1,4 @@
-"""The file of an index's vectors: float32, row after row, without a header; it only ever grows."""
+"""The file of an index's vectors: float32, row after row, without a header; append-only."""
 
 import io
 import os
@@ -13,32 +13,32 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.invocation import command
 
 VALUE_BYTES = 4
-# Files up to this size are compared with their checksums whenever they are opened, which takes a tenth of a second.
+# Files up to this size are checked against their checksums whenever they are opened, which takes a tenth of a second.
 QUICK_CHECK_BYTES = 128 * 2**20
 COPY_BLOCK_ROWS = 65536  # vectors copied at a time
 LENGTH_TOLERANCE = 1e-3  # how far a vector's length may be from 1; half precision leaves 5e-4
 
 
 def vectors_name(generation: int) -> str:
-    """The name of the file of vectors; `generation` counts how often they were rewritten without gaps."""
+    """The name of the vector file; `generation` counts how often it was rewritten without gaps."""
     return f"vectors-{generation}.f32"
 
 
 def map_vectors(file: Path, rows: int, dim: int, *, repair: bool) -> np.ndarray:
-    """Maps the first rows of a file of vectors into memory.
+    """Maps the first rows of a vector file into memory.
 
     Args:
-        file: the file.
-        rows: how many rows are in use.
+        file: The file.
+        rows: How many rows are in use.
         dim: D, the length of a vector.
-        repair: read rows that are missing from the file as zeros instead of raising.
+        repair: Read rows that are missing from the file as zeros instead of raising.
 
     Returns:
         (rows, D) float32, read-only.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        RunError: the file is too short.
+        FileNotFoundError: There is no such file.
+        RunError: The file is too short.
     """
     size = file.stat().st_size
     wanted = rows * dim * VALUE_BYTES
@@ -56,7 +56,7 @@ def map_vectors(file: Path, rows: int, dim: int, *, repair: bool) -> np.ndarray:
 
 
 def write_at(file: io.FileIO, vectors: np.ndarray, offset: int) -> None:
-    """Writes contiguous vectors at an offset in bytes of a file that is opened without a buffer."""
+    """Writes contiguous vectors to an unbuffered file at an offset in bytes."""
     file.seek(offset)
     data = vectors.data.cast("B")
     while data:
@@ -64,17 +64,17 @@ def write_at(file: io.FileIO, vectors: np.ndarray, offset: int) -> None:
 
 
 def sync_data(file: io.FileIO) -> None:
-    """Brings a file's content to the disk; its times may follow later, where the system makes a difference."""
+    """Flushes a file's content to disk; where the system allows it, its timestamps may follow later."""
     getattr(os, "fdatasync", os.fsync)(file.fileno())
 
 
 def write_rows(file: Path, vectors: np.ndarray, rows: np.ndarray) -> int:
-    """Writes chosen vectors to a new file and brings it to the disk.
+    """Writes selected vectors to a new file and flushes it to disk.
 
     Args:
-        file: the file to make.
+        file: The file to create.
         vectors: (R, D) float32.
-        rows: (n,) int64, which of them to write, in this order.
+        rows: (n,) int64, the rows to write, in this order.
 
     Returns:
         The CRC-32 of what was written.
@@ -91,12 +91,12 @@ def write_rows(file: Path, vectors: np.ndarray, rows: np.ndarray) -> int:
 
 
 def damaged_segments(db: sqlite3.Connection, vectors: np.ndarray, start: int = 0) -> Iterator[tuple[int, int]]:
-    """The segments, each written by one change, whose checksum differs.
+    """Finds the segments, each written by one change, whose checksum differs.
 
     Args:
-        db: the index's database.
+        db: The index's database.
         vectors: (R, D) float32.
-        start: the row of the first segment to check.
+        start: The row of the first segment to check.
 
     Yields:
         The first row and the number of rows of each.
@@ -107,17 +107,17 @@ def damaged_segments(db: sqlite3.Connection, vectors: np.ndarray, start: int = 0
 
 
 def check_vectors(vectors: np.ndarray, count: int, dim: int) -> np.ndarray:
-    """Vectors as an index keeps them.
+    """Checks vectors and converts them to the form that an index stores.
 
     Args:
-        vectors: what was given.
-        count, dim: the shape that it should have.
+        vectors: The given vectors.
+        count, dim: The shape that they should have.
 
     Returns:
         (count, dim) float32, contiguous.
 
     Raises:
-        InputError: it has another shape, or a vector is not finite or not of unit length.
+        InputError: They have another shape, or a vector is not finite or not of unit length.
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
     if vectors.shape != (count, dim):

@@ -1,4 +1,4 @@
-"""The index of a run's own images, written at once."""
+"""Writes the index of a run's own images in one go."""
 
 import os
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ def write_index(
     run: str = "",
     stamps: Sequence[Stamp] | None = None,
 ) -> None:
-    """Writes the index of a catalog's images, replacing what is there; it appears complete or not at all.
+    """Writes the index of a catalog's images atomically, replacing an existing one.
 
     Args:
-        folder: where to write it.
+        folder: Where to write it.
         catalog: M images. A search returns training and monitor images; validation images can only be looked up.
         vectors: (M, D), their embeddings of unit length, row by row.
-        model, run: as in `Index.create`.
-        stamps: hash, size and mtime_ns of each image's file, where they are known.
+        model, run: As in `Index.create`.
+        stamps: Hash, size and mtime_ns of each image's file, if known.
 
     Raises:
-        InputError: the vectors are refused, as in `Index.add`.
-        RunError: the index cannot be written.
+        InputError: The vectors are invalid, as in `Index.add`.
+        RunError: The index cannot be written.
     """
     order = np.argsort(catalog.splits == VALIDATION, kind="stable").tolist()
     known = stamps or [(None, None, None)] * len(catalog)

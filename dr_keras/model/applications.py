@@ -61,7 +61,7 @@ def application_features(name: str, image: keras.KerasTensor, weights: str | Non
     if name not in application_names():
         own = ", ".join(BACKBONES)
         raise InputError(
-            f"--backbone is {name!r}; choose {own}, or of keras.applications {', '.join(application_names())}"
+            f"--backbone is {name!r}; choose {own}, or from keras.applications {', '.join(application_names())}"
         )
     make = getattr(keras.applications, name)
     if weights not in (None, "imagenet") and not Path(str(weights)).is_file():
@@ -79,7 +79,7 @@ def application_features(name: str, image: keras.KerasTensor, weights: str | Non
 def preprocessing(name: str) -> ColorTransform:
     """Returns the preprocessing of a network of keras.applications (its `preprocess_input`) as a layer.
 
-    All of them are affine in the colors (scaled, centered, or reordered to BGR), so four colors determine which it is.
+    All of them are affine in the colors (scaled, centered, or reordered to BGR), so four colors determine the map.
     """
     module = getattr(keras.applications, getattr(keras.applications, name).__module__.rpartition(".")[2])
     black, *primaries = (

@@ -19,7 +19,7 @@ STEP_MOMENTUM = 0.97
 
 
 def set_calls_per_step(network: keras.Model, calls: int) -> None:
-    """Sets the momentum with which `calls` calls move the batch statistics as far as one step should.
+    """Sets the momentum with which `calls` calls update the running statistics as much as one step should.
 
     Args:
         network: The embedding network.

@@ -10,7 +10,7 @@ from dr_keras.model.normalization import L2Normalization
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class ClassProxies(keras.layers.Layer):
-    """Learned unit vectors that stand for the classes.
+    """Learned unit vectors that represent the classes.
 
     Args:
         classes: Number of classes, C.
@@ -51,7 +51,7 @@ class ClassProxies(keras.layers.Layer):
 class CosineClassifier(keras.layers.Layer):
     """Softmax cross-entropy over the cosines of an embedding to the class proxies (Zhai and Wu 2018).
 
-    The logit of a class is `scale` times the cosine to its proxy; of several proxies, their log-mean-exp (the idea of
+    The logit of a class is `scale` times the cosine to its proxy, or the log-mean-exp over several proxies (the idea of
     Qian et al. 2019). The layer adds `weight` times the mean loss to the model's losses.
 
     Args:
@@ -71,7 +71,7 @@ class CosineClassifier(keras.layers.Layer):
         logit is `label`.
     """
 
-    def __init__(self, scale: float = 16.0, label_smoothing: float = 0.0, weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, scale: float = 10.0, label_smoothing: float = 0.0, weight: float = 1.0, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         self.scale, self.label_smoothing, self.weight = scale, label_smoothing, weight

@@ -1,6 +1,6 @@
 """Mining: which other embeddings of the batch become the negatives, and in one case the positives, of the triplets.
 
-No gradient flows through the choice; the loss of what is chosen is computed in `dr_keras.model.ranking`.
+No gradient flows through the choice; the loss of the chosen triplets is computed in `dr_keras.model.ranking`.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ from keras import ops
 
 from dr_keras.model.distances import safe_sqrt, squared_distance, squared_distances
 
-NEAREST_DRAWN = 0.5  # distance-weighted mining: what is nearer counts as this far (Wu et al. 2017, lambda)
-FARTHEST_DRAWN = 1.4  # and what is farther is not drawn: almost all pairs of unit vectors are sqrt(2) apart
+NEAREST_DRAWN = 0.5  # distance-weighted mining: smaller distances count as this one (Wu et al. 2017, lambda)
+FARTHEST_DRAWN = 1.4  # and larger ones are not drawn: almost all pairs of unit vectors are sqrt(2) apart
 NEVER = 1e9  # more than any squared distance
 
 
@@ -28,7 +28,7 @@ class Miner:
             labels: (M,) integers, the classes of the candidates.
 
         Returns:
-            The positives and negatives, (B, D) each, that take the place of those that were drawn.
+            The positives and negatives, (B, D) each, that replace those that were drawn.
         """
         count = ops.shape(query)[0]
         squared = squared_distances(ops.stop_gradient(query), ops.stop_gradient(candidates))  # (B, M)
@@ -63,7 +63,7 @@ class Miner:
 class SemiHardMiner(Miner):
     """The nearest negative that is farther than the positive; where there is none, the farthest (Schroff et al. 2015).
 
-    The second half is TensorFlow Addons' reading; the paper does not say what to do then.
+    The fallback follows TensorFlow Addons; the paper does not specify one.
     """
 
     def negatives(self, squared: Any, same: Any, near: Any, dimensions: int) -> Any:
@@ -87,8 +87,8 @@ class HardMiner(Miner):
 class DistanceWeightedMiner(Miner):
     """A negative drawn so that all distances are about equally likely (Wu et al. 2017).
 
-    Made for vectors of unit length: on the sphere, distance d has the density d^(D-2) (1 - d^2/4)^((D-3)/2), by whose
-    inverse the negatives are weighted.
+    Made for vectors of unit length: on the sphere, distance d has the density d^(D-2) (1 - d^2/4)^((D-3)/2), and the
+    negatives are weighted by its inverse.
 
     Args:
         random: The generator of the draws. The layer that uses the miner has to own it, so that its state is saved.

@@ -2,6 +2,7 @@
 
 import random
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dr_keras.model.distances import mean_distance_to_others
 from dr_keras.model.normalization import L2Normalization
 from dr_keras.model.ranking import TripletRanking
 
-PAPER_SIZE = 225  # pixels a side in the paper's figure 3
+PAPER_SIZE = 225  # pixels per side in the paper's figure 3
 LOW_RESOLUTION_MAPS = 96
 
 
@@ -32,8 +33,8 @@ def embedding_network(config: NetworkConfig, *, size: int | None = None, weights
     Args:
         config: The settings.
         size: Side of the images in pixels, `config.image_size` by default. Networks of all sizes have the same weights
-            and differ in nothing but the resolution; the smaller ones are for training on growing images.
-        weights: Whether to load `config.weights`; random ones are faster if others are set right afterwards.
+            and differ only in resolution; the smaller ones are for training with progressively larger images.
+        weights: Whether to load `config.weights`; random ones are faster if others are set right afterward.
 
     Returns:
         A functional model: (B, H, W, 3) uint8 RGB -> (B, D) float32 of unit length.
@@ -73,7 +74,7 @@ def embedding_network(config: NetworkConfig, *, size: int | None = None, weights
 
 @keras_defaults()
 def initial_network(config: NetworkConfig) -> keras.Model:
-    """Returns the embedding network with its initial weights, which are equal for equal seeds.
+    """Returns the embedding network with its initial weights, the same ones for the same seed.
 
     Args:
         config: The settings.
@@ -140,7 +141,7 @@ class StatisticsModel(keras.Model):
 
 @keras_defaults()
 def training_network(network: keras.Model, config: RankingConfig, classes: int | None = None) -> StatisticsModel:
-    """Joins three branches that share `network` in the ranking layer (fig. 2), beside the classifier if it is kept.
+    """Joins three branches that share `network` in the ranking layer (fig. 2), next to the classifier if it is kept.
 
     Args:
         network: Maps (B, H, W, 3) to (B, D).
@@ -240,6 +241,6 @@ def load_network(file: Path) -> keras.Model:
     """
     try:
         return keras.saving.load_model(file, compile=False, safe_mode=True)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{file} cannot be read as a network: {reason}") from error

@@ -20,11 +20,11 @@ class L2Normalization(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class FusedBatchNormalization(layers.BatchNormalization):
-    """Batch normalization of (B, H, W, C) images; when training on TensorFlow, by its fused kernel.
+    """Batch normalization of (B, H, W, C) images, with TensorFlow's fused kernel when training on TensorFlow.
 
     Computes the same as `keras.layers.BatchNormalization`, which on TensorFlow takes six operations forward and more
     backward; a training step of a ResNet-18 is a sixth faster (docs/decisions/005-speed.md). On other backends and in
-    inference it is the layer that it extends.
+    inference it behaves like its base class.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -32,7 +32,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
-        # Images in half precision stay so in memory; the kernel computes in float32.
+        # Half-precision images are kept as such in memory; the kernel computes in float32.
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
             ops.convert_to_tensor(self.gamma, "float32"),

@@ -21,7 +21,7 @@ class TripletRanking(keras.layers.Layer):
     Mining (`dr_keras.model.mining`) replaces the negatives that were drawn, and in one case the positives, by others of
     the 3B embeddings of the batch.
 
-    Class proxies, where given, are further positives and negatives (Movshovitz-Attias et al. 2017): each of the 3B
+    Class proxies, if given, are additional positives and negatives (Movshovitz-Attias et al. 2017): each of the 3B
     embeddings is a query whose positive is the nearest proxy of its class and whose negative is a proxy of another
     class, chosen by the same rule. Without mining the hinge is averaged over all proxies of other classes.
 
@@ -39,7 +39,7 @@ class TripletRanking(keras.layers.Layer):
     Returns:
         A dict of (B,) statistics: `loss`, `positive_distance`, `negative_distance` (in the chosen distance, of the
         triplets after mining), and `pairwise_distance`, the mean Euclidean distance of a query to the other queries of
-        the batch, which falls towards 0 when the embedding collapses. With proxies also `proxy_loss`, the mean over the
+        the batch, which falls toward 0 when the embedding collapses. With proxies also `proxy_loss`, the mean over the
         three embeddings of each triplet; its mean over the batch is added to the model's losses too.
 
     Raises:
@@ -68,13 +68,13 @@ class TripletRanking(keras.layers.Layer):
         self.distance = distance
         self.mining = mining
         self.seed = seed
-        # Owned by the layer, whose state it is part of.
+        # Owned by the layer, so that it is part of the layer's state.
         self._random = keras.random.SeedGenerator(seed) if mining == "distance-weighted" else None
         self._miner = miner_of(mining, self._random)
 
     def build(self, input_shape: tuple[int | None, ...], *_shapes: Any, **_more: Any) -> None:
         if input_shape[-1] is None or input_shape[-1] % 3:
-            raise InputError(f"the ranking layer got {input_shape}; it takes (B, 3D), three embeddings side by side")
+            raise InputError(f"the ranking layer got {input_shape}; it expects (B, 3D), three embeddings side by side")
         self.built = True
 
     def call(self, embeddings: Any, classes: Any = None, proxies: Any = None) -> dict[str, Any]:

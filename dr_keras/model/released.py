@@ -1,6 +1,7 @@
 """The weights of a released model: half precision, in one compressed NumPy file."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -35,12 +36,12 @@ def read_weights(file: Path, config: NetworkConfig) -> keras.Model:
         config: The settings of the network.
 
     Raises:
-        RunError: The file is missing, damaged, or of another network.
+        RunError: The file is missing, damaged, or from a different network.
     """
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             values = [archive[str(number)] for number in range(len(archive.files))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{file} cannot be read as weights: {error}") from error
     network = embedding_network(config, weights=False)
     here, there = [w.shape for w in network.get_weights()], [value.shape for value in values]

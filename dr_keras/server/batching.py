@@ -1,4 +1,4 @@
-"""Batches what simultaneous requests need: embeddings of their images, searches for their vectors."""
+"""Batches the work of simultaneous requests: embedding their images and searching for their vectors."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Collects items while a batch is processed, and makes them the next batch. No item waits for a batch to fill.
+    """Collects items while a batch is processed; they form the next batch. No item waits for a batch to fill.
 
-    Batches are processed in one thread, as LiteRT's interpreters are not made for several.
+    Batches are processed in one thread, as LiteRT's interpreters are not thread-safe.
 
     Args:
-        work: takes a batch and returns a result for each item, in order. An exception in place of a result is raised
+        work: Takes a batch and returns a result for each item, in order. An exception in place of a result is raised
             for that item only.
-        name: the name of the thread.
-        max_items: of a batch.
-        on_batch: called with the size of each batch.
+        name: The name of the thread.
+        max_items: The largest size of a batch.
+        on_batch: Called with the size of each batch.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Batcher(Generic[T, R]):
         """Processes one item.
 
         Args:
-            item: the item.
+            item: The item.
 
         Returns:
             Its result.
 
         Raises:
-            RuntimeError: the batcher is not running.
+            RuntimeError: The batcher is not running.
         """
         if not self.working:
             raise RuntimeError("the batcher is not running; call start first")

@@ -9,9 +9,9 @@ class Problem(Exception):
     """A request that the server refuses.
 
     Args:
-        status: the HTTP status.
-        message: what was received, what was expected and what to do; never a path on the server.
-        headers: further headers of the response, such as Retry-After.
+        status: The HTTP status.
+        message: What was received, what was expected and what to do; never a path on the server.
+        headers: Further headers of the response, such as Retry-After.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -21,16 +21,16 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """Makes the response: {"detail": message}, as FastAPI's own errors."""
+        """Makes the response: {"detail": message}, like FastAPI's own errors."""
         text = self.message.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
         return JSONResponse({"detail": text}, self.status, self.headers)
 
 
 def busy(message: str, seconds: int = 1) -> Problem:
-    """Makes a Problem 503.
+    """Makes a `Problem` with status 503.
 
     Args:
-        message: as in `Problem`.
-        seconds: after which the client may try again.
+        message: As in `Problem`.
+        seconds: How long the client should wait before it tries again.
     """
     return Problem(503, message, {"Retry-After": str(seconds)})

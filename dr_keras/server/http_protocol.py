@@ -28,7 +28,7 @@ SHUTDOWN_SECONDS = 30  # for requests in progress when the server is stopped
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits forever for a request that does not arrive."""
+    """uvicorn's HTTP/1.1 with a time limit; uvicorn itself waits forever for a request that does not arrive."""
 
     head_seconds = HEAD_SECONDS
     most = MAX_CONNECTIONS
@@ -85,17 +85,17 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
 def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
     """Binds sockets to all addresses of a name, before anything is loaded; `serve` listens on them.
 
-    Uvicorn by itself binds after everything is loaded, and on failure exits in the middle of its log.
+    Uvicorn by itself binds only after everything is loaded, and exits in the middle of its log on failure.
 
     Args:
-        host: a name or an address.
-        port: a port, or 0 for any free one.
+        host: A name or an address.
+        port: A port, or 0 for any free one.
 
     Yields:
-        The bound sockets. They are closed at the end.
+        The bound sockets. They are closed on exit.
 
     Raises:
-        InputError: the name or address does not belong to this machine, or the port is in use or not permitted.
+        InputError: The name or address does not belong to this machine, or the port is in use or not permitted.
     """
     if not 0 <= port <= MAX_PORT:
         raise InputError(f"--port is {port}; a number from 0 to {MAX_PORT} is expected")
@@ -115,7 +115,7 @@ def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
                 except OSError as error:
                     if error.errno != errno.EADDRNOTAVAIL:
                         raise
-                    absent = error  # localhost has an IPv6 address even if there is no IPv6
+                    absent = error  # localhost may have an IPv6 address on a machine without IPv6
                 else:
                     sockets.append(made)
             if absent is not None and not sockets:
@@ -147,9 +147,9 @@ def serve(app: FastAPI, host: str, sockets: list[socket.socket]) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes the requests in progress.
 
     Args:
-        app: the application.
-        host: the name to show in the log.
-        sockets: as `bound` makes them.
+        app: The application.
+        host: The name to show in the log.
+        sockets: From `bound`.
     """
     config = uvicorn.Config(
         app,

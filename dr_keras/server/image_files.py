@@ -24,21 +24,21 @@ from dr_keras.server.errors import Problem, busy
 from dr_keras.server.open_file import OpenFile
 
 CACHE_BYTES = 64 * 2**20  # about 16,000 thumbnails of 128 pixels
-MAX_FILE_BYTES = 256 * 2**20  # of a file that is read for a thumbnail: more than any photo has
+MAX_FILE_BYTES = 256 * 2**20  # of a file to make a thumbnail of: larger than any photo
 MIN_THUMBNAIL_PIXELS, MAX_THUMBNAIL_PIXELS = 16, 1024  # of the longer side
-JPEG_QUALITY = 85  # no artifacts that a person sees
+JPEG_QUALITY = 85  # no visible artifacts
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An image's file, open for reading. Its owner closes it, and may do so twice.
+    """An image's file, open for reading. Its owner closes it; closing it twice is harmless.
 
     Attributes:
-        file: the open file.
-        size: in bytes.
-        mtime_ns: time of the last modification, in nanoseconds since the epoch.
-        inode: the file's inode number.
-        format: the image's format.
+        file: The open file.
+        size: In bytes.
+        mtime_ns: Time of the last modification, in nanoseconds since the epoch.
+        inode: The file's inode number.
+        format: The image's format.
     """
 
     file: OpenFile
@@ -60,7 +60,7 @@ class Opened:
         """
         if self.size > MAX_FILE_BYTES:
             raise Problem(
-                413, f"the image has {self.size:,} bytes; thumbnails are made of at most {MAX_FILE_BYTES:,} bytes"
+                413, f"the image has {self.size:,} bytes; thumbnails are made of images up to {MAX_FILE_BYTES:,} bytes"
             )
         return self.file.read(0, self.size)
 
@@ -73,8 +73,8 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
     """Opens the file of an image of the index.
 
     Args:
-        path: the file.
-        folders: with all symbolic links resolved, it must lie below one of these.
+        path: The file.
+        folders: The file must lie below one of these, with all symbolic links resolved.
 
     Returns:
         The open file.
@@ -87,12 +87,12 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
     if not inside(real, folders):
         raise Problem(403, "this image's file lies outside of the gallery, behind a symbolic link; it is not served")
     try:
-        raw = io.FileIO(real, opener=_open)  # owns the descriptor from its first moment on
+        raw = io.FileIO(real, opener=_open)  # owns the descriptor from the start
     except IsADirectoryError:
         raise Problem(403, "this image's file is no plain file; it is not served") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO):
-            raise Problem(403, "this image's file may not be read by the server") from None
+            raise Problem(403, "the server has no permission to read this image's file") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise Problem(
                 404,
@@ -115,8 +115,8 @@ def open_image(path: Path, folders: Iterable[Path]) -> Opened:
         raise
 
 
-# O_NOFOLLOW: the file that was checked cannot be replaced by a link. O_NONBLOCK: opening a pipe would wait for ever.
-# Windows lacks these flags; there O_BINARY keeps line ends as they are.
+# O_NOFOLLOW: the file that was checked cannot be replaced by a link. O_NONBLOCK: opening a pipe would block forever.
+# Windows lacks these flags; there O_BINARY leaves line endings unchanged.
 _OPEN_FLAGS = os.O_RDONLY | functools.reduce(
     operator.or_, (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 )
@@ -135,8 +135,8 @@ def examine(data: bytes, pixels: int) -> Format:
     """Checks the header of an uploaded image, without decoding it.
 
     Args:
-        data: the encoded image.
-        pixels: how many it may have.
+        data: The encoded image.
+        pixels: The most that it may have.
 
     Returns:
         The image's format.
@@ -161,10 +161,10 @@ def _header(source: bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
 
 
 class Thumbnails:
-    """Makes thumbnails and caches those used last. Its methods may be called from several threads.
+    """Makes thumbnails and caches the most recently used ones. Its methods may be called from several threads.
 
     Args:
-        limit: bytes of the cache.
+        limit: The size of the cache in bytes.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
@@ -174,8 +174,8 @@ class Thumbnails:
         """Returns the thumbnail of an image.
 
         Args:
-            opened: the image's file, which stays open.
-            side: pixels of the longer side at most.
+            opened: The image's file, which stays open.
+            side: The maximum length of the longer side, in pixels.
 
         Returns:
             An encoded JPEG.
@@ -198,9 +198,9 @@ def store_upload(data: bytes, format: Format, folder: Path) -> tuple[Path, bytes
     """Stores an uploaded image under the hash of its content; no part of the file's name comes from the client.
 
     Args:
-        data: the encoded image.
-        format: its format, which gives the file its ending.
-        folder: the uploads folder.
+        data: The encoded image.
+        format: Its format, which determines the file's ending.
+        folder: The uploads folder.
 
     Returns:
         The file, the SHA-256 of its content, and whether it is new.

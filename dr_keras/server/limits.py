@@ -13,7 +13,7 @@ from dr_keras.server.errors import Problem, busy
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.settings import Settings
 
-# The page runs its own scripts and styles, and shows images of this server and the one that a person has chosen.
+# The page runs its own scripts and styles, and shows images from this server and the one that the user has chosen.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,19 +29,19 @@ HEADERS = {
 }
 ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})  # exempt from the limit on concurrent requests
 MAX_TARGET_BYTES = 16384  # of path and query: an id of 1,024 characters takes up to 12,288 if every byte is escaped
-DRAIN_BYTES, DRAIN_SECONDS = 64 * 2**20, 2.0  # read of a refused body, so that the client receives the response
+DRAIN_BYTES, DRAIN_SECONDS = 64 * 2**20, 2.0  # of a refused body to read, so that the client receives the response
 
 
 class Guard:
     """ASGI middleware that refuses what exceeds the limits, counts requests and adds security headers.
 
-    It also checks host names: Starlette's TrustedHostMiddleware does not know IPv6 addresses, accepts several Host
+    It also checks host names: Starlette's TrustedHostMiddleware does not handle IPv6 addresses, accepts several Host
     headers, and answers with plain text instead of JSON.
 
     Args:
-        app: the application.
-        settings: the settings.
-        metrics: counts the requests.
+        app: The application.
+        settings: The settings.
+        metrics: Counts the requests.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics) -> None:
@@ -82,22 +82,21 @@ class Guard:
             self._metrics.count_response(route, scope["method"], request.status, request.seconds)
 
     def _check(self, scope: Scope, request: "_Request") -> None:
-        """Checks what the headers tell.
+        """Checks the headers.
 
         Raises:
-            Problem: the request is refused.
+            Problem: The request is refused.
         """
         target = len(scope.get("raw_path") or scope["path"].encode()) + len(scope.get("query_string", b""))
         if target > MAX_TARGET_BYTES:
-            raise Problem(414, f"the URL has {target:,} bytes; at most {MAX_TARGET_BYTES:,} are read")
+            raise Problem(414, f"the URL has {target:,} bytes; at most {MAX_TARGET_BYTES:,} are accepted")
         host = [value for name, value in scope["headers"] if name == b"host"]
         if len(host) > 1:
             raise Problem(400, "there are several Host headers; one is expected")
         if self._settings.hosts and _host_name(host) not in self._settings.hosts:
             raise Problem(
                 400,
-                f"the Host header does not have a name of this server; names are added with "
-                f"{command('serve')} --allow-host NAME",
+                f"the Host header does not name this server; add a name with {command('serve')} --allow-host NAME",
             )
         lengths = {value for name, value in scope["headers"] if name == b"content-length"}
         if not all(value.isdigit() for value in lengths) or len(lengths) > 1:
@@ -182,7 +181,7 @@ class _Request:
         await problem.response()(self._scope, self._receive, self.send)
 
     async def _finish_body(self) -> None:
-        """Reads the rest of a body before an early response, which a client that still sends would not receive."""
+        """Reads the rest of a body before an early response; a client that is still sending would not receive it."""
         if self._complete or self._expects or not self._has_body:
             return
         end = time.monotonic() + DRAIN_SECONDS

@@ -21,15 +21,15 @@ from dr_keras.server.queries import Query, Resolved, answer_to, find_row, resolv
 
 T = TypeVar("T")
 
-CONDITION_SECONDS = 2.0  # limit for a condition, which strangers send
+CONDITION_SECONDS = 2.0  # limit for a condition, which may come from anyone
 
 
 class LiveIndex:
     """The index that the server searches. Its methods may be called from several threads.
 
     Args:
-        model: a model with an index.
-        uploads: the folder that stores the images that clients add, or None.
+        model: A model with an index.
+        uploads: The folder that stores the images that clients add, or None.
     """
 
     def __init__(self, model: Model, uploads: Path | None = None) -> None:
@@ -42,16 +42,16 @@ class LiveIndex:
         self._writing = threading.Lock()
         self._mapping = threading.Lock()
         self._mapper = Mapper(self.index)
-        self._cached: dict[str, Any] = {}  # computed from the present state
+        self._cached: dict[str, Any] = {}  # computed from the current state
 
     def refresh(self) -> None:
-        """Moves on to the newest state of the index."""
+        """Switches to the newest state of the index."""
         with self._guard:
             if self.index.refresh():
                 self._cached.clear()
 
     def _cache(self, name: str, compute: Callable[[], T]) -> T:
-        """What `compute` returns, computed once for each state of the index; the caller holds the guard."""
+        """The result of `compute`, computed once for each state of the index; the caller must hold the guard."""
         if name not in self._cached:
             self._cached[name] = compute()
         return self._cached[name]
@@ -65,7 +65,7 @@ class LiveIndex:
         """Finds the `k` nearest images.
 
         Raises:
-            Problem: 404 if an image has no such name, 400 if the query cannot be answered.
+            Problem: 404 if a name is unknown or ambiguous, 400 if the query cannot be answered.
         """
         answer = self.search_many([(query, k)])[0]
         if isinstance(answer, Exception):
@@ -76,13 +76,13 @@ class LiveIndex:
         """`search` for several queries, all in one state of the index.
 
         Args:
-            searches: each query, with the number of images to find.
+            searches: Each query, with the number of images to find.
 
         Returns:
             For each query its answer, or the Problem in its place.
         """
         answers: dict[int, Answer | Exception] = {}
-        groups: dict[tuple[str | None, int], dict[int, Resolved]] = {}  # those that one call can search for
+        groups: dict[tuple[str | None, int], dict[int, Resolved]] = {}  # queries that one call can answer
         with self._guard:
             self.refresh()
             for number, (query, k) in enumerate(searches):
@@ -90,7 +90,7 @@ class LiveIndex:
                     resolved = resolve(self.model, query)
                 except RunError:
                     raise
-                except Exception as error:  # whatever it is, it concerns this query alone
+                except Exception as error:  # whatever it is, it affects only this query
                     answers[number] = error
                 else:
                     groups.setdefault((query.where or None, k), {})[number] = resolved
@@ -120,7 +120,7 @@ class LiveIndex:
             own images, as in `dr_keras.server.schemas.Place`.
 
         Raises:
-            Problem: as in `search`, and 409 if the map has changed meanwhile.
+            Problem: As in `search`, and 409 if the map has changed meanwhile.
         """
         map = self.map()
         with self._guard:
@@ -146,7 +146,7 @@ class LiveIndex:
         """Opens the file of an image of the index.
 
         Raises:
-            Problem: as `dr_keras.server.image_files.open_image`, and 404 if the index has no such id.
+            Problem: As in `dr_keras.server.image_files.open_image`, and 404 if the index has no such id.
         """
         with self._guard:
             self.refresh()
@@ -160,7 +160,7 @@ class LiveIndex:
         if self.uploads is not None:
             yield self.uploads
         if is_outside_root(id) and os.path.normpath(id) == id:
-            # An image outside the root has its whole path as its id; it may not be a link that leads out of its folder.
+            # The id of an image outside the root is its full path; it may not be a link that leads out of its folder.
             yield path.parent
 
     def sample(self, count: int) -> list[Result]:
@@ -206,7 +206,7 @@ class LiveIndex:
                 if "map" in self._cached:
                     return self._cached["map"]
                 state = self._snapshot()
-            made = self._mapper.make(state)  # takes seconds; searches go on meanwhile
+            made = self._mapper.make(state)  # takes seconds; searches continue meanwhile
             with self._guard:
                 if self.index.version == state.version:
                     self._cached["map"] = made
@@ -229,8 +229,8 @@ class LiveIndex:
         """Returns the image of a point of the map.
 
         Args:
-            key: the map's key.
-            number: the point's number in it.
+            key: The map's key.
+            number: The point's number in it.
 
         Raises:
             Problem: 404 if the map has no such point, 409 if the map has changed.
@@ -257,11 +257,11 @@ class LiveIndex:
         """Stores an image in the uploads folder and adds it to the index.
 
         Args:
-            data: the encoded image.
-            format: its format.
+            data: The encoded image.
+            format: Its format.
             vector: (D,) float32, its vector.
-            label: its class, or None.
-            attributes: its attributes.
+            label: Its class, or None.
+            attributes: Its attributes.
 
         Returns:
             The image, and whether it is new to the index.
@@ -296,7 +296,7 @@ class LiveIndex:
             self.refresh()
             row = self.index.records.row(id)
             if row is None:
-                raise Problem(409, "the image was added and removed again by another client")
+                raise Problem(409, "the image was added, but another client has removed it")
             return self.model.result(row), old is None
 
     def remove(self, id: str) -> bool:

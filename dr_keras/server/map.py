@@ -1,4 +1,4 @@
-"""The map of a gallery that changes: images stay where they are, and only new ones are laid out."""
+"""The map of a changing gallery: images stay where they are, and only new ones are placed."""
 
 import json
 import logging
@@ -17,9 +17,9 @@ from dr_keras.index.umap_layout import Layout
 log = logging.getLogger("uvicorn.error")
 
 BLOCK_ROWS = 65536  # projected at a time: 64 MiB at D = 256
-FIT_ROWS = 20_000  # that the axes are fitted to; more would move them by less than the size of a point
+FIT_ROWS = 20_000  # to fit the axes to; more would move them by less than the size of a point
 MAGIC = b"DKM1"
-REFIT_SHARE = 0.1  # by which a gallery must grow or shrink until its projection is fitted again
+REFIT_SHARE = 0.1  # by which a gallery must grow or shrink before its projection is fitted again
 
 Projector = Callable[[np.ndarray], np.ndarray]
 """(N, D) vectors -> (N, 2) float32: what `fit_pca` returns, or a `dr_keras.index.umap_layout.Layout`, which
@@ -31,11 +31,11 @@ class Snapshot:
     """What a map shows, in one state of the index.
 
     Attributes:
-        version: the index's version.
-        generation: the index's generation, in which rows keep their numbers.
+        version: The index's version.
+        generation: The index's generation, within which rows keep their numbers.
         rows: (N,) int64, ascending, the images that a search may find.
-        labels: the N labels of these images.
-        classes: label, name and number of images of each class.
+        labels: The N labels of these images.
+        classes: Label, name and number of images of each class.
         vectors: (R, D) by row, memory-mapped; rows in use are never overwritten.
     """
 
@@ -52,10 +52,10 @@ class Map:
     """The images that a search may find, in two dimensions.
 
     Attributes:
-        key: identifies the map.
+        key: Identifies the map.
         rows: (N,) int64, ascending, the images on the map.
-        projector: places other vectors on it.
-        data: the points, as `encode_map` encodes them.
+        projector: Places other vectors on it.
+        data: The points, as `encode_map` encodes them.
     """
 
     key: str
@@ -64,7 +64,7 @@ class Map:
     data: bytes
 
     def numbers(self, rows: Sequence[int | None]) -> list[int]:
-        """Returns the numbers of the points of those rows that are on the map."""
+        """Returns the point numbers of those rows that are on the map."""
         wanted = np.array([row for row in rows if row is not None], np.int64)
         places = np.searchsorted(self.rows, wanted)
         there = places < len(self.rows)
@@ -76,7 +76,7 @@ class Mapper:
     """Makes maps of one index, one at a time.
 
     Args:
-        index: the index.
+        index: The index.
     """
 
     def __init__(self, index: Index) -> None:
@@ -90,7 +90,7 @@ class Mapper:
         points = self._places(projector, state)[state.rows]
         number = {one["label"]: place for place, one in enumerate(state.classes)}
         labels = np.fromiter((number[label] for label in state.labels), np.int64, len(state.rows))
-        # Another server may have laid out the same version in another way.
+        # Another server may have laid out the same version differently.
         key = f"v{state.version}-{zlib.crc32(points.tobytes()):08x}"
         about = {"key": key, "method": "UMAP" if self._layout else "PCA", "classes": state.classes}
         return Map(key, state.rows, projector, encode_map(points, labels, about))
@@ -106,7 +106,7 @@ class Mapper:
         return places
 
     def _pca(self, state: Snapshot) -> Projector:
-        """The projector, which stays the same, so that the map does not move, until the gallery has changed much."""
+        """The projector. It is refitted, which moves the map, only after the gallery has changed a lot."""
         count = len(state.rows)
         if not count:
             return lambda given: np.zeros((len(given), 2), np.float32)
@@ -124,11 +124,11 @@ def _load_layout(index: Index) -> Layout | None:
 
 
 def fit_pca(vectors: np.ndarray, rows: np.ndarray) -> Projector:
-    """Fits a projection to the two directions in which the vectors differ most.
+    """Fits a projection to the two directions in which the vectors vary most.
 
     Args:
         vectors: (R, D) float32, may be memory-mapped.
-        rows: (N,) int64, which of them; at least one.
+        rows: (N,) int64, the rows to use; at least one.
 
     Returns:
         A projector that centers the gallery and keeps nearly all of it between -1 and 1, both axes at the same scale.
@@ -139,7 +139,7 @@ def fit_pca(vectors: np.ndarray, rows: np.ndarray) -> Projector:
     middle = chosen.mean(axis=0)
     centered = chosen - middle
     _, directions = np.linalg.eigh((centered.T @ centered).astype(np.float64))
-    axes = directions[:, ::-1][:, :2]  # (D, 2), largest first; with D = 1 there is one
+    axes = directions[:, ::-1][:, :2]  # (D, 2), largest first; with D = 1 there is only one
     if axes.shape[1] < 2:
         axes = np.concatenate([axes, np.zeros((dim, 2 - axes.shape[1]))], axis=1)
     # The sign of an eigenvector is arbitrary: its largest component is made positive, so that no later map is mirrored.
@@ -158,9 +158,9 @@ def project_rows(projector: Projector, vectors: np.ndarray, rows: np.ndarray) ->
     """Projects vectors, a block at a time.
 
     Args:
-        projector: the projector.
+        projector: The projector.
         vectors: (R, D) float32, may be memory-mapped.
-        rows: (N,) int64, which of them.
+        rows: (N,) int64, the rows to project.
 
     Returns:
         (N, 2) float32.
@@ -177,8 +177,8 @@ def encode_map(points: np.ndarray, labels: np.ndarray, about: Any) -> bytes:
 
     Args:
         points: (N, 2).
-        labels: (N,) numbers of classes.
-        about: the JSON.
+        labels: (N,) class numbers.
+        about: The JSON.
 
     Returns:
         The encoded map.
@@ -196,16 +196,16 @@ def encode_map(points: np.ndarray, labels: np.ndarray, about: Any) -> bytes:
 
 
 def decode_map(data: bytes) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Decodes what `encode_map` encoded.
+    """Decodes the output of `encode_map`.
 
     Args:
-        data: the encoded map.
+        data: The encoded map.
 
     Returns:
         The points (N, 2), the class numbers (N,) and the JSON.
 
     Raises:
-        ValueError: the bytes are not a map.
+        ValueError: The bytes are not a map.
     """
     if data[:4] != MAGIC:
         raise ValueError(f"a map begins with {MAGIC!r}; {data[:4]!r} was given")

@@ -9,10 +9,10 @@ class OpenFile:
     """An open file. Its methods may be called from several threads.
 
     A descriptor that is closed twice, or while another thread reads, may by then belong to another file or a socket.
-    Here it belongs to one `io.FileIO`, and its number is never given away.
+    Here it belongs to one `io.FileIO`, and its number is never handed out.
 
     Args:
-        file: the file, which this object owns from now on.
+        file: The file, which this object owns from now on.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -21,17 +21,17 @@ class OpenFile:
         self._closing = False
 
     def read(self, place: int, count: int) -> bytes:
-        """Reads bytes from a place in the file.
+        """Reads bytes at an offset in the file.
 
         Args:
-            place: the first byte.
-            count: how many bytes.
+            place: The offset of the first byte.
+            count: How many bytes.
 
         Returns:
             The bytes; fewer than `count` only at the end of the file.
 
         Raises:
-            ValueError: the file is closed.
+            ValueError: The file is closed.
         """
         try:
             with self._reading:

@@ -31,10 +31,10 @@ class Metrics:
         """Counts a response.
 
         Args:
-            route: the path of the route, with its parameters unfilled.
-            method: the HTTP method.
-            status: the HTTP status.
-            seconds: from the request to the end of the response.
+            route: The path of the route, with its parameters unfilled.
+            method: The HTTP method.
+            status: The HTTP status.
+            seconds: From the request to the end of the response.
         """
         method = method if method in METHODS else "other"
         self.requests.labels(route, method, str(status)).inc()

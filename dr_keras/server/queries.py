@@ -1,4 +1,4 @@
-"""Searches as clients ask for them, and as the index takes them."""
+"""Searches, in the form that clients send and in the form that the index takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Query:
 
     Attributes:
         uploaded: (n, D) float32, the vectors of the uploaded images.
-        positives: ids or unique base names of images to be like.
-        negatives: ids or unique base names of images to be unlike.
-        where: as in `dr_keras.Model.retrieve`.
-        max_distance: as in `dr_keras.Model.retrieve`.
-        include_self: as in `dr_keras.Model.retrieve`.
+        positives: Ids or unique base names of images to be like.
+        negatives: Ids or unique base names of images to be unlike.
+        where: As in `dr_keras.Model.retrieve`.
+        max_distance: As in `dr_keras.Model.retrieve`.
+        include_self: As in `dr_keras.Model.retrieve`.
     """
 
     uploaded: np.ndarray
@@ -44,9 +44,9 @@ class Resolved:
 
     Attributes:
         vector: (D,) float32.
-        limit: the greatest distance of a result, or None.
-        known: its images that are in the index.
-        excluded: rows that are no results.
+        limit: The greatest distance of a result, or None.
+        known: Its images that are in the index.
+        excluded: Rows to exclude from the results.
     """
 
     vector: np.ndarray
@@ -56,17 +56,17 @@ class Resolved:
 
 
 def resolve(model: Model, query: Query) -> Resolved:
-    """Finds the images and the vector of a query; the caller holds the index.
+    """Finds the images and the vector of a query; the caller must hold the index.
 
     Args:
-        model: a model with an index.
-        query: the query.
+        model: A model with an index.
+        query: The query.
 
     Returns:
         The query as the index takes it.
 
     Raises:
-        Problem: 404 if an image has no such name, 400 if the query cannot be answered.
+        Problem: 404 if a name is unknown or ambiguous, 400 if the query cannot be answered.
     """
     index = model.index
     if not len(query.uploaded) and not query.positives:
@@ -93,7 +93,7 @@ def resolve(model: Model, query: Query) -> Resolved:
 
 
 def find_row(index: Index, name: str) -> int:
-    """Finds the row of an image by its id, path or unique base name; the caller holds the index.
+    """Finds the row of an image by its id, path or unique base name; the caller must hold the index.
 
     Raises:
         Problem: 404 if no image has this name, or several have.
@@ -110,9 +110,9 @@ def answer_to(query: Query, resolved: Resolved, found: list[Result]) -> Answer:
     """Makes the answer to a query.
 
     Args:
-        query: the query.
-        resolved: the same query, as the index took it.
-        found: the results, nearest first.
+        query: The query.
+        resolved: The same query, as the index took it.
+        found: The results, nearest first.
     """
     names = [UPLOADED] * len(query.uploaded) + list(query.positives)
     known = [None] * len(query.uploaded) + resolved.known

@@ -1,4 +1,4 @@
-"""What a request says: bodies, forms and ids, read and checked."""
+"""Reads and checks the contents of requests: bodies, forms and ids."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from dr_keras.server.errors import Problem
 from dr_keras.server.schemas import MAX_ID, MAX_IDS, MAX_LABEL, SearchRequest
 
 FORM = "multipart/form-data"
-FIELD_BYTES = 2**16  # limit of a form field that is not an image
-IMAGES_OF_A_QUERY = 8  # limit of the images that a client may send with one search
-IMAGES = "/v1/images/"  # what precedes an id in a URL
+FIELD_BYTES = 2**16  # limit for a form field that is not an image
+IMAGES_OF_A_QUERY = 8  # the most that a client may send with one search
+IMAGES = "/v1/images/"  # the path before an id in a URL
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Upload:
     """An image that a client adds to the index.
 
     Attributes:
-        image: the encoded image.
-        label: its class, or None.
-        attributes: what else the client says about it.
+        image: The encoded image.
+        label: Its class, or None.
+        attributes: What else the client says about it.
     """
 
     image: bytes
@@ -37,7 +37,7 @@ async def read_search(request: Request) -> tuple[SearchRequest, list[bytes]]:
     """Reads a search, sent as JSON or as a form.
 
     Args:
-        request: the request.
+        request: The request.
 
     Returns:
         The search, and the encoded images that came with it.
@@ -62,7 +62,7 @@ def parse_search(data: bytes) -> SearchRequest:
     """Parses a search from JSON.
 
     Args:
-        data: the body of the request.
+        data: The body of the request.
 
     Raises:
         Problem: 400 if the body is not JSON, 422 if it is not a search.
@@ -77,10 +77,10 @@ def parse_search(data: bytes) -> SearchRequest:
 
 
 def check_search(value: Any) -> SearchRequest:
-    """Makes a search of plain values.
+    """Makes a search from plain values.
 
     Args:
-        value: what the client sent, as Python values.
+        value: What the client sent, as Python values.
 
     Raises:
         Problem: 422; the message names the field.
@@ -103,7 +103,7 @@ async def read_upload(request: Request) -> Upload:
     """Reads an image to add, sent as a form.
 
     Args:
-        request: the request.
+        request: The request.
 
     Raises:
         Problem: 415 or 422; the message says what is wrong.
@@ -136,10 +136,10 @@ async def _read_form(
     """Reads a form's fields, and the content of its parts named `image`.
 
     Args:
-        request: the request.
-        max_images: how many images it may have.
-        lists: fields that may occur several times.
-        fields: fields that may occur once.
+        request: The request.
+        max_images: How many images it may have.
+        lists: Fields that may occur several times.
+        fields: Fields that may occur once.
 
     Raises:
         Problem: 422 if it has any other part.
@@ -184,5 +184,5 @@ def path_id(request: Request) -> str:
     named = unquote_to_bytes(raw.partition(b"?")[0]).removeprefix(IMAGES.encode())
     id = named.decode("utf-8", "surrogateescape")
     if len(id) > MAX_ID:
-        raise Problem(414, f"the id has {len(id):,} characters; at most {MAX_ID:,} are read")
+        raise Problem(414, f"the id has {len(id):,} characters; at most {MAX_ID:,} are accepted")
     return id

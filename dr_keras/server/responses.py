@@ -1,4 +1,4 @@
-"""Responses: JSON, files and parts of files, and the headers that clients ask with."""
+"""Responses: JSON, files and parts of files, and the request headers that select them."""
 
 import asyncio
 import json
@@ -44,9 +44,9 @@ def requested_range(request: Request, etag: str, size: int) -> range | None:
     ignored, as a server may; so is a range of an older version (If-Range).
 
     Args:
-        request: the request.
-        etag: the strong entity tag of the present version.
-        size: of the whole file, in bytes.
+        request: The request.
+        etag: The strong entity tag of the current version.
+        size: The size of the whole file, in bytes.
 
     Returns:
         The bytes, or None for the whole file.
@@ -68,7 +68,7 @@ def requested_range(request: Request, etag: str, size: int) -> range | None:
         part = range(first, min(last + 1, size))
     if not part:
         headers = {"Content-Range": f"bytes */{size}", "Accept-Ranges": "bytes"}
-        raise Problem(416, f"the image has {size:,} bytes; none of those that Range asks for is there", headers)
+        raise Problem(416, f"the image has {size:,} bytes; the requested range lies outside the file", headers)
     return part
 
 
@@ -76,10 +76,10 @@ class FileResponse(Response):
     """The content of an open file, or a part of it. The file is closed afterwards.
 
     Args:
-        opened: the file, which the response owns from now on.
-        pool: the threads that read it.
-        headers: of the response, besides those that describe the content.
-        part: the bytes to send; by default all of them.
+        opened: The file, which the response owns from now on.
+        pool: The threads that read it.
+        headers: Further headers, besides those that describe the content.
+        part: The bytes to send; by default all of them.
     """
 
     def __init__(self, opened: Opened, pool: Executor, headers: dict[str, str], part: range | None = None) -> None:
@@ -100,7 +100,7 @@ class FileResponse(Response):
                 count = min(CHUNK_BYTES, len(left))
                 piece = await loop.run_in_executor(self._pool, self._opened.file.read, left.start, count)
                 if not piece:
-                    raise ConnectionResetError("the file was truncated while it was sent")
+                    raise ConnectionResetError("the file was truncated while it was being sent")
                 left = left[len(piece) :]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
@@ -112,8 +112,8 @@ def answer_content(answer: Answer, paths: bool) -> dict[str, Any]:
     """Makes the object that `retrieve.py --json` prints.
 
     Args:
-        answer: the answer.
-        paths: whether it contains the paths of files on this machine.
+        answer: The answer.
+        paths: Whether it contains the paths of files on this machine.
     """
     said = answer.to_dict()
     if not paths:

@@ -6,14 +6,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class RootPath:
-    """ASGI middleware that removes `root_path` from the paths that begin with it. Other paths stay: there the proxy has
-    removed it already.
+    """ASGI middleware that removes `root_path` from the paths that begin with it. Other paths are left alone: the proxy
+    has already removed it from them.
 
-    Uvicorn's own `root_path` supports only proxies of the second kind: it is prepended to every path.
+    Uvicorn's own `root_path` supports only proxies that remove it: it is prepended to every path.
 
     Args:
-        app: the application.
-        root_path: as `dr_keras.server.settings.Settings` checks it: ASCII, from a slash on, without one at its end.
+        app: The application.
+        root_path: As `dr_keras.server.settings.Settings` checks it: ASCII, with a leading but no trailing slash.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:

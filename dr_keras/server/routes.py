@@ -52,7 +52,7 @@ K = Annotated[int, Parameter(ge=1, le=MAX_K, description="How many images.")]
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for the OpenAPI document; an address may be too long for any."""
+    """The error responses of a route, for the OpenAPI document; any route may also answer 414 or 503."""
     return {status: {"model": schemas.Error} for status in sorted({*statuses, 414, 503})}
 
 
@@ -68,7 +68,7 @@ def search_body() -> dict[str, Any]:
         "type": "array",
         "maxItems": IMAGES_OF_A_QUERY,
         "items": {"type": "string", "format": "binary"},
-        "description": "Images that the results should be like, each in a part of its own.",
+        "description": "Images that the results should be like, each in its own part.",
     }
     form = {"title": "SearchForm", "type": "object", "properties": {"image": images, **search["properties"]}}
     return body((FORM, form), ("application/json", search))
@@ -91,15 +91,15 @@ ADD_BODY = body(
 )
 Credentials = Annotated[
     HTTPAuthorizationCredentials | None, Depends(HTTPBearer(scheme_name="token", auto_error=False))
-]  # `Service.authorize` refuses a wrong one, as it also says whether the server is read-only
+]  # `Service.authorize` refuses wrong ones, and says if the server is read-only
 
 
 def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
     """Makes the application.
 
     Args:
-        model: a model with an index, as `dr_keras.load` returns it.
-        settings: the settings; by default the server is read-only.
+        model: A model with an index, as `dr_keras.load` returns it.
+        settings: The settings; by default the server is read-only.
 
     Returns:
         The application. It starts its threads when its lifespan begins.
@@ -168,7 +168,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         tags=["search"],
     )
     async def search(request: Request, k: K = 30) -> Response:
-        """Finds the nearest images of uploaded images, of images of the index, or of both together."""
+        """Finds the images nearest to uploaded images, to images of the index, or to both together."""
         answer = await service.search(await service.query(request), k)
         return no_store(answer_content(answer, service.settings.show_paths))
 
@@ -196,7 +196,7 @@ def _add_index(app: FastAPI, service: Service) -> None:
     async def find(
         name: Annotated[str, Parameter(min_length=1, max_length=MAX_ID, description="An id or a unique base name.")],
     ) -> Response:
-        """Finds the image of a name. If there is none, the error suggests similar names."""
+        """Finds an image by its name. If there is none, the error suggests similar names."""
         return no_store(image_content(await service.read(live_index.find, name)))
 
 
@@ -313,8 +313,8 @@ def _add_watch(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI, root_path: str) -> None:
-    # Read once, so that no URL becomes a path. Not Starlette's StaticFiles: it knows neither `*` nor several lines
-    # of If-None-Match, and makes entity tags of file times, which differ between copies of one installation.
+    # Read once, so that no URL becomes a path. Starlette's StaticFiles supports neither `*` nor several
+    # If-None-Match headers, and derives entity tags from file times, which differ between installations.
     files = {file.name: file.read_bytes() for file in STATIC.iterdir() if file.suffix in STATIC_TYPES}
 
     def static(request: Request, name: str) -> Response:
@@ -347,7 +347,7 @@ def _add_page(app: FastAPI, root_path: str) -> None:
 
 
 def _add_heads(app: FastAPI) -> None:
-    """Adds HEAD to each route with GET: the same response, of which `Guard` sends the headers only."""
+    """Adds HEAD to each route with GET: the same response, but `Guard` sends only its headers."""
     for route in list(app.routes):
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)

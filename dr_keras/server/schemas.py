@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-MAX_K = 1000  # results of a search: more than a person looks at
+MAX_K = 1000  # results of a search: more than anyone looks at
 MAX_IDS = 64  # positives of a query, and as many negatives
 MAX_ID = 1024  # characters
-MAX_WHERE = 2000  # characters: strangers send conditions, and SQLite evaluates them for every image
+MAX_WHERE = 2000  # characters: anyone may send conditions, and SQLite evaluates them for every image
 MAX_LABEL = 200  # characters
 
 
@@ -153,6 +153,6 @@ class Error(BaseModel):
 
 
 class Health(BaseModel):
-    """That all is well."""
+    """The server is healthy."""
 
     status: Literal["ok"]

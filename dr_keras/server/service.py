@@ -1,4 +1,4 @@
-"""What the routes do: work with the model and the index, in threads beside the event loop."""
+"""The work of the routes with the model and the index, in threads beside the event loop."""
 
 import asyncio
 import hashlib
@@ -36,10 +36,10 @@ T = TypeVar("T")
 log = logging.getLogger("uvicorn.error")
 
 EMBED_BATCH_IMAGES = 32  # LiteRT on a CPU gains hardly anything from a larger batch
-SEARCH_BATCH_QUERIES = 64  # as many requests as are answered at the same time by default
+SEARCH_BATCH_QUERIES = 64  # the default limit of requests in progress
 READER_THREADS = 4  # the index serves one at a time; another may be busy with a map
-CACHED_VECTORS = 256  # of uploaded images: a person who changes a filter sends the same image again
-REFRESH_SECONDS = 10.0  # after this an idle server lets go of an old state, so that the writer's log does not grow
+CACHED_VECTORS = 256  # of uploaded images: whoever changes a filter sends the same image again
+REFRESH_SECONDS = 10.0  # after this an idle server releases an old state, so that the writer's log does not grow
 IMAGE_CACHE_CONTROL = "private, max-age=300"  # an image may be replaced; five minutes are enough for scrolling back
 
 
@@ -47,8 +47,8 @@ class Service:
     """What the routes share.
 
     Args:
-        model: a model with an index, as `dr_keras.load` returns it.
-        settings: the settings.
+        model: A model with an index, as `dr_keras.load` returns it.
+        settings: The settings.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -71,7 +71,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        """Runs the threads from the start of the server to its stop."""
+        """Runs the threads while the server runs."""
         if self.live_index.uploads is not None:
             self.live_index.uploads.mkdir(parents=True, exist_ok=True)
         self.embedder.start()
@@ -123,7 +123,7 @@ class Service:
         """Checks that a client may change the index.
 
         Args:
-            credentials: the bearer token that it sent, or None.
+            credentials: The bearer token that it sent, or None.
 
         Raises:
             Problem: 403 if the server is read-only, 401 if the token is missing or wrong.
@@ -143,13 +143,13 @@ class Service:
         """Reads a search from a request, and embeds its images.
 
         Raises:
-            Problem: the request is not a search, or one of its images cannot be used.
+            Problem: The request is not a search, or one of its images cannot be used.
         """
         return await self._embed_query(*await read_search(request))
 
     async def search(self, query: Query, k: int) -> Answer:
-        """Finds the `k` nearest images of a query."""
-        if query.where:  # a condition takes time, for which the searches of the same batch would have to wait
+        """Finds the `k` images nearest to a query."""
+        if query.where:  # a condition takes time, and the other searches of its batch would have to wait
             return await self.read(self.live_index.search, query, k)
         return await self.searcher.do((query, k))
 
@@ -168,7 +168,7 @@ class Service:
         """The format and the vector (D,) of an uploaded image.
 
         Raises:
-            Problem: it is not an image, or too large.
+            Problem: It is not an image, or too large.
         """
         digest = hashlib.sha256(data).digest()
         format = await self._decoding(examine, data, self.settings.pixels)
@@ -189,11 +189,11 @@ class Service:
         """Answers with an image's file, or with a thumbnail.
 
         Args:
-            request: the request; its path names the image.
-            side: pixels of the thumbnail's longer side, or None for the file.
+            request: The request; its path names the image.
+            side: Pixels of the thumbnail's longer side, or None for the file.
 
         Raises:
-            Problem: there is no such image, or its file cannot be served.
+            Problem: There is no such image, or its file cannot be served.
         """
         opened = await self._open(path_id(request))
         with ExitStack() as owned:
@@ -222,13 +222,13 @@ class Service:
         """Adds an uploaded image to the index.
 
         Args:
-            request: the request.
+            request: The request.
 
         Returns:
             The image, and whether it is new to the index.
 
         Raises:
-            Problem: the request is wrong, or the image cannot be added.
+            Problem: The request is wrong, or the image cannot be added.
         """
         upload = await read_upload(request)
         format, vector = await self._examine(upload.image)

@@ -12,7 +12,7 @@ TOKEN_VARIABLE = "DR_KERAS_TOKEN"
 ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")  # no segment is . or ..
 OWN_PATHS = frozenset(
     {"v1", "static", "healthz", "readyz", "metrics", "openapi.json", "favicon.ico"}
-)  # begin its paths
+)  # the first segments of the server's own paths
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -21,18 +21,18 @@ class Settings:
     """The settings of a server.
 
     Attributes:
-        writable: whether clients with the token may add and remove images.
-        token: what they send as `Authorization: Bearer TOKEN`.
-        uploads: the folder that stores added images; it is created when the server starts.
-        hosts: the names that the Host header may have, against DNS rebinding; if empty, any name.
-        root_path: the path below which a reverse proxy serves the application, such as /photos.
-        show_paths: whether search results contain the paths of files on this machine.
-        concurrency: limit of requests in progress; further clients are told to try again.
-        body_bytes: limit of an upload: twice the largest JPEG that a phone takes.
-        json_bytes: limit of a request without an image: more than 64 ids of 1,024 characters.
-        pixels: limit of an uploaded image: 0.15 GB as RGB, and more than a phone takes.
-        body_seconds: limit for a body to arrive.
-        send_seconds: limit for a client to receive each chunk of a response.
+        writable: Whether clients with the token may add and remove images.
+        token: What they send as `Authorization: Bearer TOKEN`.
+        uploads: The folder that stores added images; it is created when the server starts.
+        hosts: The names that the Host header may have, to prevent DNS rebinding; if empty, any name.
+        root_path: The path below which a reverse proxy serves the application, such as /photos.
+        show_paths: Whether search results contain the paths of files on this machine.
+        concurrency: Limit of requests in progress; further clients are told to try again.
+        body_bytes: Limit of an upload: twice the largest JPEG that a phone takes.
+        json_bytes: Limit of a request without an image: more than 64 ids of 1,024 characters.
+        pixels: Limit of an uploaded image: 0.15 GB as RGB, and more than a phone takes.
+        body_seconds: Limit for a body to arrive.
+        send_seconds: Limit for a client to receive each chunk of a response.
     """
 
     writable: bool = False
@@ -57,7 +57,7 @@ class Settings:
         if len(self.token) < MIN_TOKEN_LENGTH or not self.token.isascii() or not self.token.isprintable():
             raise InputError(
                 f"the token has {len(self.token)} characters; at least {MIN_TOKEN_LENGTH} printable ASCII ones are "
-                "expected, such as those of: openssl rand -hex 16"
+                "expected, such as the output of: openssl rand -hex 16"
             )
         if self.uploads is None:
             raise InputError("--writable needs a folder for the images that are added: --uploads FOLDER")
@@ -73,16 +73,16 @@ def _check_root_path(path: str) -> None:
 
 
 def read_token(file: str | None) -> str | None:
-    """Reads the token from a file, or else from the environment. A flag could be read by other users.
+    """Reads the token from a file, or else from the environment. A flag would be visible to other users.
 
     Args:
-        file: the file, or None.
+        file: The file, or None.
 
     Returns:
         The token, or None.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: The file cannot be read.
     """
     if file is None:
         return os.environ.get(TOKEN_VARIABLE) or None

@@ -14,9 +14,9 @@ from dr_keras.training.reporters import METRICS
 
 
 class Callbacks(keras.callbacks.CallbackList):
-    """A list of callbacks that receive the metrics of a step as they are, on the device.
+    """A list of callbacks that receive the metrics of a step unconverted, still on the device.
 
-    Keras's own list converts them to numbers first, and so waits for each step before it starts the next one.
+    Keras's own list converts them to numbers first, which makes it wait for each step before starting the next one.
     """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -33,8 +33,8 @@ class StepLog(keras.callbacks.Callback):
     Args:
         first_step: The global step of the first batch.
         learning_rate: The schedule, a function of the step.
-        receivers: Called with a list of rows. A row maps "step", "epoch", "learning_rate", and the `METRICS` that the
-            step has, to numbers.
+        receivers: Called with a list of rows. A row maps "step", "epoch", "learning_rate", and the step's
+            `METRICS` to numbers.
         float32: Whether the network computes in float32, for the advice when the loss is not finite.
 
     Raises:
@@ -112,7 +112,7 @@ class Checkpoints(keras.callbacks.Callback):
         minutes: Minutes between two checkpoints within an epoch.
     """
 
-    # The end of a short epoch is saved only if the time since the last checkpoint is this many times what saving takes.
+    # The end of an epoch is saved only if this many times the duration of a save has passed since the last one.
     MIN_INTERVAL_IN_SAVES = 50
 
     def __init__(self, save: Callable[[], None], minutes: float) -> None:
@@ -144,11 +144,11 @@ class EachEpoch(keras.callbacks.Callback):
     After the last epoch it does nothing, because the end of the run ranks anyway.
 
     Args:
-        watch: Called with the number of epochs done; returns the figure that should rise, or None if there is none.
+        watch: Called with the number of epochs done; returns the metric to maximize, or None if there is none.
         every: Epochs between two calls; 0 for never.
         epochs: Number of epochs of the run.
-        patience: Stop the run after this many calls without a better figure; None for never.
-        rankings: Those that a resumed run has behind it.
+        patience: Stop the run after this many calls without a better value; None for never.
+        rankings: The rankings that a resumed run has already done.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class EachEpoch(keras.callbacks.Callback):
         super().__init__()
         self._watch, self._every, self._epochs, self._patience = watch, every, epochs, patience
         self.rankings = rankings or Rankings()
-        self.patient = False  # while it is set, no figure counts towards the patience
+        self.patient = False  # while it is set, no value counts toward the patience
         self.stopped = patience is not None and self.rankings.without >= patience
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -172,10 +172,12 @@ class EachEpoch(keras.callbacks.Callback):
             self.model.stop_training = self.stopped
 
     def rank(self, done: int) -> None:
-        """Ranks after `done` epochs if that is due and has not been done."""
-        if not self._every or done % self._every or done >= self._epochs or done <= self.rankings.epochs:
+        """Ranks after `done` epochs if that is due. A ranking that is repeated does not count again."""
+        if not self._every or done % self._every or done >= self._epochs:
             return
         figure, best, without = self._watch(done), self.rankings.best, self.rankings.without
+        if done <= self.rankings.epochs:
+            return
         if figure is not None and self._patience is not None and not self.patient:
             better = best is None or figure > best
             best, without = (figure, 0) if better else (best, without + 1)

@@ -3,7 +3,7 @@
 A checkpoint holds every variable of the model (weights, normalization statistics, the states of its random number
 generators), every variable of the optimizer, the running average of the weights, the global step, and the rankings that
 early stopping counts. Triplets and augmentation are functions of the step, so nothing else has state.
-`reduce_checkpoint` makes it a third as large.
+`reduce_checkpoint` shrinks it to a third.
 """
 
 import json
@@ -29,7 +29,7 @@ class Rankings:
 
     Attributes:
         epochs: The epochs that were done at the last ranking.
-        best: The best figure that counts towards the patience; None before the first.
+        best: The best value that counts toward the patience; None before the first.
         without: The number of rankings since then.
     """
 
@@ -40,7 +40,7 @@ class Rankings:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         step: The next global step.
@@ -63,11 +63,11 @@ def save_checkpoint(
     Args:
         file: The checkpoint.
         model: The model of the current phase.
-        progress: How far the run has come.
+        progress: The progress of the run.
         average: The running average of the weights, if there is one.
 
     Raises:
-        OSError: The disk is full or cannot be written; an earlier checkpoint stays as it was.
+        OSError: The disk is full or cannot be written; an earlier checkpoint is left unchanged.
     """
     description = {"format": CHECKPOINT_FORMAT, "weights": len(model.variables)} | asdict(progress)
     values = {str(number): keras.ops.convert_to_numpy(variable) for number, variable in enumerate(_variables(model))}
@@ -77,7 +77,7 @@ def save_checkpoint(
 
 
 def read_progress(file: Path) -> Progress:
-    """Returns how far the run of a checkpoint has come.
+    """Returns the progress that a checkpoint records.
 
     Raises:
         RunError: The file is missing, damaged, or of another format.
@@ -97,7 +97,7 @@ def restore_checkpoint(file: Path, model: keras.Model) -> list[np.ndarray] | Non
         The running average of the weights, if there was one.
 
     Raises:
-        RunError: The file is damaged or holds the variables of another network.
+        RunError: The file is damaged or holds the variables of a different network.
     """
     variables = _variables(model)
     with _open(file) as archive:
@@ -108,18 +108,18 @@ def restore_checkpoint(file: Path, model: keras.Model) -> list[np.ndarray] | Non
         average = [_widened(archive[name]) for name in names if name.startswith("average_")]
     here = {number: tuple(variable.shape) for number, variable in enumerate(variables) if number not in left_out}
     if here != {number: value.shape for number, value in values.items()}:
-        raise RunError(f"{file} is the checkpoint of another network or optimizer: its variables have other shapes")
+        raise RunError(f"{file} belongs to a different network or optimizer: its variables have other shapes")
     for number, value in values.items():
         variables[number].assign(value)
     return average or None
 
 
 def reduce_checkpoint(file: Path, reduced: Path) -> None:
-    """Writes a checkpoint about a third as large, to be copied from a machine that is about to go away.
+    """Writes a checkpoint about a third as large, for copying off a machine that is about to be shut down.
 
     Kernels and matrices, and their averages, are rounded to half precision. Their optimizer moments are left out and
-    start again at zero: momentum is back after ten steps. A run resumed from it is close to the original, but not
-    equal to it.
+    restart at zero: momentum recovers within about ten steps. A run resumed from it is close to the original, but not
+    identical.
 
     Args:
         file: The checkpoint.

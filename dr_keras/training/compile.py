@@ -32,7 +32,7 @@ def learning_rates(config: OptimizerConfig, steps: int) -> keras.optimizers.sche
 
 
 def learning_rate_at(config: OptimizerConfig, steps: int, step: int) -> float:
-    """Returns what `learning_rates` gives for a step, computed without the device, which may be busy.
+    """Returns the value of `learning_rates` at a step, computed without the device, which may be busy.
 
     Args:
         config: The settings of the optimizer.
@@ -81,7 +81,7 @@ def compiled_model(
 
 
 def _optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimizer:
-    """Returns the optimizer, named: a phase finds the last one's optimizer variables by their paths."""
+    """Returns the optimizer, with a fixed name: each phase finds the previous one's optimizer variables by path."""
     rates = learning_rates(config, steps)
     if config.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(
@@ -106,7 +106,7 @@ def precision(config: OptimizerConfig) -> str:
 
 @contextmanager
 def training_precision(config: OptimizerConfig) -> Iterator[None]:
-    """Builds networks with the dtype policy of the training inside the `with` block."""
+    """Sets the dtype policy of the training inside the `with` block."""
     with keras_defaults():
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision(config))

@@ -1,6 +1,6 @@
 """The devices that a run computes on: one, all of this machine, or those of several machines (JAX).
 
-Data parallelism is that of `keras.distribution`, which Keras offers on JAX only: each device takes a part of the global
+Data parallelism uses `keras.distribution`, which Keras supports only on JAX: each device takes a part of the global
 batch, and the losses are those of a single device with the whole batch. On other backends a run uses one device.
 """
 
@@ -17,22 +17,17 @@ from dr_keras.errors import InputError
 
 @dataclass(frozen=True)
 class Devices:
-    """This process among the hosts.
+    """The place of this process among the hosts.
 
     Attributes:
         host: Index of this host.
         hosts: Number of hosts.
-        count: Number of devices of all hosts together.
+        count: Number of devices across all hosts.
     """
 
     host: int = 0
     hosts: int = 1
     count: int = 1
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes the run folder and reports to the user."""
-        return self.host == 0
 
 
 def set_up_devices(config: RunConfig, *, batch_size: int, store: str = "auto") -> Devices:
@@ -47,7 +42,7 @@ def set_up_devices(config: RunConfig, *, batch_size: int, store: str = "auto") -
 
     Raises:
         InputError: Several hosts, or images on the device, with a backend other than JAX; the batch cannot be divided
-            among the devices; the hosts do not reach each other.
+            among the devices; the hosts cannot reach each other.
     """
     backend = keras.backend.backend()
     if config.hosts > 1:
@@ -67,7 +62,7 @@ def set_up_devices(config: RunConfig, *, batch_size: int, store: str = "auto") -
         keras.distribution.set_distribution(None)
         return Devices()
     if store == "device":
-        raise InputError(f"--store device keeps the images on one device, and there are {len(devices)}; take another")
+        raise InputError(f"--store device keeps the images on one device, and there are {len(devices)}; choose another")
     if batch_size % len(devices):
         raise InputError(f"--batch-size is {batch_size}; it must be a multiple of the {len(devices)} devices")
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
@@ -76,13 +71,13 @@ def set_up_devices(config: RunConfig, *, batch_size: int, store: str = "auto") -
 
 @contextmanager
 def devices_for(config: RunConfig, *, batch_size: int, store: str, deterministic: bool) -> Iterator[Devices]:
-    """Sets up the devices for the time of a training, and restores the process afterwards.
+    """Sets up the devices for a training run, and restores the process afterward.
 
     Args:
         config: The hosts.
         batch_size: Triplets per step, of all devices together.
         store: Where the images are kept, one of `dr_keras.config.STORES`.
-        deterministic: Whether TensorFlow computes deterministically meanwhile.
+        deterministic: Whether TensorFlow computes deterministically in the meantime.
 
     Raises:
         InputError: See `set_up_devices`.
@@ -109,7 +104,7 @@ def _deterministic() -> Iterator[None]:
 
 @contextmanager
 def _restored_compilation_cache() -> Iterator[None]:
-    """Restores the place of JAX's compilation cache afterwards."""
+    """Restores the location of JAX's compilation cache afterward."""
     if keras.backend.backend() != "jax":
         yield
         return
@@ -123,16 +118,16 @@ def _restored_compilation_cache() -> Iterator[None]:
 
 
 def _cache_compilation() -> None:
-    """Has JAX cache what it compiles: for a GPU that takes minutes, and a resumed run needs the same again."""
+    """Makes JAX cache what it compiles: on a GPU that takes minutes, and a resumed run needs the same programs."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:  # else the user has chosen the place
+    if jax.config.jax_compilation_cache_dir is None:  # otherwise the user has chosen a folder
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
 
 
 @contextmanager
 def on_one_device() -> Iterator[None]:
-    """Builds and runs networks on a single device of this process inside the `with` block."""
+    """Makes networks run on a single device of this process inside the `with` block."""
     before = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

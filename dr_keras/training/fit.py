@@ -35,7 +35,7 @@ class Fit:
         models: Makes the model of each phase.
         schedule: Settings of the epochs.
         course: The phases of the whole run.
-        sources: What makes the batches, by stage.
+        sources: The sources of the batches, by stage.
         run: The run folder, for checkpoints and the history.
         monitor: Ranks the monitor images, and holds the TensorBoard writer.
         console: Where progress is shown.
@@ -54,7 +54,7 @@ class Fit:
 
         Args:
             network: The embedding network for images of the full size.
-            done: How far the run has come.
+            done: The progress of the run.
             resume_from: The run whose checkpoint is restored; None to start from the weights of `network`.
 
         Returns:
@@ -78,6 +78,7 @@ class _Fitting:
         self._model = models.first(self._phase, network)
         self._kept = KeptNetworks(models.network, optimizer)
         self._averages = optimizer.weight_average > 0
+        self._saved: Progress | None = None  # what the last checkpoint holds
         self._average = WeightAverage(optimizer.weight_average, done.step)
         if resume_from:
             self._average.values = restore_checkpoint(resume_from.checkpoint_file, self._model)
@@ -121,7 +122,7 @@ class _Fitting:
 
     def _train_phase(self, phase: Phase) -> None:
         fit, log = self._fit, self._log
-        self._each_epoch.patient = phase is not fit.course[-1]  # figures of other image sizes cannot be compared
+        self._each_epoch.patient = phase is not fit.course[-1]  # figures at different image sizes are not comparable
         if phase is not self._phase:
             self._model = fit.models.following(phase, self._model, self._network, log.step)
             self._phase = phase
@@ -130,19 +131,21 @@ class _Fitting:
         if log.step == phase.first_step:
             self._announce(phase, source)
         whole, inside = divmod(log.step - phase.first_step, phase.steps_per_epoch)
-        if whole and not inside:  # resumed at the end of an epoch that was perhaps not ranked
+        if whole and not inside:  # resumed at the end of an epoch, whose ranking is missing or has been purged
             self._each_epoch.rank(phase.first_epoch + whole)
         self._line.restart()
         while log.step < phase.last_step and not self._each_epoch.stopped:
             self._train_epoch(phase, source)
             if self._checkpoints.stop:
+                if self._saved != self._progress():  # the stop came between the last step and here
+                    self._save()
                 raise Interrupted(
                     f"stopped after step {log.step:,} of {fit.models.steps:,}, and saved; "
                     f"go on with: {command('train')} --resume --run {fit.run.path.name}"
                 )
 
     def _train_epoch(self, phase: Phase, source: Source) -> None:
-        """Trains to the end of the current epoch, in which a resumed run may already be."""
+        """Trains to the end of the current epoch, which may have begun before the run was resumed."""
         step = self._log.step
         whole, inside = divmod(step - phase.first_step, phase.steps_per_epoch)
         epoch, rest = phase.first_epoch + whole, phase.steps_per_epoch - inside
@@ -160,7 +163,7 @@ class _Fitting:
         )
 
     def _announce(self, phase: Phase, source: Source) -> None:
-        """Announces a phase on the terminal and in TensorBoard, there with its first batch."""
+        """Announces a phase on the terminal and, with its first batch, in TensorBoard."""
         fit = self._fit
         fit.monitor.board.stage(phase.stage, phase.size, phase.first_step)
         fit.monitor.show_batch(source.batch(phase.first_step), phase.first_step)
@@ -170,13 +173,17 @@ class _Fitting:
 
     def _save(self) -> None:
         """Saves a checkpoint of the step that has just ended."""
-        self._log.flush()  # first, so that history.csv covers the checkpoint, and no loss that is not finite is saved
-        phase = self._fit.course.index(self._phase)
-        progress = Progress(self._log.step, self._done.data, phase, self._each_epoch.rankings)
+        self._log.flush()  # first, so that history.csv covers the checkpoint, and a non-finite loss prevents it
+        progress = self._progress()
         save_checkpoint(self._fit.run.checkpoint_file, self._current_model(), progress, self._averaged_weights())
+        self._saved = progress
+
+    def _progress(self) -> Progress:
+        phase = self._fit.course.index(self._phase)
+        return Progress(self._log.step, self._done.data, phase, self._each_epoch.rankings)
 
     def _watch(self, epochs_done: int) -> float | None:
-        """Ranks the monitor images; returns the figure that should rise, or None if there are no such images."""
+        """Ranks the monitor images; returns the metric to maximize, or None if there are no such images."""
         started = time.monotonic()
         monitor = self._fit.monitor
         branch = embedding_branch(self._current_model())
@@ -190,7 +197,7 @@ class _Fitting:
         return figure
 
     def _current_model(self) -> keras.Model:
-        """Returns the model of the current phase: in `fit` a callback's, whose variables Keras updates first on JAX."""
+        """Returns the model of the current phase, in `fit` through a callback: on JAX, that syncs its variables."""
         return self._checkpoints.model or self._model
 
     def _averaged_weights(self) -> list[np.ndarray] | None:
@@ -198,10 +205,12 @@ class _Fitting:
         return self._average.values if self._averages else None
 
     def _alarm(self) -> reporters.CollapseAlarm:
-        """Makes the alarm; the loss of mined triplets may well stay at the margin without a collapse."""
+        """Makes the alarm, which ignores the loss of mined triplets: it may stay at the margin without a collapse."""
         ranking, console = self._fit.models.ranking, self._fit.console
         return reporters.CollapseAlarm(
-            lambda text: console.print(text, style="bold red"), ranking.margin if ranking.mining == "none" else None
+            lambda text: console.print(text, style="bold red"),
+            ranking.margin if ranking.mining == "none" else None,
+            single=self._fit.schedule.batch_size == 1,
         )
 
 
@@ -220,12 +229,12 @@ def _stopping(checkpoints: callbacks.Checkpoints, console: Console) -> Iterator[
 
     def stop(_number: int, _frame: object) -> None:
         checkpoints.stop = True
-        console.print("stopping after this step; again to stop at once")
+        console.print("stopping after this step; interrupt again to stop at once")
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)
 
     before = {}
-    if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is threading.main_thread():  # signals can only be handled there
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

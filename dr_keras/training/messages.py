@@ -1,4 +1,4 @@
-"""What a training says about its data and settings."""
+"""Messages about the data and settings of a run."""
 
 import json
 from typing import Any
@@ -13,11 +13,11 @@ from dr_keras.runs import Run
 
 
 def other_images(catalog: Catalog, run: Run) -> str:
-    """Returns the message for images that are not those of the checkpoint.
+    """Returns the error message for images that differ from those of the checkpoint.
 
     Args:
         catalog: The images.
-        run: The run that was started with others.
+        run: The run, which was started with different images.
     """
     try:
         before = read_json(run.report_file)["images"]
@@ -25,13 +25,13 @@ def other_images(catalog: Catalog, run: Run) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         theirs = "other images"
     return (
-        f"{run.path} was started with {theirs}, not with the {len(catalog):,} images in {catalog.root}; say with "
-        "--data where its images are, or start another run"
+        f"{run.path} was started with {theirs}, not with the {len(catalog):,} images in {catalog.root}; "
+        "point --data at its images, or start another run"
     )
 
 
 def print_data(console: Console, catalog: Catalog, report: dict[str, Any], run: Run) -> None:
-    """Prints how many images there are, what was skipped, and what to know about them.
+    """Prints the number of images, the skipped files, and notes on the data.
 
     Args:
         console: Where to print.
@@ -44,7 +44,7 @@ def print_data(console: Console, catalog: Catalog, report: dict[str, Any], run: 
     if report["skipped_count"]:
         console.print(
             f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first "
-            f"({report['skipped'][0]['reason']}); all are named in {run.report_file}"
+            f"({report['skipped'][0]['reason']}); all are listed in {run.report_file}"
         )
     for note in report["notes"]:
         console.print(f"note: {note}")
@@ -56,7 +56,7 @@ def print_data(console: Console, catalog: Catalog, report: dict[str, Any], run: 
 
 
 def print_lost(console: Console, pixels: Pixels) -> None:
-    """Prints how many images disappeared or broke during the run.
+    """Prints how many images disappeared or became unreadable during the run.
 
     Args:
         console: Where to print.
@@ -70,7 +70,7 @@ def print_lost(console: Console, pixels: Pixels) -> None:
 
 
 def settings_table(values: dict[str, Any]) -> str:
-    """Returns settings as a table in Markdown, for TensorBoard.
+    """Returns settings as a Markdown table, for TensorBoard.
 
     Args:
         values: Values of the settings by name.

@@ -1,4 +1,4 @@
-"""Ranks the training images for each monitor image while a run goes on, and shows the nearest ones."""
+"""Ranks the training images for each monitor image during a run, and shows the nearest ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ SHOWN_IMAGES = 24
 class Monitor:
     """Measures precision@k of the monitor images against the training images, and shows the same 16 queries each time.
 
-    If whole classes are held out for watching (`dr_keras.data.held_out`), their images are ranked against each other.
+    If whole classes are held out for monitoring (`dr_keras.data.held_out`), their images are ranked against each other.
 
     Args:
         catalog: The usable images.
@@ -44,11 +44,11 @@ class Monitor:
 
     @property
     def figure(self) -> str:
-        """The figure that should rise. Whole classes may be so small that all their images are among the 30 nearest."""
+        """The metric to maximize. Whole classes may be so small that all their images are among the 30 nearest."""
         return "map@r" if self._leave_one_out else "precision@30"
 
     def look(self, vectors_of: Callable[[np.ndarray], np.ndarray], step: int) -> dict[str, float]:
-        """Ranks, writes to TensorBoard, and returns the figures.
+        """Ranks the monitor images, writes the figures to TensorBoard, and returns them.
 
         Args:
             vectors_of: Maps catalog rows (n,) to their embeddings (n, D).

@@ -1,4 +1,4 @@
-"""The optimizer of the default recipe: Muon (Jordan et al. 2024), for convolutions too."""
+"""The optimizer of the default recipe: Muon (Jordan et al. 2024), extended to convolutions."""
 
 import math
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import keras
 from keras import ops
 
-UPDATE_RMS = 0.2  # root mean square of an update of rate 1; about that of AdamW, so that both take similar rates
-MAX_SIDE = 2048  # of the smaller side of a matrix: the cost of an update grows with its third power
+UPDATE_RMS = 0.2  # root mean square of an update at rate 1; close to AdamW's, so that similar rates suit both
+MAX_SIDE = 2048  # of the smaller side of a matrix: the cost of an update grows with its cube
 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class Muon(keras.optimizers.Muon):
     """`keras.optimizers.Muon` that orthogonalizes the updates of convolution kernels, too.
 
-    A kernel (h, w, C, D) is treated as the matrix (hwC, D) that it is multiplied as. Keras's own Muon leaves everything
-    but matrices to AdamW, and so most of a ConvNet. AdamW is used here as well for biases, normalization and class
+    A kernel (h, w, C, D) is treated as the matrix (hwC, D) that it acts as. Keras's own Muon leaves everything but
+    matrices to AdamW, which is most of a ConvNet. AdamW is used here as well for biases, normalization and class
     proxies (1-D and 3-D); for depthwise kernels (h, w, C, 1), which correspond to no such matrix; and for matrices
     whose width and height both exceed 2,048, as in AlexNet and VGG, because their orthogonal update takes 20 times as
     long as the step itself on a CPU.
@@ -23,7 +23,7 @@ class Muon(keras.optimizers.Muon):
     Args:
         learning_rate: Learning rate of all variables; the root mean square of an update is about 0.2 times this.
         weight_decay: Decoupled weight decay of all variables.
-        iterate_dtype: Dtype of the Newton-Schulz iteration; bfloat16 is exact enough, and faster where the hardware
+        iterate_dtype: Dtype of the Newton-Schulz iteration; bfloat16 is accurate enough, and faster where the hardware
             supports it.
         momentum: Momentum of the gradients.
         ns_steps: Number of Newton-Schulz iterations.
@@ -50,7 +50,7 @@ class Muon(keras.optimizers.Muon):
         return len(shape) not in (2, 4) or shape[-1] == 1 or min(math.prod(shape[:-1]), shape[-1]) > MAX_SIDE
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
-        """Returns about the nearest orthogonal matrix to that of `x`: (h, w, C, D) -> (h, w, C, D)."""
+        """Returns approximately the orthogonal matrix nearest to `x`: (h, w, C, D) -> (h, w, C, D)."""
         matrix = ops.cast(ops.reshape(x, (-1, x.shape[-1])), self.iterate_dtype)  # (hwC, D)
         nearest = super().zeropower_via_newtonschulz5(matrix, steps)
         return ops.reshape(ops.cast(nearest, x.dtype), x.shape)

@@ -1,4 +1,4 @@
-"""The models of a run's phases: what each phase trains, and what the next one takes over."""
+"""The models of a run's phases: what each phase trains, and what it passes on to the next."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -76,13 +76,13 @@ class PhaseModels:
 
 
 class KeptNetworks:
-    """Makes the network that a run keeps: with averaged weights, in the wanted precision, on one device.
+    """Makes the network that a run keeps: with averaged weights, in the requested precision, on one device.
 
-    A network that is spread over devices computes only if all hosts call it, each with its part of a batch.
+    A network that is distributed over devices runs only if all hosts call it, each with its part of a batch.
 
     Args:
         network: Settings of the embedding network.
-        optimizer: Settings of the optimizer, among them the precision of the training.
+        optimizer: Settings of the optimizer, including the precision of the training.
     """
 
     def __init__(self, network: NetworkConfig, optimizer: OptimizerConfig) -> None:
@@ -97,7 +97,7 @@ class KeptNetworks:
         size: int | None = None,
         float32: bool = False,
     ) -> keras.Model:
-        """Returns `trained` itself if it is already what is wanted, otherwise a copy.
+        """Returns `trained` itself if it already fits the request, otherwise a copy.
 
         Args:
             trained: The network that is trained.

@@ -38,8 +38,8 @@ def phases(
 ) -> tuple[Phase, ...]:
     """Returns the phases of a run, in order.
 
-    An image size starts with the first epoch before which the smaller sizes have had their share of all steps. The last
-    epoch always has the full size.
+    An image size starts at the first epoch that begins after the smaller sizes have had their share of all steps. The
+    last epoch always has the full size.
 
     Args:
         schedule: The settings.

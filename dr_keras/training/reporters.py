@@ -27,11 +27,11 @@ METRICS = (
     "pairwise_distance",
 )
 SMOOTHING_STEPS = 20  # the progress line averages over about this many steps
-LINE_SECONDS = 20  # between two lines where there is no terminal
+LINE_SECONDS = 20  # between two lines if there is no terminal
 
 
 class History:
-    """Appends one row per step to history.csv; floats are written so that they read back equal.
+    """Appends one row per step to history.csv; floats are written so that they read back exactly.
 
     Metrics that a step does not have, such as the distances of triplets in the softmax stage, are left empty.
 
@@ -99,19 +99,19 @@ class Board:
         self._writer.add_histogram(name, values, step, bins=64)
 
     def close(self) -> None:
-        """Writes what is pending, and closes the files."""
+        """Flushes and closes the files."""
         self._writer.close()
 
 
 class ProgressLine:
-    """A line on the terminal that is always up to date; without a terminal, a new line every 20 seconds.
+    """A line that is updated in place on a terminal; without a terminal, a new line every 20 seconds.
 
     Args:
         console: Where to print.
         epochs: Number of epochs of the run.
         steps: Number of steps of the run.
         images_per_step: Images that pass through the network in a step, three per triplet.
-        ahead: Returns the work left from a step on, in steps of the last image size; smaller images are less work.
+        ahead: Returns the work left after a step, in steps of the last image size; smaller images are less work.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ProgressLine:
         if not self._told and seconds > 5:
             self._told = True
             self._console.print(
-                f"{self._epochs} epochs, {self._steps:,} steps, begun at {rate * self._images:,.0f} images/s: "
+                f"{self._epochs} epochs, {self._steps:,} steps, starting at {rate * self._images:,.0f} images/s: "
                 f"training takes about {duration(self._ahead(0) / effort)} here"
             )
         line = (
@@ -169,7 +169,7 @@ class ProgressLine:
         self._paused += seconds
 
     def restart(self) -> None:
-        """Measures the images/s anew, because the steps of a new phase take another time."""
+        """Restarts the measurement of images/s, because steps of a new phase take a different time."""
         self._started, self._paused = None, 0.0
 
     def close(self) -> None:
@@ -187,31 +187,33 @@ def duration(seconds: float) -> str:
 
 
 class CollapseAlarm:
-    """Warns once if the embedding has collapsed: all images in one place, and the loss at the margin.
+    """Warns once if the embedding has collapsed: all images lie together, or the loss stays at the margin.
 
     Args:
         say: Prints a line.
-        margin: The margin of the loss; None to look at the distances only, because the loss of mined triplets may well
-            stay at the margin.
+        margin: The margin of the loss; None to check only the distances, because the loss of mined triplets may stay
+            at the margin.
+        single: Whether a batch has a single query, which has no distance to others.
     """
 
     STEPS = 200  # consecutive ones
     NEAR_MARGIN = 0.01  # as a share of the margin
     NEAR_ZERO = 0.01  # mean distance between unit vectors
 
-    def __init__(self, say: Callable[[str], None], margin: float | None) -> None:
-        self._say, self._margin = say, margin
+    def __init__(self, say: Callable[[str], None], margin: float | None, *, single: bool = False) -> None:
+        self._say, self._margin, self._single = say, margin, single
         self._bad = 0
 
     def __call__(self, rows: list[dict[str, float]]) -> None:
         for row in rows:
             loss, margin = row.get("triplet_loss"), self._margin  # the softmax stage has no such loss
             stuck = loss is not None and margin is not None and abs(loss - margin) <= self.NEAR_MARGIN * margin
-            self._bad = self._bad + 1 if stuck or row["pairwise_distance"] < self.NEAR_ZERO else 0
+            near = row["pairwise_distance"] < self.NEAR_ZERO and not self._single
+            self._bad = self._bad + 1 if stuck or near else 0
             if self._bad == self.STEPS:
                 at_margin = f"the loss was at the margin ({loss:.3f} of {margin:g}) or " if stuck else ""
                 self._say(
                     f"The embedding has collapsed: for {self.STEPS} steps up to {int(row['step'])} {at_margin}"
-                    f"all images lay together (mean distance {row['pairwise_distance']:.4f}). "
+                    f"all images were in one place (mean distance {row['pairwise_distance']:.4f}). "
                     "Try a lower --learning-rate, --distance squared, or another --seed"
                 )

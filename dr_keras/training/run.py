@@ -1,4 +1,4 @@
-"""Trains: from a data set to a finished run folder."""
+"""Training, from a data set to a finished run folder."""
 
 import tempfile
 import zlib
@@ -67,10 +67,10 @@ def run_training(
 
     Args:
         config: The settings.
-        runs: The folder of all run folders. Of several hosts only the first one writes to it; to resume, all read it.
+        runs: The folder of all run folders. Of several hosts, only the first writes to it; to resume, all read it.
         overwrite: Whether to replace an earlier run of the same name, once the data of the new one has been read.
         resume: Whether to continue the run of that name from its last checkpoint, or from its beginning if it has none;
-            a finished run is left as it is.
+            a finished run is left unchanged.
         console: Where progress is shown; standard error by default.
 
     Returns:
@@ -104,7 +104,7 @@ def run_training(
 def _run(config: Config, runs: Path, *, overwrite: bool, resume: bool) -> Run:
     if resume:
         return resumable_run(config, runs)
-    if config.host_index:  # the first host looks whether the name is free
+    if config.host_index:  # the first host checks whether the name is free
         return Run(runs / (config.run or "run"))
     return new_run(config, runs, overwrite=overwrite)
 
@@ -146,7 +146,7 @@ class _Training:
         """Trains, and leaves a finished run folder."""
         config, run = self.config, self.run
         done = read_progress(run.checkpoint_file) if self.resume and run.checkpoint_file.exists() else None
-        network = build_network(config)  # before anything is read or written, because its settings may be bad
+        network = build_network(config)  # before anything is read or written, because its settings may be invalid
         if config.initial_weights and not done:
             _start_from(network, config, self.runs)
         images = self._load_images()
@@ -175,7 +175,7 @@ class _Training:
 
     @contextmanager
     def _folder(self, *, fresh: bool) -> Iterator[Run]:
-        """The folder to write to: that of the run; on other hosts, which compute the same, a temporary one."""
+        """Yields the folder to write to: that of the run, or a temporary one on the other hosts."""
         if not self.config.host_index:
             if fresh:
                 start_run(self.run, self.config, overwrite=self.overwrite, again=self.resume)
@@ -254,13 +254,13 @@ class _Training:
 
 @contextmanager
 def _writing(run: Run) -> Iterator[None]:
-    """Turns a full disk or a read-only folder into an error of one line."""
+    """Turns a full disk or a read-only folder into a one-line error."""
     try:
         yield
     except OSError as error:
         message = f"{run.path} cannot be written: {error.strerror or error}"
         if run.config_file.exists():
-            message += f"; when there is room, go on with: {command('train')} --resume --run {run.path.name}"
+            message += f"; when there is room, resume with: {command('train')} --resume --run {run.path.name}"
         raise RunError(message) from error
 
 
@@ -295,8 +295,8 @@ def training_sources(
 ) -> dict[str, TripletSource | ImageSource]:
     """Returns what makes the batches of each stage; a step of either passes equally many images through the network.
 
-    On the device, incomplete batches are filled up with their own first elements, because JAX compiles a network for
-    each shape.
+    On the device, incomplete batches are padded with their own first elements, because JAX compiles a network for each
+    shape.
 
     Args:
         config: The settings.
@@ -306,7 +306,7 @@ def training_sources(
         share: The part of each batch that this host computes.
 
     Raises:
-        InputError: The images should be stored on the device, but there are too many.
+        InputError: There are too many images to store them on the device.
     """
     count, whole = config.batch_size, False
     augmenter: Augmenter = augment
@@ -314,7 +314,7 @@ def training_sources(
         from dr_keras.data import augment_jax as on_device
 
         if isinstance(pixels, StreamedImages):
-            raise InputError("--store device needs all images in memory, and there is no room; take --store stream")
+            raise InputError("--store device needs all images in memory, but they do not fit; use --store stream")
         pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
     strong = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
     gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as search does (docs/quality.md)
@@ -341,13 +341,13 @@ def training_sources(
 
 
 def _export(run: Run, console: Console) -> dict[str, float]:
-    """Exports the run; without TensorFlow, prints what to run where it is installed."""
+    """Exports the run; without TensorFlow, prints the command to run where it is installed."""
     console.print("exporting SavedModel and LiteRT")
     try:
         return export.export_in_child(run)
     except MissingPackage:
         console.print(
-            "TensorFlow is not installed here: for SavedModel and LiteRT run, where it is, "
+            "TensorFlow is not installed here; to export SavedModel and LiteRT, run this where it is installed: "
             f"{command('train')} --export-only --run {run.path.name}"
         )
         return {}

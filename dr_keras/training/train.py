@@ -1,4 +1,4 @@
-"""`train` of the library. Importing it imports no framework, because `config` decides which one is used."""
+"""The `train` function of the library. Importing it imports no framework, because `config` decides which is used."""
 
 import os
 from pathlib import Path

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-UPDATE_STEPS = 16  # steps between two updates, each with the decay of as many steps
+UPDATE_STEPS = 16  # steps between two updates, each of which applies the decay of that many steps
 
 
 class WeightAverage(keras.callbacks.Callback):
@@ -39,7 +39,7 @@ class WeightAverage(keras.callbacks.Callback):
 
 
 def _blended(averages: list[Any], weights: list[Any], decay: float) -> list[np.ndarray]:
-    """Blends the averages into the weights where these are real numbers, not counters or random states."""
+    """Updates the averages of floating-point weights; counters and random states are copied."""
     values = [np.array(keras.ops.convert_to_numpy(weight)) for weight in weights]
     return [
         average + (1 - decay) * (value - average) if decay and value.dtype.kind == "f" else value

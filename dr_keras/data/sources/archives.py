@@ -1,4 +1,4 @@
-"""Unpacks zip and tar archives into folders that appear complete or not at all."""
+"""Unpacks zip and tar archives into folders atomically."""
 
 import shutil
 import tarfile
@@ -13,10 +13,10 @@ MACOS_METADATA = "__MACOSX"  # a folder that macOS adds to its zip files
 
 
 def archive_folder(file: Path) -> Path:
-    """Returns a folder in the cache with the content of an archive, which is unpacked again if it has changed.
+    """Returns a cached folder with the content of an archive, which is unpacked again if it has changed.
 
     Raises:
-        InputError: as for `unpack`.
+        InputError: As for `unpack`.
     """
     file = file.resolve()
     status = file.stat()
@@ -36,16 +36,16 @@ def is_archive(file: Path) -> bool:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    """Unpacks an archive into a folder, without the single folder that may surround its content.
+    """Unpacks an archive into a folder, without the single top-level folder that may contain everything.
 
-    Nothing is written outside of `folder`, whatever names the archive contains.
+    Nothing is written outside `folder`, whatever names the archive contains.
 
     Args:
-        file: a zip or tar file.
-        folder: the folder to make.
+        file: A zip or tar file.
+        folder: The folder to create.
 
     Raises:
-        InputError: the archive is damaged, encrypted, or has names outside of its folder, or the disk is too small.
+        InputError: The archive is damaged, encrypted, or has names outside of its folder, or the disk is too small.
     """
     try:
         with new_folder(folder, replace=False) as temporary:
@@ -76,7 +76,7 @@ def _tar_filter(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
 
 
 def _with_slashes(name: str) -> str:
-    """Replaces the backslashes with which some programs for Windows separate folders."""
+    """Replaces the backslashes that some Windows programs use as separators."""
     return name.replace("\\", "/") if "/" not in name else name
 
 
@@ -86,7 +86,7 @@ def _remove_top(folder: Path) -> None:
         inside = list(folder.iterdir())
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink() or inside[0].name == "train":
             return
-        top = inside[0].rename(folder / ".top")  # under another name, because it may contain one of its own name
+        top = inside[0].rename(folder / ".top")  # a new name, because it may contain an entry with its own name
         for path in list(top.iterdir()):
             path.rename(folder / path.name)
         top.rmdir()

@@ -13,10 +13,10 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def folder() -> Path:
-    """Returns the folder of the digits in the cache: 8 x 8 grayscale PNG files, one folder per digit.
+    """Returns the cached folder of the digits: 8 x 8 grayscale PNG files, one folder per digit.
 
     Raises:
-        InputError: scikit-learn, which contains the digits, is not installed.
+        InputError: Scikit-learn, which contains the digits, is not installed.
     """
     root = cache_folder() / "digits"
     if root.is_dir():

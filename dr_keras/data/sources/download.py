@@ -1,7 +1,7 @@
 """Downloads a file of known size and checksum with pooch.
 
-pooch checks the SHA-256 and gives the file its name only once the checksum matches. It does not retry a single URL and
-passes on the errors of `requests`, so the attempts and the messages are made here; see docs/decisions/012.
+pooch checks the SHA-256 and gives the file its final name only once the checksum matches. It does not retry a single
+URL and passes on the errors of `requests`, so retries and error messages are handled here; see docs/decisions/012.
 """
 
 import logging
@@ -29,7 +29,7 @@ STAGING_PREFIX = ".download-"
 
 
 class _Hopeless(InputError):
-    """A download that would fail in the same way if it were tried again."""
+    """A download that would fail the same way if it were tried again."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Download:
     """A file on the internet.
 
     Attributes:
-        url: its address.
-        size: its size in bytes, for the progress bar.
-        sha256: the checksum that it must have, in hexadecimal.
+        url: Its address.
+        size: Its size in bytes, for the progress bar.
+        sha256: The checksum that it must have, in hexadecimal.
     """
 
     url: str
@@ -58,10 +58,10 @@ def tiny_imagenet(console: Console | None = None) -> Path:
     """Returns the folder of Tiny ImageNet in the cache, which is downloaded and unpacked on the first call.
 
     Args:
-        console: shows the progress; standard error by default.
+        console: Shows the progress; standard error by default.
 
     Raises:
-        InputError: the data set cannot be downloaded or unpacked; no partial data set is left behind.
+        InputError: The data set cannot be downloaded or unpacked; no partial data set is left behind.
     """
     folder = cache_folder() / "tiny-imagenet-200"
     if folder.is_dir():
@@ -69,7 +69,7 @@ def tiny_imagenet(console: Console | None = None) -> Path:
     console = console or stderr()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f"{STAGING_PREFIX}*"):  # by a process that was killed
+        for left in folder.parent.glob(f"{STAGING_PREFIX}*"):  # left behind by a killed process
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=STAGING_PREFIX) as staging:
@@ -102,17 +102,17 @@ def fetch(
     If the connection breaks or stalls, or if the checksum differs, the download starts over.
 
     Args:
-        download: the file.
-        folder: an existing folder that the file is written to.
-        console: shows the progress.
-        stall_seconds: how long the server may send nothing.
-        tries: the number of attempts.
+        download: The file.
+        folder: An existing folder that the file is written to.
+        console: Shows the progress.
+        stall_seconds: How long the server may send nothing before an attempt fails.
+        tries: The number of attempts.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: no attempt succeeded; the message gives the reason of the last one.
+        InputError: No attempt succeeded; the message gives the reason for the last failure.
     """
     for left in range(tries - 1, -1, -1):
         try:
@@ -154,7 +154,7 @@ def _fetch_once(download: Download, folder: Path, advance: Callable[[int], None]
 
 
 class _Received:
-    """Passes what pooch reports to a progress bar, in the form of its `progressbar`."""
+    """Passes pooch's progress on to a progress bar, through the interface of its `progressbar`."""
 
     def __init__(self, size: int, advance: Callable[[int], None]) -> None:
         self.total = size

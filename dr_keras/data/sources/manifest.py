@@ -15,8 +15,8 @@ class ManifestEntry:
     """One image of a manifest.
 
     Attributes:
-        id: its path, relative to the folder of the manifest if it is below that folder.
-        label: its class.
+        id: Its path, relative to the folder of the manifest if it is below that folder.
+        label: Its class.
         split: TRAIN, MONITOR or VALIDATION.
     """
 
@@ -35,7 +35,7 @@ def read_manifest(file: Path) -> list[ManifestEntry]:
             image.
 
     Raises:
-        InputError: the file cannot be read, a column is missing, a row is incomplete or has an unknown split (the
+        InputError: The file cannot be read, a column is missing, a row is incomplete or has an unknown split (the
             message gives its line), or an image is listed with two classes or splits.
     """
     root = file.parent
@@ -60,7 +60,7 @@ def read_manifest(file: Path) -> list[ManifestEntry]:
                 entry = ManifestEntry(_id(path, root), label, number)
                 known = entries.setdefault(entry.id, entry)
                 if known != entry:
-                    raise InputError(f"{where}: {path} has another class or split than in an earlier line")
+                    raise InputError(f"{where}: {path} has a different class or split than in an earlier line")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
     if not entries:

@@ -1,6 +1,6 @@
-"""Image classification data sets of TensorFlow Datasets as class folders, so that they are read like any others.
+"""Image classification data sets from TensorFlow Datasets as class folders, so that they are read like any others.
 
-The encoded images are written to the cache once, as they are, without decoding and encoding them again.
+The encoded images are written to the cache once, as they are, without re-encoding.
 """
 
 import os
@@ -21,13 +21,13 @@ PREFIX = "tfds:"
 
 
 def tfds_folder(name: str, console: Console | None = None) -> Path:
-    """Returns a folder in the cache with the class folders of a data set, written on the first call.
+    """Returns a cached folder with the class folders of a data set, written on the first call.
 
     The class folders are in train/ and, if the data set has a held-out split, in val/.
 
     Args:
-        name: the name in TFDS, such as 'cifar10' or 'imagenet_resized/64x64', with or without a version ':1.0.0'.
-        console: shows the progress; standard error by default.
+        name: The name in TFDS, such as 'cifar10' or 'imagenet_resized/64x64', with or without a version ':1.0.0'.
+        console: Shows the progress; standard error by default.
 
     Raises:
         InputError: TFDS does not know the data set or cannot prepare it, or its examples do not have exactly one image
@@ -60,7 +60,7 @@ def _open(name: str) -> tuple[Any, str, str]:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
         if "train" not in (builder.info.splits or {}):
             builder.download_and_prepare()
-    except Exception as error:  # TFDS passes on whatever its builders and the network raise
+    except Exception as error:  # TFDS passes on whatever its builders and network code raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise InputError(f"--data {PREFIX}{name} cannot be prepared by TensorFlow Datasets: {reason}") from error

@@ -1,4 +1,4 @@
-// The page: what a person does changes the URL, and each change of the URL is a search.
+// The page: each user action changes the URL, and each change of the URL starts a search.
 import * as client from "./client.js";
 import { GalleryMap } from "./map.js";
 import {
@@ -19,7 +19,7 @@ import * as view from "./view.js";
 
 const { $ } = view;
 const SAMPLE_IMAGES = 48;
-let running = null; // the AbortController of the present search
+let running = null; // the AbortController of the current search
 let map = null;
 
 function go(change, { scroll = false } = {}) {
@@ -45,7 +45,7 @@ Object.assign(view.actions, { go, searchWith, mark });
 
 // ---- Searching
 
-// Looks up the images in the URL that were not shown yet. Base names become ids.
+// Looks up the images in the URL that have not been shown yet. Base names become ids.
 async function lookUp(state, signal) {
   const ids = new Map();
   for (const name of [...state.q, ...state.not]) {
@@ -60,7 +60,7 @@ async function lookUp(state, signal) {
   return found;
 }
 
-// Where the query lies on the map. If the gallery has changed meanwhile, on the new map.
+// Places the query on the map; if the gallery has changed meanwhile, on the new map.
 async function placeQuery(state, signal) {
   for (let attempt = 0; ; attempt++) {
     try {
@@ -94,7 +94,7 @@ async function showMap() {
   await map.load();
 }
 
-// How far away the nearest image is, where none was near enough.
+// Shows how far away the nearest image is if none was near enough.
 async function showNearest(state, control) {
   const { results } = await client.search({ ...state, d: null, k: 1 }, control.signal);
   if (running === control && results.length) view.showNearestDistance(results[0].distance);
@@ -131,7 +131,7 @@ async function render() {
   document.body.classList.add("busy");
   try {
     if (state.upload && !uploads.has(state.upload)) {
-      const why = "This search was for an image on another device or in another tab, which the URL does not contain.";
+      const why = "This search used an image from another device or tab, which the URL does not contain.";
       view.showQuery({ q: [], not: [], upload: state.upload });
       throw new client.RequestError(0, `${why} Drop it here to search with it.`);
     }
@@ -280,7 +280,7 @@ async function loadGallery() {
     view.showGallery();
     view.showFilters(readState());
   } catch (error) {
-    console.error(error); // the search itself says what is wrong
+    console.error(error); // the search itself reports the error
   }
 }
 

@@ -2,7 +2,7 @@
 import { condition, uploads } from "./state.js";
 
 export const MAX_UPLOAD_BYTES = 20 * 2 ** 20; // the server's default limit, checked before anything is sent
-const THUMBNAIL_PIXELS = 256; // cards are at most 200 pixels wide, and screens may have two for one
+const THUMBNAIL_PIXELS = 256; // cards are at most 200 pixels wide, and screens may have two pixels for each
 const ATTEMPTS = 4; // of a request, while the server is busy
 
 export class RequestError extends Error {

@@ -2,14 +2,14 @@
 import { getMap, getPoint, imageURL } from "./client.js";
 import { colorOf, DISTINCT, PointIndex, PointPainter } from "./map_points.js";
 
-const REACH = 14; // pixels: the pointer is on a point that is at most this far away
+const REACH = 14; // pixels: a point at most this far from the pointer counts as under it
 const HOVER_MILLISECONDS = 70; // the pointer rests for this long before an image is loaded
 const MAX_ZOOM = 400;
-// While the map moves, a slower frame means that fewer points are drawn in the next one, a faster frame that more are.
-// A graphics card draws 100,000 points in time, software rendering does not.
+// While the map moves, fewer points are drawn after a frame slower than this, and more after a faster one. A graphics
+// card draws 100,000 points in time; software rendering does not.
 const SLOW_MILLISECONDS = 34;
 const FAST_MILLISECONDS = 22;
-const REST_MILLISECONDS = 160; // without a movement; then all points are drawn
+const REST_MILLISECONDS = 160; // without movement, after which all points are drawn
 
 export class GalleryMap {
   constructor(parts) {
@@ -24,7 +24,7 @@ export class GalleryMap {
     this.pinned = -1;
     this.known = new Map();
     this.fingers = new Map();
-    this.share = 1; // of the points that are drawn while the map moves
+    this.share = 1; // of the points, drawn while the map moves
     this.last = 0;
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.painter = new PointPainter(this.points, () => this.#color());
@@ -88,7 +88,7 @@ export class GalleryMap {
     this.#draw();
   }
 
-  // The numbers of the classes in the legend: those of the filter, then those of most neighbors.
+  // The numbers of the classes in the legend: those of the filter, then those with the most neighbors.
   #shown() {
     const counts = new Map();
     if (this.place?.key === this.key) {
@@ -126,12 +126,12 @@ export class GalleryMap {
     this.legend.replaceChildren(...lines);
   }
 
-  // The opacity of other classes while one is pointed at; beside a query they are faint already.
+  // The opacity of the other classes while the pointer is on one; with a query or filter they are already faint.
   get #fade() {
     return this.place || this.filter.length ? 1 : 0.18;
   }
 
-  // Pixels of the page in one unit of the map.
+  // Page pixels per unit of the map.
   get #unit() {
     return (Math.min(this.points.clientWidth, this.points.clientHeight) / 2.15) * this.zoom;
   }
@@ -246,7 +246,7 @@ export class GalleryMap {
     this.#draw();
   }
 
-  // Shows the image of the point that is pointed at.
+  // Shows the image of the point that is pinned or under the pointer.
   #showTip() {
     clearTimeout(this.timer);
     const number = this.pinned >= 0 ? this.pinned : this.hovered;

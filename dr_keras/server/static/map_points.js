@@ -21,7 +21,7 @@ void main() {
   gl_FragColor = vec4(tint.rgb * alpha, alpha);
 }`;
 
-// Colors of the classes that matter for a query or a filter; they are easy to tell apart on light and on dark.
+// Colors of the classes that matter for a query or a filter; they are easy to tell apart on light and dark.
 export const DISTINCT = [
   [224, 84, 44],
   [22, 148, 92],
@@ -31,7 +31,7 @@ export const DISTINCT = [
   [216, 66, 142],
 ];
 
-// Hues a golden angle apart differ most from the ones before; the lightness differs too, for color-blind people.
+// Hues a golden angle apart differ most from the previous ones; the lightness differs too, for color-blind people.
 export function colorOf(number, dark) {
   const hue = (number * 137.508) % 360;
   const light = (dark ? [0.66, 0.56, 0.74] : [0.46, 0.38, 0.56])[number % 3];
@@ -83,9 +83,9 @@ export class PointPainter {
     this.#upload("color", colors, 4, this.gl.UNSIGNED_BYTE, true);
   }
 
-  // Draws the first `drawn` points. `view` has the size of the canvas in pixels of the page, the pixels of the canvas in
-  // one of these, the pixels of the page in one unit of the map, and the center. `kind` is the class that stands out, or
-  // -1, and `fade` the opacity of the others.
+  // Draws the first `drawn` points. `view` has the size of the canvas in page pixels, the canvas pixels per page pixel,
+  // the page pixels per unit of the map, and the center. `kind` is the class that stands out, or -1, and `fade` the
+  // opacity of the others.
   draw(view, size, kind, fade, drawn) {
     if (this.gl) this.#drawFast(view, size * view.ratio, kind, fade, drawn);
     else if (this.count) this.#drawPlain(view, size, kind, fade, drawn);

@@ -1,4 +1,4 @@
-// What the page shows. The search is in the URL; what a person has sent, marked or seen stays in this tab.
+// The state of the page. The search is in the URL; images that were sent, marked or seen stay in this tab.
 
 export const COUNTS = [10, 20, 30, 50, 100, 200, 500, 1000];
 export const MAX_DISTANCE = 2; // between unit vectors; the right end of the slider means any distance
@@ -35,12 +35,12 @@ export function stateURL(state) {
   if (state.where) to.set("where", state.where);
   if (state.view === "map") to.set("view", "map");
   const text = to.toString();
-  return text ? `?${text}` : "./"; // relative, as all URLs here: a proxy may serve the page below a path
+  return text ? `?${text}` : "./"; // relative, like all URLs here: a proxy may serve the page below a path
 }
 
 export const hasQuery = (state) => Boolean(state.upload || state.q.length);
 
-// The condition that the classes and the condition of a person make together.
+// Combines the classes and the user's condition into one condition.
 export function condition(state) {
   const quote = (text) => `'${text.replaceAll("'", "''")}'`;
   const parts = [];
@@ -68,7 +68,7 @@ export function without(state, id) {
 export async function addUpload(file) {
   let key = String(uploads.size + 1);
   if (crypto.subtle) {
-    // Browsers have it only for HTTPS and localhost. Elsewhere a number is enough, as the image stays in this tab.
+    // Browsers offer it only for HTTPS and localhost. Elsewhere a number is enough, as the image stays in this tab.
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
     key = [...digest.slice(0, 8)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   }

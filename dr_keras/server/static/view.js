@@ -1,4 +1,4 @@
-// Draws the page. What a person does is told to the functions in `actions`, which app.js sets.
+// Draws the page. User actions call the functions in `actions`, which app.js sets.
 import { imageURL } from "./client.js";
 import {
   COUNTS,
@@ -18,7 +18,7 @@ export const $ = (id) => document.getElementById(id);
 export const actions = { go: null, searchWith: null, mark: null };
 
 const number = new Intl.NumberFormat("en");
-const RETRY_MILLISECONDS = 1500; // until a thumbnail is asked for again
+const RETRY_MILLISECONDS = 1500; // until a failed thumbnail is requested again
 
 // ---- Text
 
