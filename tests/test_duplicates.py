@@ -220,7 +220,7 @@ def test_an_embedding_finds_what_the_hash_does_not(tmp_path):
     assert sizes == {(24, 24, 3)}
     with pytest.raises(ValueError, match="without size"):
         find(tmp_path, embed=embed)
-    with pytest.raises(ValueError, match="expected one vector each"):
+    with pytest.raises(ValueError, match="expected one vector for each"):
         find(tmp_path, embed=lambda images: images[:1].mean((1, 2)), size=24)
 
 

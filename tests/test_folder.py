@@ -247,15 +247,17 @@ def test_damage_in_unused_rows_is_repaired_too(index, pictures, reader):
 def test_what_cannot_be_used(index, tmp_path, reader):
     for paths, message in (([tmp_path / "absent"], "does not exist"), ([tmp_path / "empty"], "holds no images")):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(InputError, match=message):
-            add_files(index, paths, reader, console=stderr())
+        for given in (paths, [*paths, index.root], [index.root, *paths]):
+            with pytest.raises(InputError, match=message):
+                add_files(index, given, reader, console=stderr())
+    assert add_files(index, [index.root, index.root], reader, console=stderr()).added == 12
     with pytest.raises(InputError, match="there is no folder"):
         sync_folder(index, tmp_path / "absent", reader, console=stderr())
 
 
 def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures, reader, embed):
     sync_folder(index, pictures, reader, console=stderr())
-    index.add([Entry("own.png", "bars", attributes={"n": 1})], index.vectors[:1])
+    index.add([Entry("own.png", "bars", "validation", attributes={"n": 1})], index.vectors[:1])
     before = {id: index.get(id) for id in ids(index)}
     index.close()
     file = tmp_path / "index" / "vectors-0.f32"
@@ -271,6 +273,7 @@ def test_repair_embeds_again_and_removes_what_is_gone(index, tmp_path, pictures,
         assert damaged == {"bars/bars_0.png", "own.png"} | ({"rings/rings_2.png"} & damaged)
         report = repair_index(index, lambda: reader, console=stderr())
         assert report.removed == 2
+        assert report.unchanged == len(before) - len(damaged)
         assert index.verify() == []
     with Index.open(tmp_path / "index") as index:
         assert ids(index) == before.keys() - {"bars/bars_0.png", "own.png"}

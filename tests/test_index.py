@@ -407,7 +407,7 @@ def test_vectors_of_a_wrong_length_are_found_though_their_checksum_is_right(fold
 def test_another_format_says_so(folder):
     with sqlite3.connect(folder / "index.sqlite") as db:
         db.execute("UPDATE meta SET value = '9' WHERE key = 'format'")
-    with pytest.raises(RunError, match=r"format 9.*reads 2"):
+    with pytest.raises(RunError, match=r"format 9.*reads format 2"):
         Index.open(folder)
 
 

@@ -176,7 +176,7 @@ def test_an_index_of_another_model_is_refused(place):
     assert "--set takes NAME=VALUE" in say(place, "index.py", "add", "mine", "--run", "small", "--set", "x", status=2)
     assert "is not an index" in say(place, "index.py", "stats", "--index", "absent", status=2)
     said = say(place, "retrieve.py", "--index", "my-index", "--gallery", "mine", "--query", "x", status=2)
-    assert "give one of them" in said
+    assert "give only one of them" in said
 
 
 def test_duplicates_are_written_and_shown(place):

@@ -285,7 +285,7 @@ def test_a_request_head_that_does_not_arrive(monkeypatch, place):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--index", "my-index", "--gallery", "mine"), "give one of them"),
+        (("--index", "my-index", "--gallery", "mine"), "give only one of them"),
         (("--index", "absent"), "is not an index"),
         (("--index", "my-index", "--writable"), "needs a token"),
         (("--index", "my-index", "--concurrency", "0"), "at least 1"),

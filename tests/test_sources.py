@@ -14,6 +14,7 @@ from PIL import Image
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.images import decode
 from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.sources.tfds import _folder_names
 from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError
 from dr_keras.search_model import load as load_run
@@ -53,6 +54,22 @@ def test_a_tar_file_is_a_data_set(tmp_path, folders, suffix):
     with tarfile.open(tmp_path / f"set{suffix}", f"w:{kind}") as out:
         out.add(folders, "drawn")
     assert load(str(tmp_path / f"set{suffix}")).ids == load(folders).ids
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_damaged_tar_file_is_a_clear_error(tmp_path, folders, kind):
+    file = tmp_path / f"set.tar.{kind}"
+    with tarfile.open(file, f"w:{kind}") as out:
+        out.add(folders, "drawn")
+    whole, refused = file.read_bytes(), []
+    for start in range(16, len(whole) - 16, max(1, len(whole) // 40)):
+        changed = bytes(value ^ 0x5A for value in whole[start : start + 16])
+        file.write_bytes(whole[:start] + changed + whole[start + 16 :])
+        try:  # a tar file has no checksums of its files, so some damage goes unnoticed here
+            load(str(file))
+        except InputError as error:
+            refused.append(str(error))
+    assert refused
 
 
 def test_an_archive_is_unpacked_again_when_it_has_changed(tmp_path, cache):
@@ -157,8 +174,8 @@ def test_a_manifests_missing_images_are_skipped_and_named(tmp_path):
         ("path,label\n", "lists no images"),
         ("path,label\na.png,\n", "line 2: path is 'a.png' and label is ''"),
         ("path,label,split\na.png,b,train\nc.png,b,tomorrow\n", "line 3: split is 'tomorrow'"),
-        ("path,label\na.png,b\na.png,c\n", r"line 3: a\.png has another class"),
-        ("path,label\n./a.png,b\nx/../a.png,c\n", "line 3: x/../a.png has another class"),
+        ("path,label\na.png,b\na.png,c\n", r"line 3: a\.png has a different class"),
+        ("path,label\n./a.png,b\nx/../a.png,c\n", "line 3: x/../a.png has a different class"),
         ("path,label,split\na.png,b,val\n", "no training images"),
         ('path,label\n"a.png,b\n', "cannot be read as a CSV file"),
     ],
@@ -270,3 +287,10 @@ def test_an_archive_cropped_and_streamed_end_to_end(tmp_path, folders, cache):
     squashed = Image.open(tall / "disc" / "disc_1.png").resize((16, 16))
     cropped, stretched = model.embed([tall / "disc" / "disc_1.png", squashed])
     assert np.abs(cropped - stretched).max() > 1e-3
+
+
+def test_folders_of_tfds_classes_are_valid_and_distinct():
+    names = _folder_names(["a_2", "a/", "a\\", "a?", "b: c", "...", "a_"])
+    assert len(set(names)) == len(names) == 7
+    assert not any(set(name) & set('/\\:*?"<>|') for name in names)
+    assert names[0] == "a_2"

@@ -29,7 +29,7 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
     ids = [one.id for one in damage if one.id is not None]
     again = {id for id in ids if os.path.isfile(image_path(id, index.root))}
     gone = [id for id in ids if id not in again]
-    report = SyncReport(unchanged=len(index) - len(ids), removed=len(gone))
+    report = SyncReport(unchanged=index.records.count() - len(ids), removed=len(gone))
     index.remove(gone)
     for id in gone:
         console.print(f"{id} was removed: its vector is damaged and its file is gone")

@@ -80,7 +80,8 @@ def add_files(
         if os.path.isdir(place):
             known = len(walker.troubles)
             found = walker.pictures(place)
-            if not found and len(walker.troubles) == known and not files:
+            inside = os.path.join(place, "")  # a folder that is named twice is walked once
+            if not (found or len(walker.troubles) > known or any(file.startswith(inside) for file in files)):
                 raise InputError(f"{path} holds no images")
             files |= _classes(found, place)
         elif os.path.lexists(place):

@@ -1,5 +1,6 @@
 """Unpacks zip and tar archives into folders atomically."""
 
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -55,7 +56,7 @@ def unpack(file: Path, folder: Path) -> None:
                 with tarfile.open(file) as tar:
                     tar.extractall(temporary, filter=_tar_filter)
             _remove_top(temporary)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{file} cannot be unpacked to {folder.parent}: {error}") from error
 
 

@@ -85,8 +85,10 @@ def _folder_names(classes: Iterable[str]) -> list[str]:
     """One folder name per class: characters that file systems reject are replaced, and duplicates are numbered."""
     names: list[str] = []
     for number, name in enumerate(classes):
-        plain = re.sub(r"[/\\\0]", "_", name).strip(". ") or str(number)
-        names.append(f"{plain}_{number}" if plain in names else plain)
+        plain = re.sub(r'[/\\\0:*?"<>|]', "_", name).strip(". ") or str(number)
+        while plain in names:
+            plain += f"_{number}"
+        names.append(plain)
     return names
 
 
