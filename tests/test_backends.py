@@ -132,7 +132,7 @@ def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, fol
     env = {"KERAS_BACKEND": name} | refuse("tensorflow", "tensorflow_datasets")
     result = script(tmp_path, "train.py", *flags(folders, "r", *ONLY_TRIPLETS, "--epochs", 1), env=env)
     assert result.returncode == 0, result.stderr
-    assert "where it is, python train.py --export-only --run r" in result.stderr
+    assert "where it is installed: python train.py --export-only --run r" in result.stderr
     run = Run(tmp_path / "runs" / "r")
     assert run.network_file.is_file()
     assert not run.saved_model.exists()
