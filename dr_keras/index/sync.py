@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dr_keras.data.catalog import data_folder
 from dr_keras.data.decoding import decode_files
-from dr_keras.data.folders import Walker
+from dr_keras.data.folders import Walker, has_pictures
 from dr_keras.data.formats import needs_decoder
 from dr_keras.data.image_ids import image_id, image_path
 from dr_keras.data.splits import meaning
@@ -80,8 +80,7 @@ def add_files(
         if os.path.isdir(place):
             known = len(walker.troubles)
             found = walker.pictures(place)
-            inside = os.path.join(place, "")  # a folder that is named twice is walked once
-            if not (found or len(walker.troubles) > known or any(file.startswith(inside) for file in files)):
+            if not found and len(walker.troubles) == known and not has_pictures(place):  # nor walked before
                 raise InputError(f"{path} holds no images")
             files |= _classes(found, place)
         elif os.path.lexists(place):
