@@ -10,6 +10,8 @@ all cores; its startup (until the first vector) is reported separately and its f
 whose vectors differ from the Keras network's by more than 1e-4 is never reported as the fastest.
 
 Decoding counts toward the product's time, so images much larger than the network's input measure the decoder.
+
+Above 400 lines because a contender is this script as a child process: what it runs and what is measured stay together.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""The index against plain NumPy and Python: every kind of change, refused input, and damage."""
+"""The index against plain NumPy and Python: every kind of change, refused input, and damage.
+
+Above 400 lines because everything here changes or damages the one small index of the fixtures below.
+"""
 
 import json
 import os
