@@ -9,6 +9,7 @@ EXTRAS = {
         ("fastapi", "h11", "multipart", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"),
         "serve",
     ),
+    **dict.fromkeys(("keras_hub", "safetensors"), "hub"),
     "openvino": "fast",
     "sklearn": "demo",
     "umap": "map",

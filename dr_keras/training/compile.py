@@ -13,6 +13,7 @@ from dr_keras.model.network import classification_network, training_network
 from dr_keras.training.devices import fast_bfloat16, on_gpu
 from dr_keras.training.muon import Muon
 from dr_keras.training.phases import SOFTMAX, TRIPLETS
+from dr_keras.training.tuning import RatesByLayer, rate_factors
 
 
 @keras_defaults()
@@ -72,7 +73,7 @@ def compiled_model(
     else:
         model = training_network(network, ranking, classes)
     set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
-    built = _optimizer(optimizer, steps)
+    built = _optimizer(optimizer, steps, network)
     built.build(model.trainable_variables)  # built within the first step, it would cause the step to be traced twice
     # On a CPU, convolutions compiled by XLA run at a third of the speed of TensorFlow's own kernels. JAX has only XLA.
     compiles = keras.backend.backend() == "jax" or on_gpu()
@@ -80,18 +81,25 @@ def compiled_model(
     return model
 
 
-def _optimizer(config: OptimizerConfig, steps: int) -> keras.optimizers.Optimizer:
+def _optimizer(config: OptimizerConfig, steps: int, network: keras.Model) -> keras.optimizers.Optimizer:
     """Returns the optimizer, with a fixed name: each phase finds the previous one's optimizer variables by path."""
+    by_layer = config.layer_decay < 1
+
+    def kind(plain: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+        return type(plain.__name__, (RatesByLayer, plain), {}) if by_layer else plain
+
     rates = learning_rates(config, steps)
     if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(
+        optimizer = kind(keras.optimizers.SGD)(
             rates, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, name="sgd"
         )
     elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rates, weight_decay=config.weight_decay, name="adamw")
+        optimizer = kind(keras.optimizers.AdamW)(rates, weight_decay=config.weight_decay, name="adamw")
     else:
         fast = precision(config) == "mixed_bfloat16"
-        optimizer = Muon(rates, config.weight_decay, iterate_dtype="bfloat16" if fast else "float32")
+        optimizer = kind(Muon)(rates, config.weight_decay, iterate_dtype="bfloat16" if fast else "float32")
+    if by_layer:
+        optimizer.factors = rate_factors(network, config.layer_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
     return optimizer
 

@@ -11,6 +11,7 @@ from dr_keras.model.network import embedding_network
 from dr_keras.training.compile import compiled_model, precision, training_precision
 from dr_keras.training.devices import on_one_device
 from dr_keras.training.phases import Phase
+from dr_keras.training.tuning import plain_weights, prepare
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class PhaseModels:
                 smaller = embedding_network(self.network, size=phase.size, weights=False)
             smaller.set_weights(network.get_weights())
             network = smaller
+        prepare(network, self.optimizer)
         return compiled_model(
             network,
             ranking=self.ranking,
@@ -109,7 +111,7 @@ class KeptNetworks:
         trained_in_float32 = precision(self._optimizer) == "float32"
         float32 = float32 or trained_in_float32
         spread = keras.distribution.distribution() is not None
-        same = trained.input_shape[1] == size and (not float32 or trained_in_float32)
+        same = trained.input_shape[1] == size and (not float32 or trained_in_float32) and not self._optimizer.lora
         if same and weights is None and not spread:
             return trained
         with on_one_device():
@@ -118,7 +120,7 @@ class KeptNetworks:
                 with nullcontext() if float32 else training_precision(self._optimizer):
                     copy = embedding_network(self._network, size=size, weights=False)
                 self._copies[size, float32] = copy
-            copy.set_weights(trained.get_weights() if weights is None else weights)
+            copy.set_weights(plain_weights(trained) if weights is None else weights)
         return copy
 
 
