@@ -7,8 +7,8 @@ the training and monitor images.
 
 import dataclasses
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from rich.console import Console
 from dr_keras.data import held_out
 from dr_keras.data.folders import Walker, contents, folders_with_pictures, has_pictures, pictures_in
 from dr_keras.data.image_ids import image_id, image_path
-from dr_keras.data.sources import digits
+from dr_keras.data.sources import digits, in_shop
 from dr_keras.data.sources.archives import archive_folder, is_archive
 from dr_keras.data.sources.download import tiny_imagenet
-from dr_keras.data.sources.manifest import read_manifest
+from dr_keras.data.sources.manifest import ManifestEntry, read_manifest
 from dr_keras.data.sources.tfds import PREFIX as TFDS_PREFIX
 from dr_keras.data.sources.tfds import tfds_folder
-from dr_keras.data.splits import MONITOR, VALIDATION, Splits, find_splits
+from dr_keras.data.splits import GALLERY, MONITOR, TRAIN, VALIDATION, Splits, find_splits
 from dr_keras.errors import InputError
 
 MAX_LEVELS = 3  # of folders around the class folders, as in archives and downloads
@@ -41,7 +41,7 @@ class Catalog:
         labels: (N,) int32, indices into `classes`.
         classes: C folder names, sorted.
         class_names: C display names; the same as `classes` if the data set has no others.
-        splits: (N,) uint8, `TRAIN`, `MONITOR` or `VALIDATION`.
+        splits: (N,) uint8, `TRAIN`, `MONITOR`, `VALIDATION` or `GALLERY`.
         missing: Held-out images that cannot be used, because they do not exist or their class has no training images.
         notes: What the user should know about how the data set was read.
     """
@@ -80,6 +80,7 @@ class _Listing:
     Attributes:
         train: The training images of each class, at least one.
         held: The validation images with their classes; empty if the data set has no such split.
+        gallery: The images that are ranked for `held`, with their classes; empty if these are the training images.
         monitor: The images of `train` that the data set assigns to the monitor split.
         missing, notes: As in `Catalog`.
         names: The folder that may contain words.txt.
@@ -87,6 +88,7 @@ class _Listing:
 
     train: dict[str, list[str]]
     held: list[tuple[str, str]]
+    gallery: list[tuple[str, str]] = field(default_factory=list)
     monitor: frozenset[str] = frozenset()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -99,6 +101,7 @@ def load_catalog(
     monitor: float,
     validation: float,
     seed: int,
+    protocol: str = "standard",
     console: Console | None = None,
 ) -> Catalog:
     """Lists the images of a data set and splits them.
@@ -111,40 +114,50 @@ def load_catalog(
             - the folder of Tiny ImageNet as published
             - a zip or tar file of one of these
             - a manifest FILE.csv, see `dr_keras.data.sources.manifest`
+            - the folder of In-Shop Clothes Retrieval, see `dr_keras.data.sources.in_shop`
             - 'tfds:NAME[/CONFIG]' or 'digits'
             - 'tiny-imagenet' or None, downloaded if it is not in the cache
 
         monitor: The share of each class's training images for the monitor split.
         validation: The share of each class that is held out if the data set has no validation split.
         seed: Seeds both splits, see `dr_keras.data.held_out.split`.
+        protocol: 'standard', or 'class-disjoint': the splits of the data set if they have no class in common, else the
+            first half of the classes for training and all images of the second half held out.
         console: Shows the progress of downloads; standard error by default.
 
     Raises:
         InputError: The data set does not exist, cannot be fetched, or has no class folders with images.
     """
-    source = _locate(data, console)
+    disjoint = protocol == "class-disjoint"
+    source = _locate(data, disjoint, console)
+    root = source
     if source.suffix.lower() == ".csv":
-        root, listing = source.parent, _list_manifest(source)
+        root, listing = source.parent, _list_manifest(source, disjoint)
+    elif partition := in_shop.partition_file(source):
+        listing = _listing_of(in_shop.read_partition(partition, source), source, disjoint=True)
     else:
-        root, listing = source, _list_folders(source)
+        listing = _list_folders(source, disjoint)
+    if disjoint:
+        listing = _class_disjoint(listing, data)
     return _split(root, source, listing, monitor, validation, seed)
 
 
 def _split(root: Path, source: Path, listing: _Listing, monitor: float, validation: float, seed: int) -> Catalog:
     """Makes the catalog of a listing: the images class by class, then the data set's own held-out images."""
-    classes = tuple(sorted(listing.train))
+    classes = tuple(sorted({*listing.train, *(name for _, name in (*listing.held, *listing.gallery))}))
     number = {name: label for label, name in enumerate(classes)}
-    images = {name: sorted(listing.train[name]) for name in classes}
+    images = {name: sorted(listing.train[name]) for name in classes if name in listing.train}
     shares = {MONITOR: monitor} if listing.held else {MONITOR: monitor, VALIDATION: validation}
     by_class = held_out.split(images, listing.monitor, shares, seed)
     ids, labels, splits = [], [], []
-    for name, label in number.items():
+    for name in images:
         ids += images[name]
-        labels += [label] * len(images[name])
+        labels += [number[name]] * len(images[name])
         splits += by_class[name].tolist()
-    ids += [image for image, _ in listing.held]
-    labels += [number[name] for _, name in listing.held]
-    splits += [VALIDATION] * len(listing.held)
+    for split, listed in ((GALLERY, listing.gallery), (VALIDATION, listing.held)):
+        ids += [image for image, _ in listed]
+        labels += [number[name] for _, name in listed]
+        splits += [split] * len(listed)
 
     return Catalog(
         root=root,
@@ -159,14 +172,14 @@ def _split(root: Path, source: Path, listing: _Listing, monitor: float, validati
     )
 
 
-def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Path:
+def _locate(data: str | os.PathLike[str] | None, disjoint: bool, console: Console | None) -> Path:
     """The folder or manifest that `data` stands for; downloads, writes or unpacks it if necessary."""
     if data is None or data == "tiny-imagenet":
         path = tiny_imagenet(console)
     elif data == "digits":
         path = digits.folder()
     elif isinstance(data, str) and data.startswith(TFDS_PREFIX):
-        path = tfds_folder(data.removeprefix(TFDS_PREFIX), console)
+        path = tfds_folder(data.removeprefix(TFDS_PREFIX), console, disjoint=disjoint)
     else:
         path = Path(os.path.expanduser(data))
     if path.is_file() and path.suffix.lower() != ".csv":
@@ -181,24 +194,53 @@ def _locate(data: str | os.PathLike[str] | None, console: Console | None) -> Pat
     return path.resolve()
 
 
-def _list_manifest(file: Path) -> _Listing:
-    entries = read_manifest(file)
+def _list_manifest(file: Path, disjoint: bool) -> _Listing:
+    return _listing_of(read_manifest(file), file, disjoint=disjoint)
+
+
+def _listing_of(entries: Sequence[ManifestEntry], file: Path, *, disjoint: bool) -> _Listing:
+    """The listing of a manifest; unless `disjoint`, held-out images of classes that are not trained on are missing."""
     train: dict[str, list[str]] = {}
     for entry in entries:
-        if entry.split != VALIDATION:
+        if entry.split in (TRAIN, MONITOR):
             train.setdefault(entry.label, []).append(entry.id)
     if not train:
         raise InputError(f"{file} lists no training images")
     held = [(entry.id, entry.label) for entry in entries if entry.split == VALIDATION]
+    gallery = [(entry.id, entry.label) for entry in entries if entry.split == GALLERY]
+    searched = {label for _, label in gallery} if gallery else train.keys()
+    known = [(image, label) for image, label in held if disjoint or label in searched]
     return _Listing(
         train=train,
-        held=[(image, label) for image, label in held if label in train],
+        held=known,
+        gallery=gallery,
         monitor=frozenset(entry.id for entry in entries if entry.split == MONITOR),
-        missing=tuple(image for image, label in held if label not in train),
+        missing=tuple(image for image, _ in sorted(set(held) - set(known))),
     )
 
 
-def _list_folders(root: Path) -> _Listing:
+def _class_disjoint(listing: _Listing, data: object) -> _Listing:
+    """The listing for training on some classes and searching others; see `load_catalog`."""
+    other = {name for _, name in (*listing.held, *listing.gallery)}
+    if other and other.isdisjoint(listing.train):
+        return listing
+    images = {name: list(files) for name, files in listing.train.items()}
+    for image, name in (*listing.held, *listing.gallery):
+        images.setdefault(name, []).append(image)
+    names = sorted(images)
+    half = len(names) // 2
+    if half < 2:
+        raise InputError(f"--data {data} has {len(names)} classes; --protocol class-disjoint needs at least 4")
+    return replace(
+        listing,
+        train={name: images[name] for name in names[:half]},
+        held=[(image, name) for name in names[half:] for image in sorted(images[name])],
+        gallery=[],
+        monitor=frozenset(),
+    )
+
+
+def _list_folders(root: Path, disjoint: bool) -> _Listing:
     place, splits = data_folder(root)
     train_root = place / splits.train if splits else place
     train_root = _without_wrappers(train_root) if splits else train_root
@@ -215,7 +257,8 @@ def _list_folders(root: Path) -> _Listing:
     notes: list[str] = []
     if splits and splits.held_out:
         held_root = _without_wrappers(place / splits.held_out[0], but=found.keys())
-        held, missing = _held_out(held_root, found.keys(), walker)
+        known = {*found, *walker.folders(held_root)} if disjoint else found.keys()
+        held, missing = _held_out(held_root, known, walker)
     if walker.troubles:
         name, reason = walker.troubles[0]
         notes.append(
@@ -236,7 +279,7 @@ def _list_folders(root: Path) -> _Listing:
         raise InputError(_nothing_found(train_root))
     return _Listing(
         train={name: [image_id(file, root) for file in files] for name, files in train.items()},
-        held=[(image_id(file, root), name) for file, name in held if file not in again and name in train],
+        held=[(image_id(file, root), name) for file, name in held if file not in again and (disjoint or name in train)],
         missing=tuple(image_id(file, root) for file in missing),
         notes=tuple(notes),
         names=place,

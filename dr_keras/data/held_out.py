@@ -92,7 +92,7 @@ def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
 
     Args:
         classes: C names.
-        counts: (C, 3), the number of images of each class in each split.
+        counts: (C, 3 or more), the number of images of each class in each split.
     """
     train = counts[:, TRAIN] > 0
     whole = {
@@ -102,9 +102,8 @@ def notes(classes: Sequence[str], counts: np.ndarray) -> list[str]:
     if whole:
         parts = [f"{of.sum():,} for {SPLIT_NAMES[number]}" for number, of in whole.items()]
         said.append(
-            f"the classes are too small to set aside single images, so whole classes are set aside: "
-            f"{' and '.join(parts)}; none of their images is trained on, and those of each split are ranked among "
-            "themselves"
+            f"whole classes are set aside: {' and '.join(parts)}; none of their images is trained on, and those of "
+            "each split are ranked among themselves"
         )
     if not counts[:, MONITOR].any():
         said.append("there are no monitor images, so --early-stopping has no effect" + _why(counts))

@@ -30,7 +30,7 @@ from dr_keras.data import held_out
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.images import decode
-from dr_keras.data.splits import SPLIT_NAMES
+from dr_keras.data.splits import GALLERY, SPLIT_NAMES
 from dr_keras.errors import ImageError, InputError
 from dr_keras.progress import bar, stderr
 
@@ -239,6 +239,7 @@ def _one_at_a_time(file: Path, console: Console) -> Iterator[None]:
 def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     table = np.zeros((len(catalog.classes), len(SPLIT_NAMES)), np.int64)
     np.add.at(table, (catalog.labels, catalog.splits), 1)
+    names = SPLIT_NAMES if table[:, GALLERY].any() else SPLIT_NAMES[:GALLERY]  # most data sets have no such images
     notes = [*catalog.notes, *held_out.notes(catalog.classes, table)]
     if catalog.missing:
         notes.append(
@@ -248,9 +249,9 @@ def _report(catalog: Catalog, skipped: list[dict[str, str]]) -> dict[str, Any]:
     return {
         "root": str(catalog.root),
         "images": len(catalog),
-        "splits": dict(zip(SPLIT_NAMES, table.sum(axis=0).tolist(), strict=True)),
+        "splits": dict(zip(names, table.sum(axis=0).tolist(), strict=False)),
         "classes": {
-            name: dict(zip(SPLIT_NAMES, counts, strict=True))
+            name: dict(zip(names, counts, strict=False))
             for name, counts in zip(catalog.classes, table.tolist(), strict=True)
         },
         "skipped_count": len(skipped),

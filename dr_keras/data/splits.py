@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from dr_keras.errors import InputError
 
-TRAIN, MONITOR, VALIDATION = 0, 1, 2  # as stored in a catalog
-SPLIT_NAMES = ("train", "monitor", "validation")  # by number, as written to data reports and indexes
+TRAIN, MONITOR, VALIDATION, GALLERY = 0, 1, 2, 3  # as stored in a catalog
+SPLIT_NAMES = ("train", "monitor", "validation", "gallery")  # by number, as written to data reports and indexes
 
 # What a name means, ignoring case. Of several held-out splits, the first in this order is used for evaluation.
 NAMES = {
@@ -22,6 +22,8 @@ NAMES = {
 # The split for each name in the `split` column of a manifest: test images are held out like validation images.
 NUMBER_OF_NAME = {
     "monitor": MONITOR,
+    "query": VALIDATION,
+    "gallery": GALLERY,  # images that are searched in evaluation, but not trained on
     **{name: TRAIN if kind == "train" else VALIDATION for name, kind in NAMES.items() if kind != "unlabeled"},
 }
 _HELD_OUT_KINDS = ("validation", "test")

@@ -10,7 +10,7 @@ from rich.console import Console
 from dr_keras.data.catalog import Catalog, data_folder, load_catalog
 from dr_keras.data.folders import Trouble, Walker
 from dr_keras.data.image_ids import image_id, image_path
-from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION, Splits, meaning
+from dr_keras.data.splits import GALLERY, MONITOR, TRAIN, VALIDATION, Splits, meaning
 from dr_keras.errors import InputError
 
 
@@ -55,7 +55,7 @@ def list_collection(folder: str | os.PathLike[str], console: Console) -> Collect
             raise
         root = root.resolve()
     if catalog and catalog.source != root:  # a manifest
-        splits = {TRAIN: "train", MONITOR: "train", VALIDATION: "validation"}
+        splits = {TRAIN: "train", MONITOR: "train", VALIDATION: "validation", GALLERY: "gallery"}
         return Collection(
             root,
             _each_once(root, catalog.ids),

@@ -17,7 +17,7 @@ class ManifestEntry:
     Attributes:
         id: Its path, relative to the folder of the manifest if it is below that folder.
         label: Its class.
-        split: TRAIN, MONITOR or VALIDATION.
+        split: TRAIN, MONITOR, VALIDATION or GALLERY.
     """
 
     id: str
