@@ -18,6 +18,7 @@ from dr_keras.data.augment_pillow import augmented
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.errors import MissingPackage, NotNumbers, RunError
 from dr_keras.extras import how_to_install
+from dr_keras.heads import GENERAL, TRAINED
 from dr_keras.invocation import command
 
 if TYPE_CHECKING:
@@ -92,17 +93,29 @@ def embed_with_network(
     return check_finite(vectors)
 
 
+OUTPUTS = (TRAINED, GENERAL)  # of an exported file, in this order
+
+
+def _output(count: int, head: str, file: Path) -> int:
+    """The number of the output of a head, of `count` that a LiteRT file has."""
+    number = OUTPUTS.index(head)
+    if number >= count:
+        raise RunError(f"{file} has no general head; export it again: {command('train')} --export-only")
+    return number
+
+
 class LiteRTEmbedder:
     """Embeds with the LiteRT file of a run; starts in a tenth of a second and does not import TensorFlow.
 
     Args:
         file: The LiteRT file.
+        head: TRAINED or GENERAL, see `dr_keras.heads`.
 
     Raises:
-        RunError: The file does not exist or cannot be read.
+        RunError: The file does not exist, cannot be read, or has no such head.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, head: str = TRAINED) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
         if not file.is_file():
@@ -112,7 +125,8 @@ class LiteRTEmbedder:
         except ValueError as error:
             raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
         self._input = self._interpreter.get_input_details()[0]
-        self._output = self._interpreter.get_output_details()[0]
+        outputs = self._interpreter.get_output_details()
+        self._output = outputs[_output(len(outputs), head, file)]
         self._batch = 0
         self._guard = threading.Lock()
 
@@ -162,13 +176,14 @@ class OpenVINOEmbedder:
 
     Args:
         file: The LiteRT file.
+        head: TRAINED or GENERAL, see `dr_keras.heads`.
 
     Raises:
         MissingPackage: OpenVINO is not installed.
-        RunError: The file does not exist or cannot be read.
+        RunError: The file does not exist, cannot be read, or has no such head.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, head: str = TRAINED) -> None:
         openvino = _import_openvino()
         if not file.is_file():
             raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
@@ -180,7 +195,8 @@ class OpenVINOEmbedder:
             raise RunError(f"{file} cannot be read by OpenVINO: {error}") from error
         height, width, channels = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
         model.reshape([STREAM_IMAGES, height, width, channels])  # a fixed shape is a few percent faster
-        self._length = model.output(0).partial_shape[1].get_length()
+        self._output = _output(len(model.outputs), head, file)
+        self._length = model.output(self._output).partial_shape[1].get_length()
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # the default, bfloat16 on some processors, is off by 5e-3
             "INFERENCE_NUM_THREADS": threads,
@@ -199,7 +215,7 @@ class OpenVINOEmbedder:
 
         def keep(request: Any, start: int) -> None:
             part = vectors[start : start + STREAM_IMAGES]
-            part[:] = request.get_output_tensor(0).data[: len(part)]
+            part[:] = request.get_output_tensor(self._output).data[: len(part)]
 
         self._queue.set_callback(keep)
         for start in range(0, len(images), STREAM_IMAGES):
@@ -216,13 +232,14 @@ class NetworkEmbedder:
 
     Args:
         run: The run.
+        head: TRAINED or GENERAL, see `dr_keras.heads`.
     """
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: "Run", head: str = TRAINED) -> None:
         import_framework()
         from dr_keras.model.released import run_network
 
-        self._network = run_network(run)
+        self._network = run_network(run, head)
         self._guard = threading.Lock()  # Keras builds its predict function in the first call
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -235,12 +252,13 @@ class SavedModelEmbedder:
 
     Args:
         folder: The SavedModel.
+        head: TRAINED or GENERAL, see `dr_keras.heads`.
 
     Raises:
-        RunError: The folder does not exist.
+        RunError: The folder does not exist, or it has no such head.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, head: str = TRAINED) -> None:
         import_framework()
         try:
             import tensorflow as tf
@@ -251,8 +269,13 @@ class SavedModelEmbedder:
         if not folder.is_dir():
             raise RunError(f"{folder} does not exist; make it with {command('train')} --export-only")
         self._model = tf.saved_model.load(str(folder))
-        self._serve = self._model.signatures["serving_default"]
-        self._length = int(next(iter(self._serve.structured_outputs.values())).shape[-1])
+        signatures = self._model.signatures
+        if head == GENERAL and "serve_heads" not in signatures:
+            raise RunError(f"{folder} has no general head; export it again: {command('train')} --export-only")
+        self._serve = signatures["serve_heads" if head == GENERAL else "serving_default"]
+        outputs = self._serve.structured_outputs
+        self._output = head if head in outputs else next(iter(outputs))
+        self._length = int(outputs[self._output].shape[-1])
         self._guard = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -260,7 +283,7 @@ class SavedModelEmbedder:
 
         with self._guard:
             parts = [
-                next(iter(self._serve(tf.constant(images[start : start + BATCH_IMAGES])).values())).numpy()
+                self._serve(tf.constant(images[start : start + BATCH_IMAGES]))[self._output].numpy()
                 for start in range(0, len(images), BATCH_IMAGES)
             ]
         return check_finite(np.concatenate(parts)) if parts else np.empty((0, self._length), np.float32)

@@ -11,6 +11,7 @@ from typing import Any
 from dr_keras.atomic_files import write_json
 from dr_keras.config import ARCHITECTURE, Config
 from dr_keras.errors import RunError
+from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.invocation import command
 from dr_keras.options import flags
 from dr_keras.version import __version__
@@ -83,9 +84,23 @@ class Run:
         return self.path / "checkpoint.npz"
 
     @property
-    def calibration_file(self) -> Path:
-        """The distance limit that `evaluate.py --calibrate` writes."""
-        return self.path / "calibration.json"
+    def general_file(self) -> Path:
+        """The general head."""
+        return self.path / "general.npz"
+
+    @property
+    def card_file(self) -> Path:
+        """The model card: of a released model, or of a run that starts from weights of others."""
+        return self.path / "README.md"
+
+    @property
+    def classes_file(self) -> Path:
+        """The classes of the training images."""
+        return self.path / "classes.json"
+
+    def calibration_file(self, head: str = TRAINED) -> Path:
+        """The distance limit of a head, which `evaluate.py --calibrate` writes."""
+        return self.path / ("calibration.json" if head == TRAINED else f"calibration-{head}.json")
 
     @property
     def report_file(self) -> Path:
@@ -106,6 +121,50 @@ class Run:
     def finished(self) -> bool:
         """Whether training and indexing are complete; metrics.json is written last."""
         return self.metrics_file.is_file()
+
+    def has_gallery(self) -> bool:
+        """Whether images belong to the run; a released model and a network as it is (0 epochs) have none.
+
+        Raises:
+            RunError: config.json is missing, damaged, or of another format version.
+        """
+        config = self.config()
+        return not self.weights_file.is_file() and (config.epochs > 0 or config.data is not None)
+
+    def general_head(self) -> GeneralHead:
+        """Reads the general head.
+
+        Raises:
+            RunError: The run has none, or it is damaged.
+        """
+        if not self.general_file.is_file():
+            raise RunError(
+                f"{self.path} has no general head: it is a network as it is, or an older version trained it; fit one "
+                f"on the images to search: {command('index')} add --fit-head"
+            )
+        return GeneralHead.load(self.general_file)
+
+    def classes(self) -> frozenset[str]:
+        """The classes of the training images; empty if they are not known."""
+        try:
+            return frozenset(json.loads(self.classes_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return frozenset()
+
+    def embedding_dim(self, head: str = TRAINED) -> int:
+        """The length of a vector of a head.
+
+        Raises:
+            RunError: config.json, metrics.json or the general head is missing or damaged.
+        """
+        if head == GENERAL:
+            return self.general_head().dim
+        if dim := self.config().embedding_dim:
+            return dim
+        try:
+            return int(json.loads(self.metrics_file.read_text(encoding="utf-8"))["embedding_dim"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.metrics_file} cannot be read: {error}") from error
 
     def config(self) -> Config:
         """Reads the settings of the run.
@@ -129,17 +188,21 @@ class Run:
                 raise
             raise RunError(f"{self.config_file} cannot be read: {error}") from error
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, head: str = TRAINED) -> str:
         """Returns a string that identifies the embedding: a checksum of the weights, the image size, and the resizing.
 
+        Args:
+            head: The head; that of the general one also has its checksum.
+
         Raises:
-            RunError: The run has no weights.
+            RunError: The run has no weights, or no such head.
         """
         weights = next((file for file in (self.weights_file, self.network_file) if file.is_file()), None)
         if weights is None:
             raise RunError(f"{self.path} has no network to embed with; train it again")
         config = self.config()
-        return f"{zlib.crc32(weights.read_bytes()):08x} {config.image_size} {config.resize}"
+        general = f" {GENERAL} {self.general_head().checksum}" if head == GENERAL else ""
+        return f"{zlib.crc32(weights.read_bytes()):08x} {config.image_size} {config.resize}{general}"
 
     def lasting_name(self) -> str:
         """Returns a name by which `open_run` finds the run from any folder: a released model's name, or a path."""
@@ -174,7 +237,7 @@ def open_run(name: str | None, runs: Path = RUNS) -> Run:
     if run is None:
         known = ", ".join(sorted(run.path.name for run in (*_all_runs(runs), *_all_runs(MODELS))))
         raise RunError(f"there is no run {name!r} in {runs}/" + (f"; there are {known}" if known else ""))
-    if not run.index.is_dir() and not run.weights_file.is_file():
+    if not (run.index.is_dir() or run.weights_file.is_file() or run.finished):
         raise RunError(f"{run.path} has no index, because its training is not finished")
     return run
 

@@ -2,31 +2,23 @@
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from dr_keras.atomic_files import read_json
-from dr_keras.data.images import ImageInput, decode
-from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
 from dr_keras.errors import InputError, RunError
+from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED
 from dr_keras.image_names import resolve
 from dr_keras.index.index import Entry, Index
-from dr_keras.index.sync import Reader
+from dr_keras.index.sync import Reader, folder_classes
 from dr_keras.invocation import command
 from dr_keras.progress import stderr
+from dr_keras.run_embedder import Images, RunEmbedder
 from dr_keras.runs import Run, open_run
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
-
-RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
-OPENVINO_MIN_IMAGES = 1000  # from here on, its faster inference makes up for its slower start (docs/decisions/009)
-
-Images = np.ndarray | Iterable[ImageInput]
 
 
 class Model:
@@ -39,6 +31,9 @@ class Model:
         run: The run folder.
         runtime: 'litert', 'openvino', 'saved_model', 'keras' or 'auto'. 'auto' uses LiteRT, or OpenVINO for many
             images if it is installed, or Keras if the run is not exported.
+        head: Which vectors: 'trained', the embedding; 'general', which is better for classes that the run was not
+            trained on (`dr_keras.heads`); or 'auto', that of the gallery. In 'auto', a folder is searched by the
+            general head unless all its classes were trained on.
 
     Example:
         >>> model = load("tiny-imagenet-64")
@@ -47,15 +42,15 @@ class Model:
         (2, 256)
     """
 
-    def __init__(self, run: Run, runtime: str = "auto") -> None:
-        if runtime not in RUNTIMES:
-            raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
+    def __init__(self, run: Run, runtime: str = "auto", head: str = "auto") -> None:
+        if head not in HEADS:
+            raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
         self.run = run
         self.config = run.config()
-        self._runtime = runtime
-        self._embedders: dict[str, Embedder] = {}
+        self._embedder = RunEmbedder(run, runtime)
+        self._asked = head
         self._index: Index | None = None
-        self._guard = threading.Lock()  # guards the two above
+        self._guard = threading.Lock()  # guards the index
 
     @property
     def index(self) -> Index:
@@ -75,12 +70,47 @@ class Model:
             self._index = index
 
     def _own_index(self) -> Index:
-        if not self.run.weights_file.is_file():
-            return Index.open(self.run.index)
-        raise RunError(
-            f"{self.run.path.name} is a released model and has no gallery of its own; search your own folder with "
-            "--gallery FOLDER or --index PATH, or evaluate on a data set with --data"
-        )
+        path = self.run.path
+        if not self.run.has_gallery():
+            kind = "a released model" if self.run.weights_file.is_file() else "a network as it is"
+            raise RunError(
+                f"{path.name} is {kind} and has no gallery of its own; search your own folder with "
+                "--gallery FOLDER or --index PATH, or evaluate on a data set with --data"
+            )
+        if self._asked == GENERAL:
+            raise RunError(
+                f"the index of {path.name} is of the trained head; search by the general one with --gallery FOLDER, "
+                "or in an index of its own"
+            )
+        return Index.open(self.run.index)
+
+    @property
+    def head(self) -> str:
+        """The head in use: that of the gallery, or before there is one, what was asked for, the trained one in 'auto'.
+
+        'fitted' is a general head that belongs to the index, see `index.py add --fit-head`.
+        """
+        with self._guard:
+            if self._index is not None:
+                return self._index.head
+        return TRAINED if self._asked == "auto" else self._asked
+
+    def head_for(self, folder: str | os.PathLike[str]) -> str:
+        """Chooses the head to search a folder by.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The head that was asked for; in 'auto', the general head unless the run has none, or was trained on all the
+            classes that the folder has.
+        """
+        if self._asked != "auto":
+            return self._asked
+        if not self.run.general_file.is_file():
+            return TRAINED
+        classes, known = folder_classes(folder), self.run.classes()
+        return TRAINED if classes and classes <= known else GENERAL
 
     def use_index(self, folder: str | os.PathLike[str]) -> "Model":
         """Makes an index the gallery.
@@ -92,28 +122,45 @@ class Model:
             The model itself.
 
         Raises:
-            RunError: There is no index, it is damaged, or its vectors come from another model.
+            RunError: There is no index, it is damaged, or its vectors come from another model or head.
         """
         index = Index.open(folder)
-        if index.model and index.model != self.fingerprint:
-            maker = f": from {index.run}" if index.run else ""
+        try:
+            self.check(index)
+        except BaseException:
             index.close()
-            raise RunError(
-                f"the vectors in {folder} come from another model than {self.run.path}{maker}"
-                + "; name that model with --run, or make another index"
-            )
+            raise
         self.index = index
         return self
 
-    @cached_property
+    def check(self, index: Index) -> None:
+        """Checks that the vectors of an index come from this model, and from the head that was asked for.
+
+        Raises:
+            RunError: They do not.
+        """
+        if self._asked not in ("auto", index.head):
+            raise RunError(f"the vectors in {index.folder} are of the {index.head} head, not of the {self._asked} one")
+        if index.model and index.model != self._embedder.fingerprint_of(index):
+            maker = f": from {index.run}" if index.run else ""
+            raise RunError(
+                f"the vectors in {index.folder} come from another model than {self.run.path}{maker}"
+                "; name that model with --run, or make another index"
+            )
+
+    @property
     def fingerprint(self) -> str:
-        """What the vectors depend on: the weights, and how images are resized."""
-        return self.run.fingerprint()
+        """What the vectors of the head in use depend on: the weights, and how images are resized."""
+        return self._embedder.fingerprint(self.head)
 
     @property
     def reader(self) -> Reader:
-        """How this model turns files into vectors, for `dr_keras.index.sync`."""
-        return Reader(self._vectors, self.config.image_size, self.config.resize)
+        """How this model turns files into vectors of the head in use, for `dr_keras.index.sync`."""
+        return self._embedder.reader(self.head)
+
+    def reader_for(self, index: Index) -> Reader:
+        """How this model turns files into the vectors of an index."""
+        return self._embedder.reader_for(index)
 
     def use_gallery(self, folder: str | os.PathLike[str], *, console: Console | None = None) -> "Model":
         """Makes all images below a folder the gallery. An image's class is the subfolder that it is in.
@@ -137,32 +184,20 @@ class Model:
         """
         from dr_keras.index.folder_cache import gallery_index
 
-        # Each runtime's vectors differ a little, so they are cached separately.
-        runtime = self._runtime
-        if runtime == "openvino" or (runtime == "auto" and self.run.litert_file.is_file()):
-            runtime = "litert"  # OpenVINO runs the same file; its vectors differ in the last digit
+        head = self.head_for(folder) if Path(folder).is_dir() else TRAINED
         self.index = gallery_index(
             Path(folder),
-            f"{self.fingerprint} {runtime}",
-            self.config.embedding_dim,
-            self.reader,
+            f"{self._embedder.fingerprint(head)} {self._embedder.vector_runtime()}",
+            self.run.embedding_dim(head),
+            self._embedder.reader(head),
+            head=head,
             console=console or stderr(),
         )
         return self
 
-    def _vectors(self, pixels: np.ndarray) -> np.ndarray:
-        runtime = self._runtime
-        if runtime == "auto":
-            runtime = "litert" if self.run.litert_file.is_file() else "keras"
-            many = len(pixels) >= OPENVINO_MIN_IMAGES and find_spec("openvino") is not None
-            # Once loaded, OpenVINO also embeds the last few images.
-            if runtime == "litert" and (many or "openvino" in self._embedders):
-                runtime = "openvino"
-        with self._guard:
-            if runtime not in self._embedders:
-                self._embedders[runtime] = self._make_embedder(runtime)
-            embedder = self._embedders[runtime]
-        return embedder(pixels)
+    def vectors(self, pixels: np.ndarray, head: str) -> np.ndarray:
+        """Embeds decoded images by one of the run's own heads; see `dr_keras.run_embedder.RunEmbedder`."""
+        return self._embedder.vectors(pixels, head)
 
     def embed(self, images: Images) -> np.ndarray:
         """Embeds images.
@@ -172,17 +207,21 @@ class Model:
                 in training.
 
         Returns:
-            (N, D) float32 vectors of unit length.
+            (N, D) float32 vectors of unit length, of the head in use.
 
         Raises:
             InputError: An image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
 
         Example:
+            >>> from PIL import Image
             >>> model = load("tiny-imagenet-64")
             >>> model.embed([Image.new("RGB", (320, 240), "red")]).shape
             (1, 256)
         """
-        return self._vectors(self._pixels(images))
+        with self._guard:
+            index = self._index
+        reader = self.reader if index is None else self.reader_for(index)
+        return reader.embed(self._embedder.pixels(images))
 
     def search(self, images: Images, k: int = 30) -> list[list[Result]]:
         """Finds the nearest gallery images of each image.
@@ -262,20 +301,25 @@ class Model:
         return make_answer(names, path, known, results, negatives=negatives, max_distance=limit)
 
     def calibrated_distance(self) -> float:
-        """Returns the distance that `evaluate.py --calibrate` found.
+        """Returns the distance that `evaluate.py --calibrate` found for the head in use.
 
         Raises:
-            RunError: The run is not calibrated.
+            RunError: The run is not calibrated for this head.
         """
+        file, head = self.run.calibration_file(self.head), self.head
         try:
-            return float(read_json(self.run.calibration_file)["max_distance"])
+            return float(read_json(file)["max_distance"])
         except FileNotFoundError:
-            raise RunError(
-                f"{self.run.path} is not calibrated; run {command('evaluate')} --run {self.run.path.name} "
-                "--calibrate 0.95"
-            ) from None
+            of = "" if head == TRAINED else f" for the {head} head"
+            how = (
+                "give a distance"
+                if head == FITTED
+                else f"run {command('evaluate')} --run {self.run.path.name} --calibrate 0.95"
+                + ("" if head == TRAINED else f" --head {head}")
+            )
+            raise RunError(f"{self.run.path} is not calibrated{of}; {how}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.run.calibration_file} cannot be read: {error}") from error
+            raise RunError(f"{file} cannot be read: {error}") from error
 
     def neighbors(
         self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] | np.ndarray = (), where: str | None = None
@@ -296,34 +340,6 @@ class Model:
     def result(self, row: int) -> Result:
         """Returns what the index knows about the image in a row."""
         return _describe(self.index, row)
-
-    def _make_embedder(self, runtime: str) -> Embedder:
-        if runtime == "saved_model":
-            return SavedModelEmbedder(self.run.saved_model)
-        if runtime == "keras":
-            return NetworkEmbedder(self.run)
-        if runtime == "openvino":
-            return OpenVINOEmbedder(self.run.litert_file)
-        return LiteRTEmbedder(self.run.litert_file)
-
-    def _pixels(self, images: Images) -> np.ndarray:
-        size = self.config.image_size
-        if isinstance(images, str | bytes | os.PathLike | Image.Image):
-            raise InputError("a list of images was expected, but one image was given; put it in a list")
-        if isinstance(images, np.ndarray):
-            if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-                raise InputError(f"an array of {images.dtype} {images.shape} was given; expected uint8 (N, H, W, 3)")
-            if images.shape[1:3] == (size, size):
-                return images
-            images = [Image.fromarray(image) for image in images]
-        decoded = []
-        for number, image in enumerate(images):
-            try:
-                decoded.append(decode(image, size, self.config.resize))
-            except InputError as error:
-                name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
-                raise InputError(f"{name!s} {error}") from error
-        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
 
 
 def _row(index: Index, name: str) -> int:
@@ -366,13 +382,14 @@ def load(
     run: str | os.PathLike[str] | None = None,
     *,
     runtime: str = "auto",
+    head: str = "auto",
     index: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Loads a finished run or a released model.
 
     Args:
         run: Its name or folder. By default the run that made `index`, or else the latest one in runs/.
-        runtime: See `Model`.
+        runtime, head: See `Model`.
         index: The index to search; the run's own by default.
 
     Returns:
@@ -389,9 +406,9 @@ def load(
     if run is None and index is not None:
         with Index.open(index) as opened:
             run = opened.run or None
-    model = Model(open_run(None if run is None else os.fspath(run)), runtime)
+    model = Model(open_run(None if run is None else os.fspath(run)), runtime, head)
     if index is not None:
         return model.use_index(index)
-    if not model.run.weights_file.is_file():
+    if model.run.has_gallery() and head != GENERAL:
         _ = model.index  # so that a damaged index is reported at once
     return model

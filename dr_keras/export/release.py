@@ -1,17 +1,19 @@
 """Makes a released model from a run: small enough for the package, and evaluated exactly as released.
 
-A released model is a run folder without any image: config.json, weights.npz (half precision), embedding.tflite (half
-precision) and README.md, the model card, written by hand. The weights are rounded first, so that what is evaluated
-is what is released. Needs TensorFlow. `dr-keras release` is its command line.
+A released model is a run folder without any image: config.json, classes.json, weights.npz, general.npz and
+embedding.tflite (all three in half precision), and README.md, the model card, written by hand. The weights are rounded
+first, so that what is evaluated is what is released. Needs TensorFlow. `dr-keras release` is its command line.
 """
 
 import dataclasses
+from contextlib import ExitStack
 
 import numpy as np
 
-from dr_keras.atomic_files import new_file
+from dr_keras.atomic_files import new_file, read_json, write_json
 from dr_keras.backend import import_framework
 from dr_keras.errors import RunError
+from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.invocation import program
 from dr_keras.runs import Run
 
@@ -37,20 +39,32 @@ def release(run: Run, place: Run) -> dict[str, float]:
     import_framework()
     from dr_keras.embedders import embed_with_network
     from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
+    from dr_keras.model.general_head import with_general_head
     from dr_keras.model.released import rounded, run_network, write_weights
 
     if not (run.finished and (run.network_file.is_file() or run.weights_file.is_file())):
         raise RunError(f"{run.path} is not a finished run; finish it with {program('train')} --resume first")
     network, samples = run_network(run), np.load(run.samples_file, allow_pickle=False)
-    before = embed_with_network(network, samples)
+    general = run.general_head() if run.general_file.is_file() else None
+
+    def vectors(general: GeneralHead | None) -> dict[str, np.ndarray]:
+        networks = {TRAINED: network}
+        if general is not None:
+            networks[GENERAL] = with_general_head(network, general, alone=True)
+        return {head: embed_with_network(one, samples) for head, one in networks.items()}
+
+    before = vectors(general)
     network.set_weights(rounded(network.get_weights()))
-    expected = embed_with_network(network, samples)
+    if general is not None:
+        general = general.rounded()
+    expected = vectors(general)
     place.path.mkdir(parents=True, exist_ok=True)
-    with new_file(place.weights_file) as weights, new_file(place.litert_file) as litert:  # kept only if all checks pass
+    with ExitStack() as files:  # kept only if all checks pass
+        weights, litert = (files.enter_context(new_file(file)) for file in (place.weights_file, place.litert_file))
         write_weights(weights, network)
-        litert.write_bytes(half_litert(network, run.config().resize))
+        litert.write_bytes(half_litert(network, general, run.config().resize))
         differences = {
-            "rounding": float(np.abs(expected - before).max()),
+            "rounding": max(float(np.abs(expected[head] - before[head]).max()) for head in before),
             "litert": check_litert(litert, samples, expected, HALF_TOLERANCE),
         }
         if not differences["rounding"] <= ROUNDING:
@@ -61,6 +75,10 @@ def release(run: Run, place: Run) -> dict[str, float]:
         for file, name in ((weights, place.weights_file.name), (litert, place.litert_file.name)):
             if file.stat().st_size > MAX_BYTES:
                 raise RunError(f"{name} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
+    if general is not None:
+        general.save(place.general_file)
+    if run.classes_file.is_file():
+        write_json(place.classes_file, read_json(run.classes_file))
     # Without the run's name and the paths of the machine it was trained on.
     place.write_config(dataclasses.replace(run.config(), run=None, data=None, weights=None, initial_weights=None))
     return differences

@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -14,6 +15,8 @@ from dr_keras.backend import keras_defaults
 from dr_keras.data.images import PADDING, decode
 from dr_keras.embedders import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.errors import RunError
+from dr_keras.heads import GENERAL, TRAINED, GeneralHead
+from dr_keras.model.general_head import with_general_head
 from dr_keras.model.released import run_network
 from dr_keras.runs import Run
 
@@ -32,7 +35,8 @@ def export(run: Run) -> dict[str, float]:
         run: A run with a network and its sample images.
 
     Returns:
-        The largest absolute differences of any component of an embedding: `saved_model`, `saved_model_bytes`, `litert`.
+        The largest absolute differences of any component of a vector of any head: `saved_model`, `saved_model_bytes`,
+        `litert`.
 
     Raises:
         RunError: A file is missing, or an export differs from the network by more than its tolerance.
@@ -40,41 +44,64 @@ def export(run: Run) -> dict[str, float]:
     for file in (run.weights_file if run.weights_file.is_file() else run.network_file, run.samples_file):
         if not file.is_file():
             raise RunError(f"{file} does not exist; the training of this run is not finished")
-    network = run_network(run)
+    networks = {TRAINED: run_network(run)}
+    general = run.general_head() if run.general_file.is_file() else None
+    if general is not None:
+        networks[GENERAL] = with_general_head(networks[TRAINED], general, alone=True)
     samples = np.load(run.samples_file, allow_pickle=False)
-    expected = embed_with_network(network, samples)
+    expected = {head: embed_with_network(network, samples) for head, network in networks.items()}
     differences = {}
     with new_folder(run.saved_model) as temporary:
-        _write_saved_model(network, temporary, run.config().resize)
-        differences["saved_model"] = _check("SavedModel", SavedModelEmbedder(temporary), samples, expected)
-        differences["saved_model_bytes"] = _check_bytes(network, temporary, samples)
+        _write_saved_model(networks[TRAINED], general, temporary, run.config().resize)
+        differences["saved_model"] = max(
+            _check("SavedModel", SavedModelEmbedder(temporary, head), samples, expected[head]) for head in networks
+        )
+        differences["saved_model_bytes"] = _check_bytes(networks[TRAINED], temporary, samples)
     with new_file(run.litert_file) as temporary:
-        temporary.write_bytes(_litert(run.saved_model))
+        temporary.write_bytes(_litert(run.saved_model, list(networks)))
         differences["litert"] = check_litert(temporary, samples, expected)
     return differences
 
 
-def _write_saved_model(network: keras.Model, folder: Path, resize: str) -> None:
-    """Two signatures: `serve`, also `serving_default`, takes pixels; `serve_bytes` takes encoded JPEG or PNG files."""
+def _write_saved_model(network: keras.Model, general: GeneralHead | None, folder: Path, resize: str) -> None:
+    """Writes a SavedModel of up to four signatures.
+
+    `serve`, also `serving_default`, takes pixels; `serve_bytes` takes encoded JPEG or PNG files. With a general head,
+    `serve_heads` and `serve_bytes_heads` return both vectors, named `trained` and `general`.
+    """
     _, height, width, channels = network.input_shape
+    both = None if general is None else with_general_head(network, general)
 
     def serve(images: tf.Tensor) -> tf.Tensor:
         return network(images, training=False)
+
+    def serve_heads(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert both is not None
+        return both(images, training=False)
 
     def decode_one(encoded: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")  # decodes PNG as well
         image = _to_size(image, height, width, resize)
         return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
+    def decode_all(encoded: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(decode_one, encoded, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8))
+
     def serve_bytes(encoded: tf.Tensor) -> tf.Tensor:
-        images = tf.map_fn(decode_one, encoded, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8))
-        return network(images, training=False)
+        return serve(decode_all(encoded))
+
+    def serve_bytes_heads(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+        return serve_heads(decode_all(encoded))
 
     archive = keras.export.ExportArchive()
-    archive.track(network)
-    shape = (None, height, width, channels)
-    archive.add_endpoint("serve", serve, [tf.TensorSpec(shape, tf.uint8, "image")])
-    archive.add_endpoint("serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, "encoded")])
+    archive.track(network if both is None else both)
+    pixels = [tf.TensorSpec((None, height, width, channels), tf.uint8, "image")]
+    files = [tf.TensorSpec((None,), tf.string, "encoded")]
+    archive.add_endpoint("serve", serve, pixels)
+    archive.add_endpoint("serve_bytes", serve_bytes, files)
+    if both is not None:
+        archive.add_endpoint("serve_heads", serve_heads, pixels)
+        archive.add_endpoint("serve_bytes_heads", serve_bytes_heads, files)
     archive.write_out(str(folder), verbose=False)
 
 
@@ -91,35 +118,51 @@ def _to_size(image: tf.Tensor, height: int, width: int, resize: str) -> tf.Tenso
     return tf.image.resize(image, (height, width), antialias=True)
 
 
-def _litert(saved_model: Path) -> bytes:
-    """The SavedModel's `serve` with built-in operations only, for any batch size.
+def _litert(saved_model: Path, heads: Sequence[str]) -> bytes:
+    """The SavedModel with built-in operations only, for any batch size; its outputs are the heads, in this order.
 
     It is converted from the SavedModel, not from the Keras model, because that freezes the weights: as variables they
     would need an initializer, which LiteRT does not run.
     """
-    return _converter(saved_model).convert()
+    return _converter(saved_model, heads).convert()
 
 
-def _converter(saved_model: Path) -> tf.lite.TFLiteConverter:
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["serve"])
+def _converter(saved_model: Path, heads: Sequence[str]) -> tf.lite.TFLiteConverter:
+    signature = "serve_heads" if len(heads) > 1 else "serve"
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[signature])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     return converter
 
 
 @keras_defaults()
-def half_litert(network: keras.Model, resize: str) -> bytes:
+def half_litert(network: keras.Model, general: GeneralHead | None, resize: str) -> bytes:
     """A LiteRT file whose weights are stored in half precision; it computes in float32."""
     with tempfile.TemporaryDirectory() as folder:
-        _write_saved_model(network, Path(folder), resize)
-        converter = _converter(Path(folder))
+        _write_saved_model(network, general, Path(folder), resize)
+        converter = _converter(Path(folder), [TRAINED] if general is None else [TRAINED, GENERAL])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
         return converter.convert()
 
 
-def check_litert(file: Path, samples: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> float:
-    """The largest difference of a LiteRT file's vectors from `expected`. Raises `RunError` above `tolerance`."""
-    return _check("LiteRT file", LiteRTEmbedder(file), samples, expected, tolerance)
+def check_litert(
+    file: Path, samples: np.ndarray, expected: Mapping[str, np.ndarray], tolerance: float = TOLERANCE
+) -> float:
+    """Returns the largest difference of a LiteRT file's vectors from those that are expected.
+
+    Args:
+        file: The LiteRT file.
+        samples: (n, H, W, 3) uint8.
+        expected: For each head, (n, D).
+        tolerance: The largest difference that is accepted.
+
+    Raises:
+        RunError: A difference is above `tolerance`.
+    """
+    return max(
+        _check("LiteRT file", LiteRTEmbedder(file, head), samples, vectors, tolerance)
+        for head, vectors in expected.items()
+    )
 
 
 def _check(

@@ -17,7 +17,9 @@ from dr_keras.index.writer_lock import Locked
 POLL_SECONDS = 0.2  # between checks whether another process has finished
 
 
-def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console: Console) -> Index:
+def gallery_index(
+    folder: Path, model: str, dim: int, reader: Reader, *, head: str = "trained", console: Console
+) -> Index:
     """Returns the index of all images below a folder; an image's class is the subfolder it is in.
 
     Args:
@@ -25,6 +27,7 @@ def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console
         model: What the vectors depend on; each model has its own index.
         dim: D, the length of a vector.
         reader: How files become vectors.
+        head: The head of the model, recorded in the index.
         console: Shows progress and which files could not be read.
 
     Returns:
@@ -40,11 +43,11 @@ def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console
     key = hashlib.sha256(f"{root}\n{model}".encode(errors="surrogateescape")).hexdigest()[:20]
     kept = cache_folder() / "galleries" / key
     try:
-        index = _opened(kept, dim, root, model, console)
+        index = _opened(kept, dim, root, model, head, console)
     except RunError as error:
         console.print(f"the gallery's vectors will not be cached: {error}")
         kept = Path(tempfile.mkdtemp(prefix="dr_keras-")) / key
-        index = _opened(kept, dim, root, model, console)
+        index = _opened(kept, dim, root, model, head, console)
     with index:
         report = sync_folder(index, root, reader, console=console, empty=True, remove_missing=True)
         for line in report.details():
@@ -55,7 +58,7 @@ def gallery_index(folder: Path, model: str, dim: int, reader: Reader, *, console
     return Index.open(kept)
 
 
-def _opened(kept: Path, dim: int, root: Path, model: str, console: Console) -> Index:
+def _opened(kept: Path, dim: int, root: Path, model: str, head: str, console: Console) -> Index:
     """The cached index, open for writing; a new one if there is none or it is damaged."""
     told = False
     while True:
@@ -65,7 +68,7 @@ def _opened(kept: Path, dim: int, root: Path, model: str, console: Console) -> I
             except Locked:
                 raise
             except RunError:  # there is none, or it is damaged: all images will be embedded again
-                return Index.create(kept, dim, root=root, model=model, replace=True)
+                return Index.create(kept, dim, root=root, model=model, head=head, replace=True)
         except Locked as error:
             if not told:
                 console.print(f"waiting: {error}")

@@ -20,7 +20,7 @@ from dr_keras.index.image_files import ImageFiles
 from dr_keras.index.integrity import Damage, check_integrity
 from dr_keras.index.records import NO_CLASS, Entry, Records, check_unique
 from dr_keras.index.searcher import Searcher
-from dr_keras.index.store import Store
+from dr_keras.index.store import HEAD_FILE, Store
 from dr_keras.index.vector_file import check_vectors
 
 __all__ = ["NO_CLASS", "Damage", "Entry", "Index"]
@@ -88,6 +88,7 @@ class Index:
         root: str | os.PathLike[str],
         model: str = "",
         run: str = "",
+        head: str = "trained",
         replace: bool = False,
     ) -> "Index":
         """Creates an empty index and opens it for writing.
@@ -98,13 +99,14 @@ class Index:
             root: The folder that ids are relative to.
             model: What the vectors depend on, as any string; `dr_keras.Model` compares it with its own.
             run: The run that computes the vectors, used when the index is opened without naming one.
+            head: The head of that run; see `dr_keras.heads`.
             replace: Replace an existing index, even a damaged one.
 
         Raises:
             Locked: Another process is creating or writing to an index there.
             RunError: The folder is not empty, or cannot be written to.
         """
-        meta = {"root": os.path.abspath(root), "model": model, "run": run, "engine": "auto"}
+        meta = {"root": os.path.abspath(root), "model": model, "run": run, "head": head, "engine": "auto"}
         return cls(Store.create(Path(folder), dim, meta, replace=replace))
 
     @classmethod
@@ -163,6 +165,16 @@ class Index:
     def run(self) -> str:
         """The run that computes the vectors; empty if none was named."""
         return self._store.meta["run"]
+
+    @property
+    def head(self) -> str:
+        """The head of the run that computes the vectors."""
+        return self._store.meta.get("head", "trained")
+
+    @property
+    def head_file(self) -> Path:
+        """The general head that was fitted on this index's images, if `head` is "fitted"."""
+        return self.folder / HEAD_FILE
 
     @property
     def model(self) -> str:
@@ -354,6 +366,7 @@ class Index:
                 "path": str(self.folder),
                 "root": str(self.root),
                 "run": self.run,
+                "head": self.head,
                 "searched": len(self),
                 "images": images,
                 "classes": self.records.label_count(),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dr_keras.data.catalog import data_folder
 from dr_keras.data.decoding import decode_files
-from dr_keras.data.folders import Walker, has_pictures
+from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures
 from dr_keras.data.formats import needs_decoder
 from dr_keras.data.image_ids import image_id, image_path
 from dr_keras.data.splits import meaning
@@ -41,6 +41,11 @@ class Reader:
     embed: Callable[[np.ndarray], np.ndarray]
     size: int
     resize: str
+
+
+def chunk_images(reader: Reader) -> int:
+    """Returns how many images are decoded and embedded together."""
+    return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * reader.size**2)))
 
 
 def add_files(
@@ -145,6 +150,18 @@ def sync_folder(
     return replace(report, removed=removed, missing=missing, unlisted=walker.troubles)
 
 
+def folder_classes(folder: str | os.PathLike[str]) -> frozenset[str]:
+    """Returns the classes of the images in a folder: its subfolders, or those of its splits' folders."""
+    place = Path(folder)
+    names = folders_with_pictures(place)
+    splits = _split_test(place)
+    return frozenset(
+        name
+        for outer in names
+        for name in ((folders_with_pictures(place / outer) or [outer]) if splits(outer) else [outer])
+    )
+
+
 def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]) -> Callable[[str], bool]:
     """Returns a function that tells whether the image with an id was in a folder and is no longer there.
 
@@ -169,8 +186,21 @@ def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]
 
 def _classes(files: Iterable[str], place: str) -> dict[str, str]:
     """The class of each file below a folder: the first folder in its path, or the first one below a split's folder."""
+    is_split = _split_test(Path(place))
+
+    def class_of(file: str) -> str:
+        folders = Path(os.path.relpath(file, place)).parts[:-1]
+        if len(folders) > 1 and is_split(folders[0]):
+            folders = folders[1:]
+        return folders[0] if folders else NO_CLASS
+
+    return {file: class_of(file) for file in files}
+
+
+def _split_test(place: Path) -> Callable[[str], bool]:
+    """Returns a function that tells whether the name of a subfolder of a folder is that of a split, not a class."""
     try:
-        splits = data_folder(Path(place))[1]
+        splits = data_folder(place)[1]
     except InputError:  # ambiguous, which matters for training, but here a class is only a name
         splits = None
 
@@ -180,13 +210,7 @@ def _classes(files: Iterable[str], place: str) -> dict[str, str]:
         known = meaning(folder)
         return known is not None and not known[1]
 
-    def class_of(file: str) -> str:
-        folders = Path(os.path.relpath(file, place)).parts[:-1]
-        if len(folders) > 1 and is_split(folders[0]):
-            folders = folders[1:]
-        return folders[0] if folders else NO_CLASS
-
-    return {file: class_of(file) for file in files}
+    return is_split
 
 
 def take_files(
@@ -223,7 +247,7 @@ def take_files(
         else:
             fresh.append(file)
     added = updated = 0
-    size = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * reader.size**2)))
+    size = chunk_images(reader)
     if fresh:
         batch = _Batch(index, reader, ids, files, known, index.records.own_classes(), label, attributes)
         with bar(f"embedding {len(fresh):,} images", len(fresh), console) as advance:

@@ -10,12 +10,13 @@ import keras
 from keras import layers, ops
 
 from dr_keras.backend import keras_defaults
-from dr_keras.config import BACKBONES, NetworkConfig, RankingConfig
+from dr_keras.config import BACKBONES, HUB, NetworkConfig, RankingConfig
 from dr_keras.errors import RunError
 from dr_keras.model.applications import application_features
 from dr_keras.model.backbones import LAST, backbone
 from dr_keras.model.classifier import ClassProxies, CosineClassifier
 from dr_keras.model.distances import mean_distance_to_others
+from dr_keras.model.hub import hub_features, import_keras_hub, needs_hub
 from dr_keras.model.normalization import L2Normalization
 from dr_keras.model.ranking import TripletRanking
 
@@ -28,7 +29,8 @@ def embedding_network(config: NetworkConfig, *, size: int | None = None, weights
     """Builds the network that embeds an image.
 
     The ConvNet path and, with `config.multiscale`, the two low-resolution paths are each L2-normalized, joined by a
-    linear layer, and L2-normalized again. The network scales the pixels itself.
+    linear layer, and L2-normalized again. Without a linear layer (`config.embedding_dim` 0) the features themselves are
+    the embedding. The network scales the pixels itself.
 
     Args:
         config: The settings.
@@ -55,6 +57,8 @@ def embedding_network(config: NetworkConfig, *, size: int | None = None, weights
         features = backbone(
             config.backbone, x, full, width=config.width, stem_stride=config.stem_stride, dropout=config.dropout
         )
+    elif config.backbone.startswith(HUB):
+        features = hub_features(config.backbone, image, config.pooling, weights=weights)
     else:
         features = application_features(config.backbone, image, config.weights if weights else None)
     features = L2Normalization(name="convnet_normalised")(features)
@@ -67,8 +71,9 @@ def embedding_network(config: NetworkConfig, *, size: int | None = None, weights
         )  # (B, 3072) at the paper's size
         low = L2Normalization(name="low_resolution_normalised")(low)
         features = layers.Concatenate(name="features")([features, low])
-    embedding = layers.Dense(config.embedding_dim, name="linear_embedding")(features)
-    embedding = L2Normalization(dtype="float32", name="embedding")(embedding)
+    if config.embedding_dim:
+        features = layers.Dense(config.embedding_dim, name="linear_embedding")(features)
+    embedding = L2Normalization(dtype="float32", name="embedding")(features)
     return keras.Model(image, embedding, name="embedding_network")
 
 
@@ -238,8 +243,11 @@ def load_network(file: Path) -> keras.Model:
 
     Raises:
         RunError: The file is missing, or this version cannot read it.
+        MissingPackage: The network has layers of KerasHub, which is not installed.
     """
     try:
+        if needs_hub(file):
+            import_keras_hub(f"{file} has layers of KerasHub")
         return keras.saving.load_model(file, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,6 +11,8 @@ from dr_keras.atomic_files import new_file
 from dr_keras.backend import keras_defaults
 from dr_keras.config import NetworkConfig
 from dr_keras.errors import RunError
+from dr_keras.heads import GENERAL, TRAINED
+from dr_keras.model.general_head import with_general_head
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
 
@@ -51,12 +53,18 @@ def read_weights(file: Path, config: NetworkConfig) -> keras.Model:
     return network
 
 
-def run_network(run: Run) -> keras.Model:
-    """Returns the embedding network of a finished run or a released model.
+def run_network(run: Run, head: str = TRAINED) -> keras.Model:
+    """Returns the network of a finished run or a released model: (B, H, W, 3) uint8 -> (B, D) of unit length.
+
+    Args:
+        run: The run.
+        head: TRAINED for the embedding, GENERAL for the general head.
 
     Raises:
-        RunError: There is no network, or it cannot be read.
+        RunError: There is no network or no such head, or it cannot be read.
     """
     if run.weights_file.is_file():
-        return read_weights(run.weights_file, run.config())
-    return load_network(run.network_file)
+        network = read_weights(run.weights_file, run.config())
+    else:
+        network = load_network(run.network_file)
+    return with_general_head(network, run.general_head(), alone=True) if head == GENERAL else network

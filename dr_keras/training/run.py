@@ -3,7 +3,7 @@
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dr_keras.data import augment_pillow as augment
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
+from dr_keras.data.drawings import drawn_images
 from dr_keras.data.pixel_store import Pixels, StreamedImages, load_pixels
 from dr_keras.data.samplers import ImageSampler, TripletSampler
 from dr_keras.data.splits import TRAIN, VALIDATION
@@ -39,6 +40,7 @@ from dr_keras.index.write_index import write_index
 from dr_keras.invocation import command
 from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
+from dr_keras.model.source_card import source_card
 from dr_keras.options import flags
 from dr_keras.progress import bar, stderr
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
@@ -47,12 +49,12 @@ from dr_keras.training.checkpoint import Progress, read_progress
 from dr_keras.training.compile import training_precision
 from dr_keras.training.devices import Devices, devices_for, on_one_device
 from dr_keras.training.fit import Fit
+from dr_keras.training.general_head import SAMPLE_IMAGES, write_general_head
 from dr_keras.training.messages import other_images, print_data, print_lost, settings_table
 from dr_keras.training.monitor import Monitor
 from dr_keras.training.phase_models import PhaseModels
 from dr_keras.training.phases import SOFTMAX, TRIPLETS, phases
-
-SAMPLE_IMAGES = 64  # kept in the run folder for checking exports
+from dr_keras.training.tuning import prepare
 
 
 def run_training(
@@ -149,6 +151,12 @@ class _Training:
         network = build_network(config)  # before anything is read or written, because its settings may be invalid
         if config.initial_weights and not done:
             _start_from(network, config, self.runs)
+        if config.epochs:
+            prepare(network, config.part(OptimizerConfig))
+        if not config.epochs and config.data is None:
+            with self._folder(fresh=True) as folder, _writing(folder):
+                self._finish_without_data(folder, network)
+            return
         images = self._load_images()
         if done and done.data != images.checksum:
             raise RunError(other_images(images.catalog, run))
@@ -164,7 +172,12 @@ class _Training:
     def _load_images(self) -> _Images:
         config = self.config
         catalog = load_catalog(
-            config.data, monitor=config.monitor, validation=config.validation, seed=config.seed, console=self.console
+            config.data,
+            monitor=config.monitor,
+            validation=config.validation,
+            seed=config.seed,
+            protocol=config.protocol,
+            console=self.console,
         )
         store = "auto" if config.store == "device" else config.store  # from which they are copied to the device
         catalog, pixels, report = load_pixels(
@@ -204,29 +217,45 @@ class _Training:
     ) -> _Trained:
         """Trains `network`, and ranks the monitor images with the result."""
         config, catalog, pixels = self.config, images.catalog, images.pixels
-        schedule = config.part(ScheduleConfig)
         progress = done or Progress(0, images.checksum)
         board = reporters.Board(folder.tensorboard, progress.step)
         monitor = Monitor(catalog, pixels, board, config.seed)
-        course = phases(schedule, config.sizes, {stage: source.steps_per_epoch for stage, source in sources.items()})
-        models = PhaseModels(
-            config.part(NetworkConfig),
-            config.part(RankingConfig),
-            config.part(OptimizerConfig),
-            classes=len(catalog.classes),
-            steps=course[-1].last_step,
-        )
-        fit = Fit(models, schedule, course, sources, folder, monitor, self.console)
+        steps = 0
         try:
             if not progress.step:
                 board.text("configuration", settings_table(config.to_dict()))
-            network, steps = fit(network, progress, self.run if done else None)
+            if config.epochs:
+                fit = self._make_fit(folder, sources, monitor, len(catalog.classes))
+                network, steps = fit(network, progress, self.run if done else None)
             with on_one_device(), bar("embedding images", len(catalog), self.console) as advance:
                 vectors = embed_with_network(network, pixels, advance=advance)
             figures = monitor.look(lambda wanted: vectors[wanted], steps)
         finally:
             board.close()
         return _Trained(network=network, steps=steps, vectors=vectors, figures=figures)
+
+    def _make_fit(
+        self, folder: Run, sources: dict[str, TripletSource | ImageSource], monitor: Monitor, classes: int
+    ) -> Fit:
+        config = self.config
+        schedule = config.part(ScheduleConfig)
+        course = phases(schedule, config.sizes, {stage: source.steps_per_epoch for stage, source in sources.items()})
+        models = PhaseModels(
+            config.part(NetworkConfig),
+            config.part(RankingConfig),
+            config.part(OptimizerConfig),
+            classes=classes,
+            steps=course[-1].last_step,
+        )
+        return Fit(models, schedule, course, sources, folder, monitor, self.console)
+
+    def _finish_without_data(self, run: Run, network: keras.Model) -> None:
+        """Writes a network as it is, with exports that are checked on drawn images; there is nothing to index."""
+        with new_file(run.network_file) as temporary:
+            network.save(temporary)
+        write_array(run.samples_file, drawn_images(SAMPLE_IMAGES, self.config.image_size, self.config.seed))
+        self._write_metrics(run, network, steps=0, monitor={})
+        self.console.print(f"finished: {run.path}")
 
     def _finish(self, run: Run, images: _Images, trained: _Trained) -> None:
         """Writes the network, the index, the samples, the exports and, last, the metrics, which mark a finished run."""
@@ -241,15 +270,23 @@ class _Training:
             run=run.lasting_name(),
             stamps=file_stamps(catalog.paths()),
         )
-        chosen = np.random.default_rng(self.config.seed).permutation(len(catalog))[:SAMPLE_IMAGES]
-        write_array(run.samples_file, pixels[np.sort(chosen)])
+        write_general_head(run, trained.network, catalog, pixels, console)
         if figures:
             shown = ("precision@1", "precision@30", "map@r")
             console.print("monitor: " + "  ".join(f"{name} {figures[name]:.4f}" for name in shown))
         print_lost(console, pixels)
-        write_json(run.metrics_file, {"steps": trained.steps, "monitor": figures, "export": _export(run, console)})
+        self._write_metrics(run, trained.network, steps=trained.steps, monitor=figures)
         run.checkpoint_file.unlink(missing_ok=True)
         console.print(f"finished: {run.path}")
+
+    def _write_metrics(self, run: Run, network: keras.Model, **figures: Any) -> None:
+        """Exports the network and writes the metrics, which mark a finished run."""
+        part = self.config.part(NetworkConfig)
+        if part.pretrained:
+            with new_file(run.card_file) as temporary:
+                temporary.write_text(source_card(part), encoding="utf-8")
+        dim = network.output_shape[-1]
+        write_json(run.metrics_file, figures | {"embedding_dim": dim, "export": _export(run, self.console)})
 
 
 @contextmanager
@@ -265,7 +302,7 @@ def _writing(run: Run) -> Iterator[None]:
 
 
 def build_network(config: Config) -> keras.Model:
-    """Returns the embedding network with its initial weights, in the precision of the training.
+    """Returns the embedding network with its initial weights, in the precision of the training, if there is any.
 
     Args:
         config: The settings.
@@ -273,7 +310,7 @@ def build_network(config: Config) -> keras.Model:
     Raises:
         InputError: The network cannot be built with these settings.
     """
-    with training_precision(config.part(OptimizerConfig)):
+    with training_precision(config.part(OptimizerConfig)) if config.epochs else nullcontext():
         return initial_network(config.part(NetworkConfig))
 
 

@@ -1,0 +1,118 @@
+"""The heads of a model: which of its vectors are searched, and the general one, which needs no training of its own.
+
+The linear embedding is trained for the classes that it has seen, and discards what does not tell these apart. To tell
+other classes apart, the general head adds what the embedding starts from, the features of all paths. A principal
+component analysis (PCA) of the training images reduces all of them to few numbers, with the large components scaled
+down, so that no direction dominates (docs/quality.md).
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dr_keras.atomic_files import new_file
+from dr_keras.errors import InputError, RunError
+
+TRAINED, GENERAL = "trained", "general"
+FITTED = "fitted"  # a general head that was fitted on the images of an index, and belongs to it
+HEADS = ("auto", TRAINED, GENERAL)
+GENERAL_DIM = 256
+WHITENING = 0.2  # components are divided by their standard deviation to the power of twice this
+FIT_IMAGES = 16_384  # more make no difference
+SMALLEST = 1e-6  # variance of a component, as a share of the largest; below it there is only rounding
+
+
+@dataclass(frozen=True)
+class GeneralHead:
+    """A PCA with partial whitening: features (N, F) -> vectors (N, D) of unit length.
+
+    Attributes:
+        mean: (F,) float32, subtracted from the features.
+        matrix: (F, D) float32, the scaled components.
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Returns the vectors (N, D) float32 of features (N, F)."""
+        vectors = (features - self.mean) @ self.matrix
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return self.matrix.shape[1]
+
+    @cached_property
+    def checksum(self) -> str:
+        """Identifies the head."""
+        return f"{zlib.crc32(self.matrix.tobytes(), zlib.crc32(self.mean.tobytes())):08x}"
+
+    def save(self, file: Path) -> None:
+        """Writes the head, the matrix in half precision if that loses nothing.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        half = self.matrix.astype(np.float16)
+        matrix = half if np.array_equal(half, self.matrix) else self.matrix
+        with new_file(file) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, mean=self.mean, matrix=matrix)
+
+    @classmethod
+    def load(cls, file: Path) -> "GeneralHead":
+        """Reads a head.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        try:
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+                return cls(archive["mean"].astype(np.float32), archive["matrix"].astype(np.float32))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise RunError(f"{file} cannot be read as a general head: {error}") from error
+
+    def rounded(self) -> "GeneralHead":
+        """Returns the head with its matrix rounded to half precision, for a released model."""
+        return GeneralHead(self.mean, self.matrix.astype(np.float16).astype(np.float32))
+
+
+def fit_general_head(features: np.ndarray, dim: int = GENERAL_DIM, whitening: float = WHITENING) -> GeneralHead:
+    """Fits a general head.
+
+    Args:
+        features: (N, F), of images like those that will be searched; labels are not needed.
+        dim: The length of a vector; less if there are not as many features or images.
+        whitening: The variance of a component to the power of minus this is its scale: 0 is a plain PCA, 0.5 complete
+            whitening.
+
+    Raises:
+        InputError: There are fewer than two different images.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+        >>> fit_general_head(features, dim=4)(features).shape
+        (100, 4)
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    centered = (features - mean).astype(np.float32)
+    count, length = centered.shape
+    if length <= count:  # the smaller of the two symmetric matrices with the same spectrum
+        values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64))
+        components = vectors
+    else:
+        values, vectors = np.linalg.eigh((centered @ centered.T).astype(np.float64))
+        components = centered.T @ (vectors / np.sqrt(np.maximum(values, np.finfo(np.float64).tiny)))
+    order = np.argsort(values)[::-1][:dim]
+    order = order[values[order] > SMALLEST * max(values[order[0]], np.finfo(np.float32).tiny)]
+    if not len(order):
+        raise InputError("a general head needs at least two different images to be fitted on")
+    variances = values[order] / values[order[0]]
+    matrix = components[:, order] * variances**-whitening
+    return GeneralHead(mean.astype(np.float32), matrix.astype(np.float32))

@@ -1,0 +1,149 @@
+"""Embeds images with a run, by the runtime that suits their number."""
+
+import os
+import threading
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+import numpy as np
+from PIL import Image
+
+from dr_keras.data.images import ImageInput, decode
+from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
+from dr_keras.errors import InputError
+from dr_keras.heads import FITTED, TRAINED, GeneralHead
+from dr_keras.index.index import Index
+from dr_keras.index.sync import Reader
+from dr_keras.runs import Run
+
+RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
+OPENVINO_MIN_IMAGES = 1000  # from here on, its faster inference makes up for its slower start (docs/decisions/009)
+
+Images = np.ndarray | Iterable[ImageInput]
+
+
+class RunEmbedder:
+    """Decodes and embeds images as a run does. Threads may share it; each network embeds for one caller at a time.
+
+    Args:
+        run: The run.
+        runtime: One of `RUNTIMES`; 'auto' uses LiteRT, or OpenVINO for many images if it is installed, or Keras if the
+            run is not exported.
+
+    Raises:
+        InputError: There is no such runtime.
+        RunError: The settings of the run cannot be read.
+    """
+
+    def __init__(self, run: Run, runtime: str = "auto") -> None:
+        if runtime not in RUNTIMES:
+            raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
+        self.run = run
+        config = run.config()
+        self._size, self._resize = config.image_size, config.resize
+        self._runtime = runtime
+        self._embedders: dict[tuple[str, str], Embedder] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._guard = threading.Lock()  # guards the two above
+
+    def fingerprint(self, head: str) -> str:
+        """Returns `Run.fingerprint` of a head, computed once."""
+        with self._guard:
+            if head not in self._fingerprints:
+                self._fingerprints[head] = self.run.fingerprint(head)
+            return self._fingerprints[head]
+
+    def fingerprint_of(self, index: Index) -> str:
+        """Returns what the vectors of an index would depend on, if this run made them with the head of the index."""
+        if index.head != FITTED:
+            return self.fingerprint(index.head)
+        return f"{self.fingerprint(TRAINED)} {FITTED} {GeneralHead.load(index.head_file).checksum}"
+
+    def reader(self, head: str, after: GeneralHead | None = None) -> Reader:
+        """Returns how files become vectors of a head; `after` is applied to those."""
+
+        def embed(pixels: np.ndarray) -> np.ndarray:
+            vectors = self.vectors(pixels, head)
+            return vectors if after is None else after(vectors)
+
+        return Reader(embed, self._size, self._resize)
+
+    def reader_for(self, index: Index) -> Reader:
+        """Returns how files become the vectors of an index."""
+        if index.head != FITTED:
+            return self.reader(index.head)
+        return self.reader(TRAINED, GeneralHead.load(index.head_file))
+
+    def vector_runtime(self) -> str:
+        """Returns what tells the vectors of the runtimes apart, which differ a little.
+
+        OpenVINO runs the same file as LiteRT; its vectors differ in the last digit.
+        """
+        if self._runtime == "openvino" or (self._runtime == "auto" and self.run.litert_file.is_file()):
+            return "litert"
+        return self._runtime
+
+    def vectors(self, pixels: np.ndarray, head: str) -> np.ndarray:
+        """Embeds decoded images by a head.
+
+        Args:
+            pixels: (N, H, W, 3) uint8 of the run's image size.
+            head: TRAINED or GENERAL, see `dr_keras.heads`.
+
+        Returns:
+            (N, D) float32 of unit length.
+
+        Raises:
+            RunError: The run has no such head.
+        """
+        runtime = self._runtime
+        if runtime == "auto":
+            runtime = "litert" if self.run.litert_file.is_file() else "keras"
+            many = len(pixels) >= OPENVINO_MIN_IMAGES and find_spec("openvino") is not None
+            # Once loaded, OpenVINO also embeds the last few images.
+            if runtime == "litert" and (many or ("openvino", head) in self._embedders):
+                runtime = "openvino"
+        with self._guard:
+            if (runtime, head) not in self._embedders:
+                self._embedders[runtime, head] = self._make(runtime, head)
+            embedder = self._embedders[runtime, head]
+        return embedder(pixels)
+
+    def pixels(self, images: Images) -> np.ndarray:
+        """Decodes images.
+
+        Args:
+            images: A list of paths, encoded bytes or PIL images, or an (N, H, W, 3) uint8 array.
+
+        Returns:
+            (N, size, size, 3) uint8, resized as in training.
+
+        Raises:
+            InputError: An image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
+        """
+        size = self._size
+        if isinstance(images, str | bytes | os.PathLike | Image.Image):
+            raise InputError("a list of images was expected, but one image was given; put it in a list")
+        if isinstance(images, np.ndarray):
+            if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+                raise InputError(f"an array of {images.dtype} {images.shape} was given; expected uint8 (N, H, W, 3)")
+            if images.shape[1:3] == (size, size):
+                return images
+            images = [Image.fromarray(image) for image in images]
+        decoded = []
+        for number, image in enumerate(images):
+            try:
+                decoded.append(decode(image, size, self._resize))
+            except InputError as error:
+                name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+                raise InputError(f"{name!s} {error}") from error
+        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+
+    def _make(self, runtime: str, head: str) -> Embedder:
+        if runtime == "saved_model":
+            return SavedModelEmbedder(self.run.saved_model, head)
+        if runtime == "keras":
+            return NetworkEmbedder(self.run, head)
+        if runtime == "openvino":
+            return OpenVINOEmbedder(self.run.litert_file, head)
+        return LiteRTEmbedder(self.run.litert_file, head)
