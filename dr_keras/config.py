@@ -10,21 +10,26 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from dr_keras.errors import InputError
+from dr_keras.heads import GENERAL_DIM
 from dr_keras.options import check_at_least, check_choice, check_positive, check_share, flag, option
 from dr_keras.presets import with_preset
 
 RESNETS = ("resnet10", "resnet18", "resnet34")
 BACKBONES = (*RESNETS, "alexnet")
+HUB = "hub:"  # before a preset of KerasHub
+POOLINGS = ("auto", "cls", "mean", "projection")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("stretch", "crop", "pad")
+PROTOCOLS = ("standard", "class-disjoint")
 STORES = ("auto", "memory", "disk", "stream", "device")
 RATES = {"muon": 6e-3, "adamw": 2e-3, "sgd": 0.18}  # at 192 images per step; the rate of sgd has not been tuned
 OPTIMIZERS = tuple(RATES)
+TUNING = 0.1  # the default rate of a pretrained network, as a share of RATES
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 MININGS = ("none", "semi-hard", "hard", "distance-weighted")
 
 # Settings that must match for the weights of another network to fit.
-ARCHITECTURE = ("image_size", "backbone", "width", "stem_stride", "multiscale", "embedding_dim")
+ARCHITECTURE = ("image_size", "backbone", "pooling", "width", "stem_stride", "multiscale", "embedding_dim")
 
 Part = TypeVar("Part")
 
@@ -57,12 +62,18 @@ class DataConfig:
     validation: float = option(
         0.1, "share of each class held out for evaluation if the data set has no validation split", metavar="SHARE"
     )
+    protocol: str = option(
+        "standard",
+        "class-disjoint: train on the first half of the classes (or on those of the data set's own splits, if these "
+        "have none in common) and hold the others out, as is usual in metric learning",
+        choices=PROTOCOLS,
+    )
     seed: int = _seed()
 
     def __post_init__(self) -> None:
         if self.data is not None:
             object.__setattr__(self, "data", os.fspath(self.data))  # a Path is accepted, but config.json needs a string
-        check_choice(self, resize=RESIZES, store=STORES)
+        check_choice(self, resize=RESIZES, store=STORES, protocol=PROTOCOLS)
         check_at_least(self, seed=0)
         check_share(self, "monitor", "validation")
 
@@ -76,16 +87,27 @@ class DataConfig:
 class NetworkConfig:
     """The embedding network and its initial weights."""
 
-    image_size: int = option(64, "images are resized to this many pixels per side", metavar="PIXELS")
+    image_size: int = option(
+        None,
+        "images are resized to this many pixels per side (default: 224 for pretrained networks, else 64)",
+        metavar="PIXELS",
+    )
     backbone: str = option(
         "resnet18",
-        f"network of the ConvNet path: {', '.join(BACKBONES)}, or any in keras.applications, such as EfficientNetB0",
+        f"network of the ConvNet path: {', '.join(BACKBONES)}; any in keras.applications, such as EfficientNetB0; or "
+        "hub:PRESET of KerasHub: a built-in preset such as hub:dinov2_small, hf://..., kaggle://... or a folder",
         metavar="NAME",
     )
     weights: str | None = option(
         None,
         "initial weights of a keras.applications network: none (random), imagenet (downloaded), or a weights file",
         metavar="none|imagenet|FILE",
+    )
+    pooling: str = option(
+        "auto",
+        "features of a KerasHub network: its class token, the mean over positions, the projection into the space that "
+        "images share with texts, or what it was made for",
+        choices=POOLINGS,
     )
     initial_weights: str | None = option(
         None,
@@ -99,22 +121,48 @@ class NetworkConfig:
         "as long as 2 (default: 1 below 48 px, else 2)",
         metavar="1|2",
     )
-    multiscale: bool = option(True, "add the paper's two low-resolution paths to the ConvNet path")
-    embedding_dim: int = option(256, "length of an embedding (4096 in the paper)", metavar="D")
+    multiscale: bool = option(
+        None,
+        "add the paper's two low-resolution paths to the ConvNet path (default: only without pretrained weights)",
+    )
+    embedding_dim: int = option(
+        None,
+        "length of an embedding (4096 in the paper); 0 keeps the network's own features, without the linear layer "
+        "(default: 0 for pretrained networks, else 256)",
+        metavar="D",
+    )
+    general_dim: int = option(
+        GENERAL_DIM, "length of a vector of the general head, for classes that are not trained on", metavar="D"
+    )
     dropout: float = option(0.4, "dropout rate in alexnet's fully connected layers", metavar="RATE")
     seed: int = _seed()
 
     def __post_init__(self) -> None:
-        check_at_least(self, image_size=16, width=1, embedding_dim=1, seed=0)
+        if self.weights in ("none", ""):
+            object.__setattr__(self, "weights", None)
+        pretrained = self.pretrained
+        by_default = {"image_size": 224 if pretrained else 64, "embedding_dim": 0 if pretrained else 256}
+        for name, value in (by_default | {"multiscale": not pretrained}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        check_choice(self, pooling=POOLINGS)
+        check_at_least(self, image_size=16, width=1, embedding_dim=0, general_dim=1, seed=0)
         check_share(self, "dropout")
         if self.stem_stride not in (None, 1, 2):
             raise InputError(f"--stem-stride is {self.stem_stride}; it must be 1 or 2")
-        if self.weights in ("none", ""):
-            object.__setattr__(self, "weights", None)
+        if self.pooling != "auto" and not self.backbone.startswith(HUB):
+            raise InputError(f"--pooling {self.pooling} is for networks of KerasHub, --backbone {HUB}PRESET")
         if self.weights is not None and self.backbone in BACKBONES:
             raise InputError(f"--weights is {self.weights!r}; only networks of keras.applications have weights to load")
+        if self.weights is not None and self.backbone.startswith(HUB):
+            raise InputError(f"--weights is {self.weights!r}; networks of KerasHub have their own")
         if self.weights is not None and self.initial_weights is not None:
             raise InputError("--weights and --initial-weights both set the initial weights; give one of them")
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the ConvNet path starts from weights that others trained."""
+        return self.weights not in (None, "none", "") or self.backbone.startswith(HUB)
 
 
 @dataclass(frozen=True)
@@ -196,8 +244,23 @@ class OptimizerConfig:
     learning_rate: float = option(
         None,
         "peak learning rate, reached after the warm-up and followed by a cosine decay "
-        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())})",
+        f"(default: {', '.join(f'{rate:g} for {name}' for name, rate in RATES.items())}; {TUNING:g} times that for "
+        "pretrained networks)",
         metavar="RATE",
+    )
+    freeze: str = option(
+        "none",
+        "blocks of the ConvNet path that keep their initial weights: none, all, or the first N, which are blocks of a "
+        "transformer or stages of a ConvNet, between which the resolution falls",
+        metavar="none|all|N",
+    )
+    layer_decay: float = option(
+        1.0, "learning rate of each block of the ConvNet path, as a share of that of the next block", metavar="SHARE"
+    )
+    lora: int = option(
+        0,
+        "rank of the matrices that are trained in place of the ConvNet path's own kernels (LoRA); 0: off",
+        metavar="RANK",
     )
     warmup: float = option(0.05, "share of all steps in which the learning rate warms up", metavar="SHARE")
     weight_decay: float = option(0.05, "decoupled weight decay", metavar="RATE")
@@ -217,6 +280,14 @@ class OptimizerConfig:
             object.__setattr__(self, "learning_rate", RATES[self.optimizer])
         check_positive(self, "learning_rate")
         check_share(self, "warmup", "weight_average")
+        check_at_least(self, lora=0)
+        object.__setattr__(self, "freeze", str(self.freeze))
+        if self.freeze not in ("none", "all") and not (self.freeze.isascii() and self.freeze.isdecimal()):
+            raise InputError(f"--freeze is {self.freeze!r}; it must be none, all, or a number of blocks")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"--layer-decay is {self.layer_decay}; it must be above 0 and at most 1")
+        if self.lora and self.weight_average:
+            raise InputError("--lora cannot be combined with --weight-average")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"--weight-decay is {self.weight_decay}; it must be 0 or more")
 
@@ -228,7 +299,7 @@ class ScheduleConfig:
     epochs: int = option(
         30,
         "total epochs of both stages; in each, every training image is seen once (softmax) or is the query once "
-        "(triplets)",
+        "(triplets); 0 takes the network as it is, and needs no --data",
         metavar="N",
     )
     pretrain_epochs: int | None = option(
@@ -255,7 +326,7 @@ class ScheduleConfig:
     checkpoint_minutes: float = option(5.0, "minutes between checkpoints within an epoch", metavar="N")
 
     def __post_init__(self) -> None:
-        check_at_least(self, epochs=1, batch_size=1, eval_every=0, steps_per_epoch=1, early_stopping=1)
+        check_at_least(self, epochs=0, batch_size=1, eval_every=0, steps_per_epoch=1, early_stopping=1)
         check_positive(self, "checkpoint_minutes")
         if self.pretrain_epochs is not None and not 0 <= self.pretrain_epochs <= self.epochs:
             raise InputError(f"--pretrain-epochs is {self.pretrain_epochs}; it must be from 0 to --epochs")
@@ -308,10 +379,14 @@ class Config(
     """
 
     def __post_init__(self) -> None:
+        if self.learning_rate is None and self.pretrained and self.optimizer in RATES:
+            object.__setattr__(self, "learning_rate", RATES[self.optimizer] * TUNING)
         for part in PARTS:
             part.__post_init__(self)
         if len(self.sizes) > 1 and self.backbone == "alexnet":
             raise InputError("--progressive needs a network whose weights fit every image size; alexnet's do not")
+        if len(self.sizes) > 1 and self.lora:
+            raise InputError("--lora needs one image size: --progressive none")
         if self.shift >= self.image_size:
             raise InputError(f"--shift is {self.shift}; it must be below --image-size ({self.image_size})")
 

@@ -13,7 +13,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dr_keras.cli.parser import command_parser
+from dr_keras.cli.parser import add_head, command_parser
+from dr_keras.config import PROTOCOLS
 from dr_keras.invocation import program
 
 FIGURES = (
@@ -26,11 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this subcommand to `parser`."""
     parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
     parser.add_argument("--data", metavar="DATA", help=f"evaluate on another data set, named as for {program('train')}")
+    add_head(parser)
     parser.add_argument(
         "--baselines",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="also rank by raw pixels and by the untrained network",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="standard",
+        help="class-disjoint: also show the figures of metric learning, for classes that were not trained on",
     )
     parser.add_argument(
         "--flip-average", action="store_true", help="also rank by the mean embedding of each image and its mirror image"
@@ -67,9 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = evaluate_run(
         load(options.run),
         data=options.data,
+        head=options.head,
         baselines=options.baselines,
         options=search,
         calibrate_to=options.calibrate,
+        protocol=options.protocol,
     )
     if options.json:
         print(json.dumps(result, indent=2))
@@ -98,6 +108,12 @@ def show(result: dict[str, Any]) -> None:
         console.print("whole classes were held out: each held-out image is ranked against the other held-out images")
     if result["queries_without_positive"]:
         console.print(f"{result['queries_without_positive']} queries left out: the gallery has no image of their class")
+
+    if "metric_learning" in result:
+        table = Table("", "", title="metric learning", title_justify="left", show_header=False)
+        for name, value in result["metric_learning"].items():
+            table.add_row(name.replace("_", " "), f"{value:.4f}")
+        console.print(table)
 
     if "calibration" in result:
         found = result["calibration"]

@@ -21,14 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dr_keras.cli.parser import command_parser
+from dr_keras.cli.parser import add_head, command_parser
 from dr_keras.errors import InputError
+from dr_keras.heads import GENERAL_DIM
 from dr_keras.invocation import program
 
 if TYPE_CHECKING:
     from dr_keras.index.index import Index
+    from dr_keras.index.sync import Reader
     from dr_keras.index.sync_report import SyncReport
-    from dr_keras.search_model import Model
 
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
 STOPPED = "stopped; the work so far is kept, and the same command resumes it"  # what Ctrl-C prints
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--index", metavar="PATH", help="the index's folder (default: the run's own index)")
     which.add_argument("--run", metavar="NAME", help="the run to embed with (default: the index's, else the latest)")
+    head = argparse.ArgumentParser(add_help=False)
+    add_head(head)
     engine = argparse.ArgumentParser(add_help=False)
     engine.add_argument("--engine", choices=ENGINES, help="the search engine (auto: chosen by the number of images)")
 
@@ -56,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made.set_defaults(action=function)
         return made
 
-    made = action("add", add, "add images; unchanged images of the index are skipped", which, engine)
+    made = action("add", add, "add images; unchanged images of the index are skipped", which, head, engine)
     add_arguments_of_add(made)
     about = "make the index match a folder: add new images, embed changed ones, report missing ones"
-    made = action("sync", sync, about, which, engine)
+    made = action("sync", sync, about, which, head, engine)
     made.add_argument("folder", metavar="FOLDER")
     made.add_argument("--remove-missing", action="store_true", help="remove images whose file is missing")
     made = action("move", move, "tell the index where the images are now; nothing is embedded again", which)
@@ -92,6 +95,19 @@ def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
         help="an attribute of all these images, for --where; a value that is not JSON is text",
     )
 
+    parser.add_argument(
+        "--fit-head",
+        action="store_true",
+        help="for a new index by a network as it is (trained for 0 epochs): fit a general head on these images",
+    )
+    parser.add_argument(
+        "--general-dim",
+        type=int,
+        default=GENERAL_DIM,
+        metavar="D",
+        help=f"with --fit-head: the length of its vectors (default: {GENERAL_DIM})",
+    )
+
 
 def add_arguments_of_duplicates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER")
@@ -115,11 +131,9 @@ def add(options: argparse.Namespace) -> int:
         set_attribute(attributes, text)
     folders = [path for path in options.paths if Path(path).is_dir()]
     root = Path(folders[0] if folders else ".")
-    model, index = writable(options, root)
+    reader, index = writable(options, root)
     with index:
-        report = add_files(
-            index, options.paths, model.reader, label=options.label, attributes=attributes, console=stderr()
-        )
+        report = add_files(index, options.paths, reader, label=options.label, attributes=attributes, console=stderr())
         index.engine.update(options.engine)
         tell(report, index)
     return 0
@@ -129,11 +143,9 @@ def sync(options: argparse.Namespace) -> int:
     from dr_keras.index.sync import sync_folder
     from dr_keras.progress import stderr
 
-    model, index = writable(options, Path(options.folder))
+    reader, index = writable(options, Path(options.folder))
     with index:
-        report = sync_folder(
-            index, options.folder, model.reader, console=stderr(), remove_missing=options.remove_missing
-        )
+        report = sync_folder(index, options.folder, reader, console=stderr(), remove_missing=options.remove_missing)
         index.engine.update(options.engine)
         tell(report, index)
     return 0
@@ -195,6 +207,7 @@ def stats(options: argparse.Namespace) -> int:
     shown = {
         "index": found["path"],
         "run": found["run"] or "-",
+        "head": found["head"],
         "root": found["root"],
         "images": f"{found['images']:,} ({', '.join(f'{count:,} {name}' for name, count in found['splits'].items())})",
         "searched": f"{found['searched']:,}",
@@ -224,7 +237,7 @@ def verify(options: argparse.Namespace) -> int:
     from dr_keras.progress import stderr
 
     with Index.open(place(options), write=True, repair=True) as index:
-        report = repair_index(index, lambda: matching_model(options, index).reader, console=stderr())
+        report = repair_index(index, lambda: reader_of(options, index), console=stderr())
         print(
             f"{report}; {len(index):,} images, nothing wrong"
             if str(report)
@@ -294,42 +307,56 @@ def place(options: argparse.Namespace) -> Path:
     return Path(options.index) if options.index else open_run(options.run).index
 
 
-def matching_model(options: argparse.Namespace, index: "Index") -> "Model":
-    """The model that made the index's vectors."""
+def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
+    """How the model that made the index's vectors reads files."""
     from dr_keras.runs import open_run
     from dr_keras.search_model import Model
 
-    model = Model(open_run(options.run or index.run or None))
-    if index.model and index.model != model.fingerprint:
-        raise InputError(f"the vectors in {index.folder} are of another model than {model.run.path}; choose its --run")
-    return model
+    model = Model(open_run(options.run or index.run or None), head=getattr(options, "head", "auto"))
+    model.check(index)
+    return model.reader_for(index)
 
 
-def writable(options: argparse.Namespace, root: Path) -> tuple["Model", "Index"]:
-    """The model and the index, which is created if there is none."""
+def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"]:
+    """The index, which is created if there is none, and how its model reads files."""
     from dr_keras.index.database import DATABASE
     from dr_keras.index.index import Index
-    from dr_keras.runs import open_run
-    from dr_keras.search_model import Model
 
     if options.index and not (Path(options.index) / DATABASE).exists():
         if not root.is_dir():
             raise InputError(f"there is no folder {root}")
-        run = open_run(options.run)
-        model = Model(run)
-        return model, Index.create(
-            options.index,
-            model.config.embedding_dim,
-            root=root,
-            model=model.fingerprint,
-            run=run.lasting_name(),
-        )
-    index = Index.open(place(options), write=True)
+        index = create(options, root)
+    else:
+        index = Index.open(place(options), write=True)
     try:
-        return matching_model(options, index), index
+        return reader_of(options, index), index
     except BaseException:
         index.close()
         raise
+
+
+def create(options: argparse.Namespace, root: Path) -> "Index":
+    """A new index for the images that the command names."""
+    from dr_keras.heads import FITTED
+    from dr_keras.index.fitted_head import fit_head_on
+    from dr_keras.index.index import Index
+    from dr_keras.progress import stderr
+    from dr_keras.runs import open_run
+    from dr_keras.search_model import Model
+
+    run = open_run(options.run)
+    model = Model(run, head=options.head)
+    shared: dict[str, Any] = {"root": root, "run": run.lasting_name()}
+    if not getattr(options, "fit_head", False):
+        head = model.head_for(root)
+        return Index.create(options.index, run.embedding_dim(head), model=run.fingerprint(head), head=head, **shared)
+    if run.config().embedding_dim:
+        raise InputError(f"--fit-head is for networks without a linear layer; {run.path} has its own general head")
+    fitted = fit_head_on(options.paths, model.reader, dim=options.general_dim, console=stderr())
+    fingerprint = f"{run.fingerprint()} {FITTED} {fitted.checksum}"
+    index = Index.create(options.index, fitted.dim, model=fingerprint, head=FITTED, **shared)
+    fitted.save(index.head_file)
+    return index
 
 
 def set_attribute(attributes: dict[str, Any], text: str) -> None:

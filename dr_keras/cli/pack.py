@@ -27,6 +27,8 @@ PACKED_FILES = (
     "data-report.json",
     "metrics.json",
     "calibration.json",
+    "calibration-general.json",
+    "classes.json",
     "samples.npy",
     "tensorboard",
 )
@@ -84,6 +86,8 @@ def pack(run: Run, folder: Path, part: int = PART_BYTES) -> list[Path]:
         made = Run(Path(place))
         if run.finished:
             write_weights(made.weights_file, run_network(run))
+            if run.general_file.is_file():
+                run.general_head().rounded().save(made.general_file)
         elif config.optimizer == "adamw":
             raise RunError(f"{run.path} trains with adamw, which cannot resume without its moments; copy all its files")
         else:
@@ -91,7 +95,7 @@ def pack(run: Run, folder: Path, part: int = PART_BYTES) -> list[Path]:
         archive = made.path / "run.tar"
         with tarfile.open(archive, "w") as tar:
             taken = [run.path / name for name in PACKED_FILES]
-            for source in (*taken, made.weights_file, made.checkpoint_file):
+            for source in (*taken, made.weights_file, made.general_file, made.checkpoint_file):
                 if source.exists():
                     tar.add(source, f"{name}/{source.name}")
         for old in folder.iterdir():

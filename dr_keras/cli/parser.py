@@ -2,6 +2,7 @@
 
 import argparse
 
+from dr_keras.heads import HEADS
 from dr_keras.invocation import as_called, program
 
 
@@ -14,4 +15,15 @@ def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """
     return argparse.ArgumentParser(
         prog=program(name), description=as_called(about or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_head(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --head."""
+    parser.add_argument(
+        "--head",
+        choices=HEADS,
+        default="auto",
+        help="the vectors to search by: trained, the embedding; general, better for classes that the run was not "
+        "trained on; auto: that of the index, and for a folder trained only if the run knows all its classes",
     )

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dr_keras.cli.parser import command_parser
+from dr_keras.cli.parser import add_head, command_parser
 from dr_keras.errors import InputError
 from dr_keras.invocation import program
-from dr_keras.search_model import RUNTIMES, load
+from dr_keras.run_embedder import RUNTIMES
+from dr_keras.search_model import load
 from dr_keras.search_results import check_picture_name
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="search this folder instead of the run's images; after the first time, only changes are embedded",
     )
+    add_head(parser)
     parser.add_argument("--index", metavar="PATH", help=f"search this index, made by {program('index')}")
     parser.add_argument(
         "--where",
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError("--gallery and --index both say what to search; give only one of them")
     if options.save:
         check_picture_name(options.save)  # before the search, which may take a while
-    model = load(options.run, runtime=options.runtime, index=options.index)
+    model = load(options.run, runtime=options.runtime, head=options.head, index=options.index)
     if options.gallery:
         model.use_gallery(options.gallery)
     answer = model.retrieve(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dr_keras.cli.parser import command_parser
+from dr_keras.cli.parser import add_head, command_parser
 from dr_keras.errors import InputError, MissingPackage
 from dr_keras.extras import how_to_install
 from dr_keras.invocation import program
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery", metavar="FOLDER", help="search this folder, whose index is brought up to date first"
     )
+    add_head(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="the port (default: 8000; 0 picks a free one)")
     parser.add_argument(
@@ -97,7 +98,7 @@ def serve(options: argparse.Namespace) -> None:
         concurrency=options.concurrency,
     )
     with protocol.bound(options.host, options.port) as sockets:  # before the slow part
-        model = load(options.run, runtime="litert", index=options.index)
+        model = load(options.run, runtime="litert", head=options.head, index=options.index)
         if options.gallery:
             model.use_gallery(options.gallery)
         protocol.serve(create_app(model, settings), options.host, sockets)

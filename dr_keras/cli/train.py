@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--overwrite", action="store_true", help="replace an existing run of the same name")
     actions.add_argument("--resume", action="store_true", help="resume a run from its last checkpoint, or start it")
-    actions.add_argument("--export-only", action="store_true", help="export a finished run again, without training")
+    actions.add_argument(
+        "--export-only",
+        action="store_true",
+        help="export a finished run again, without training; with --data, fit its general head on these images first",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     said, action = parse(parser, arguments)
     if action.export_only:
-        export_only(said.get("run"))
+        export_only(said.get("run"), said.get("data"))
     elif action.resume:
         train(resumed(said), resume=True)
     else:
@@ -65,9 +69,17 @@ def resumed(said: dict[str, Any]) -> Config:
     return Config(**starting_from(said))
 
 
-def export_only(name: str | None) -> None:
-    """Exports a run again and prints how much each export differs from the network."""
+def export_only(name: str | None, data: str | None) -> None:
+    """Exports a run again and prints how much each export differs from the network.
+
+    With `data`, the general head is fitted on its training images first.
+    """
     run = open_run(name)
+    if data is not None:
+        import_framework(run.config().backend)
+        from dr_keras.training.general_head import fit_again
+
+        fit_again(run, data)
     checks = export_in_child(run)
     known = read_json(run.metrics_file) if run.finished else {}
     write_json(run.metrics_file, known | {"export": checks})

@@ -5,7 +5,7 @@ If whole classes were held out (`dr_keras.data.held_out`), the gallery of a quer
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.image_ids import image_path
 from dr_keras.data.pixel_store import load_pixels
-from dr_keras.data.splits import MONITOR, SPLIT_NAMES, VALIDATION
+from dr_keras.data.splits import GALLERY, MONITOR, SPLIT_NAMES, VALIDATION
 from dr_keras.embedders import check_finite, embed_with_network
 from dr_keras.errors import InputError
 from dr_keras.evaluation.calibration import at, calibrate
+from dr_keras.evaluation.metric_learning import metric_learning_figures
 from dr_keras.evaluation.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
 from dr_keras.evaluation.query_expansion import (
     average_gallery,
@@ -33,6 +34,7 @@ from dr_keras.evaluation.query_expansion import (
     expand_queries,
     unit_length,
 )
+from dr_keras.heads import GENERAL, HEADS, TRAINED
 from dr_keras.index.exact_search import distances
 from dr_keras.index.index import Index
 from dr_keras.progress import bar, stderr
@@ -65,12 +67,16 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class _Images:
-    """M images with their vectors (M, D), their labels (M,), and masks (M,) of the monitor and the held-out images."""
+    """M images with their vectors (M, D), their labels (M,), and masks (M,) of the monitor and the held-out images.
+
+    `apart` is the mask of the images of the gallery split, which most data sets do not have.
+    """
 
     vectors: np.ndarray
     labels: np.ndarray
     monitor: np.ndarray
     held: np.ndarray
+    apart: np.ndarray
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     paths: list[str]
@@ -78,11 +84,13 @@ class _Images:
     @cached_property
     def among_themselves(self) -> bool:
         """Whether whole classes were held out, so that held-out images are ranked against each other."""
-        return among_themselves(self.labels, self.held, ~self.held)
+        return not self.apart.any() and among_themselves(self.labels, self.held, ~self.held)
 
     @property
     def gallery(self) -> np.ndarray:
         """The mask (M,) of the images that are ranked for each held-out image."""
+        if self.apart.any():
+            return self.apart
         return self.held if self.among_themselves else ~self.held
 
     @classmethod
@@ -99,6 +107,7 @@ class _Images:
             labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
             monitor=splits == SPLIT_NAMES[MONITOR],
             held=splits == SPLIT_NAMES[VALIDATION],
+            apart=splits == SPLIT_NAMES[GALLERY],
             classes=classes,
             class_names=tuple(names[label] for label in classes),
             paths=[image_path(id, index.root) for _, id, *_ in entries],
@@ -111,6 +120,7 @@ class _Images:
             labels=catalog.labels,
             monitor=catalog.splits == MONITOR,
             held=catalog.splits == VALIDATION,
+            apart=catalog.splits == GALLERY,
             classes=catalog.classes,
             class_names=catalog.class_names,
             paths=catalog.paths(),
@@ -121,59 +131,78 @@ def evaluate_run(
     model: Model,
     *,
     data: str | None = None,
+    head: str = "auto",
     baselines: bool = True,
     options: SearchOptions = SearchOptions(),
     calibrate_to: float | None = None,
+    protocol: str = "standard",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on its own held-out images, or on another data set.
 
-    The figures of the run's own data are also written to its metrics.json, as `validation`.
+    The figures of the trained head on the run's own data are also written to its metrics.json, as `validation`.
 
     Args:
         model: The run, from `dr_keras.load`.
         data: Another data set, as for `train.py --data`, whose images are embedded with this run's network.
+        head: The vectors to rank by, see `dr_keras.heads`. 'auto' is the trained head for the run's own data, and for
+            another data set the general head, unless it has the same classes or the run has no general head.
         baselines: Whether to also rank the same images by raw pixels and by the untrained network.
         options: Search options; each is also evaluated alone, and all together if there are several.
         calibrate_to: A precision; also finds the largest distance within which this share of the 30 nearest neighbors
             of the monitor images is of the query's class, and stores it in the run for
             `retrieve.py --max-distance auto`.
+        protocol: 'class-disjoint' adds the figures of metric learning; the held-out images must be of classes that were
+            not trained on. Another data set is split in that way.
         console: Shows the progress; standard error by default.
 
     Returns:
         The figures of `dr_keras.evaluation.metrics.evaluate`, and:
 
+        - `head`: the head.
         - `classes`: the precision@30 of each class, worst first; `worst_classes`: the first of them.
         - `confused_pairs`: the pairs of classes that are mistaken for each other most often.
         - `ranking_seconds`: the time that ranking took.
         - `baselines`: the figures of `pixels` and `untrained`.
         - `search_options`: the figures with each of the options.
+        - `metric_learning`: with the class-disjoint protocol, see `dr_keras.evaluation.metric_learning`.
         - `calibration`: the distance, with its figures on the monitor images and on the held-out images.
 
     Raises:
         InputError: No image is held out, an image that a baseline needs is missing, or embeddings are not finite.
     """
     console = console or stderr()
-    images, pixels = (_Images.of_index(model.index), None) if data is None else _other_images(model, data, console)
+    if head not in HEADS:
+        raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
+    if data is None:
+        images, pixels = _Images.of_index(model.index), None
+        head = TRAINED if head == "auto" else head
+        if head != TRAINED:
+            pixels = _decode(images, model.config, console)
+            images = replace(images, vectors=model.vectors(pixels, head))
+    else:
+        images, pixels, head = _other_images(model, data, head, protocol, console)
     _check(images)
-    result = _figures(images, model.config.seed)
+    result = {"head": head} | _figures(images, model.config.seed)
+    if protocol == "class-disjoint":
+        result["metric_learning"] = _metric_learning(images, model.config.seed)
     if pixels is None and (baselines or options.flip_average):
         pixels = _decode(images, model.config, console)
     if options != SearchOptions():
         result["search_options"] = {
             name: _ranked(images, queries, gallery, model.config.seed, moved).figures
-            for name, queries, gallery, moved in _with_options(model, images, pixels, options, console)
+            for name, queries, gallery, moved in _with_options(model, images, pixels, options, head, console)
         }
     if calibrate_to is not None:
         result["calibration"] = _calibrate(images, calibrate_to)
-        _keep_calibration(model.run, result["calibration"], own_data=data is None, console=console)
+        _keep_calibration(model.run, head, result["calibration"], own_data=data is None, console=console)
     if baselines:
         assert pixels is not None
         result["baselines"] = {
             name: _rank(images, vectors(), model.config.seed).figures
             for name, vectors in _baselines(model, pixels, console).items()
         }
-    if data is None:
+    if data is None and head == TRAINED:
         _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     return result
 
@@ -201,13 +230,28 @@ def _figures(images: _Images, seed: int) -> dict[str, Any]:
     }
 
 
-def _keep_calibration(run: Run, calibration: dict[str, Any], *, own_data: bool, console: Console) -> None:
+def _metric_learning(images: _Images, seed: int) -> dict[str, float]:
+    trained = ~(images.held | images.apart)
+    if not among_themselves(images.labels, images.held, trained):
+        raise InputError(
+            "the held-out images are of classes that were trained on; train with --protocol class-disjoint, or give "
+            "another data set"
+        )
+    queries, labels = images.vectors[images.held], images.labels[images.held]
+    if images.apart.any():
+        return metric_learning_figures(
+            queries, labels, images.vectors[images.apart], images.labels[images.apart], seed=seed
+        )
+    return metric_learning_figures(queries, labels, None, None, seed=seed)
+
+
+def _keep_calibration(run: Run, head: str, calibration: dict[str, Any], *, own_data: bool, console: Console) -> None:
     """Writes a calibrated distance to the run, unless it belongs to another data set."""
-    if not own_data and not run.weights_file.is_file():  # a released model has no data of its own
+    if not own_data and run.has_gallery():  # a released model has no data of its own
         console.print("the distance is not kept, because it belongs to another data set")
         return
     kept = {key: value for key, value in calibration.items() if key != "held_out"}
-    _write(run.calibration_file, kept, "the distance is", console)
+    _write(run.calibration_file(head), kept, "the distance is", console)
 
 
 def _keep(run: Run, figures: dict[str, Any], console: Console) -> None:
@@ -297,14 +341,14 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
 
 
 def _with_options(
-    model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, console: Console
+    model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, head: str, console: Console
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Moved | None]]:
     """Yields name, queries, gallery, and moved vectors, for each option alone and for all of them together."""
     flipped = images.vectors
     if options.flip_average:
         assert pixels is not None
         console.print("embedding mirror images")
-        flipped = unit_length(images.vectors + model.embed(np.ascontiguousarray(pixels[:, :, ::-1])))
+        flipped = unit_length(images.vectors + model.vectors(np.ascontiguousarray(pixels[:, :, ::-1]), head))
         yield "flip average", *_sides(images, flipped), None
 
     def averaged(gallery: np.ndarray) -> tuple[np.ndarray, Moved | None]:
@@ -342,10 +386,14 @@ def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
     return pixels
 
 
-def _other_images(model: Model, data: str, console: Console) -> tuple[_Images, np.ndarray]:
+def _other_images(
+    model: Model, data: str, head: str, protocol: str, console: Console
+) -> tuple[_Images, np.ndarray, str]:
     config = model.config
     share = config.validation or Config().validation
-    catalog = load_catalog(data, monitor=config.monitor, validation=share, seed=config.seed, console=console)
+    catalog = load_catalog(
+        data, monitor=config.monitor, validation=share, seed=config.seed, protocol=protocol, console=console
+    )
     catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, console=console)
     assert isinstance(pixels, np.ndarray)  # in memory
     if report["skipped_count"]:
@@ -353,5 +401,8 @@ def _other_images(model: Model, data: str, console: Console) -> tuple[_Images, n
     # Held-out images last, so that queries and gallery are views of the pixels and not copies.
     order = np.argsort(catalog.splits == VALIDATION, kind="stable")
     catalog, pixels = catalog.take(order), pixels[order]
-    console.print(f"embedding {len(pixels):,} images", highlight=False)
-    return _Images.of_catalog(catalog, model.embed(pixels)), pixels
+    if head == "auto":
+        known = set(catalog.classes) <= model.run.classes() or not model.run.general_file.is_file()
+        head = TRAINED if known else GENERAL
+    console.print(f"embedding {len(pixels):,} images by the {head} head", highlight=False)
+    return _Images.of_catalog(catalog, model.vectors(pixels, head)), pixels, head
