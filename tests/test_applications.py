@@ -90,7 +90,7 @@ def test_weights_are_read_from_a_file(tmp_path):
         ({"backbone": "VGG17"}, "backbone is 'VGG17'; choose resnet10.*VGG16"),
         ({"backbone": "VGG16", "image_size": 24}, "VGG16 at 24 px with --weights None: .*32"),
         ({"backbone": "VGG16", "weights": "/no/such.weights.h5"}, "does not exist"),
-        ({"backbone": "VGG16", "weights": __file__}, "VGG16 at 64 px with --weights .*test_applications"),
+        ({"backbone": "VGG16", "weights": __file__}, "VGG16 at 224 px with --weights .*test_applications"),
     ],
 )
 def test_what_cannot_be_built_is_a_clear_error(settings, message):

@@ -82,7 +82,7 @@ def test_assignment_preset_is_the_assignment():
         {"margin": float("nan")},
         {"classifier_weight": float("nan")},
         {"image_size": 8},
-        {"epochs": 0},
+        {"epochs": -1},
         {"steps_per_epoch": 0},
         {"weights": "imagenet"},
         {"host_index": 1},

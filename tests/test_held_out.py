@@ -169,6 +169,7 @@ def few_shot_images(seed=0):
         labels=np.concatenate([more_labels, labels]),
         monitor=np.arange(len(everything)) < 8,
         held=np.arange(len(everything)) >= 20,
+        apart=np.zeros(len(everything), bool),
         classes=tuple(map(str, range(17))),
         class_names=tuple(map(str, range(17))),
         paths=[],
@@ -178,7 +179,7 @@ def few_shot_images(seed=0):
 class _Mirror:
     """A model with different vectors for mirror images."""
 
-    def embed(self, pixels):
+    def vectors(self, pixels, _head):
         return unit_length(np.random.default_rng(5).standard_normal((len(pixels), 6)))
 
 
@@ -188,7 +189,7 @@ def test_search_options_leave_the_query_out_of_everything(seed):
     assert images.among_themselves
     options = SearchOptions(flip_average=True, query_expansion=3, gallery_average=2)
     pixels = np.zeros((len(images.vectors), 4, 4, 3), np.uint8)
-    flipped = unit_length(images.vectors + _Mirror().embed(pixels))[images.held]
+    flipped = unit_length(images.vectors + _Mirror().vectors(pixels, "trained"))[images.held]
     vectors, labels = images.vectors[images.held], images.labels[images.held]
 
     def averaged(of):
@@ -210,7 +211,7 @@ def test_search_options_leave_the_query_out_of_everything(seed):
         "query expansion 3": (expanded(vectors, lambda _: vectors), lambda _: vectors),
         "together": (expanded(flipped, averaged(flipped)), averaged(flipped)),
     }
-    found = {name: rest for name, *rest in _with_options(_Mirror(), images, pixels, options, _Quiet())}
+    found = {name: rest for name, *rest in _with_options(_Mirror(), images, pixels, options, "trained", _Quiet())}
     assert found.keys() == expected.keys()
     for name, (queries, gallery, moved) in found.items():
         figures = _ranked(images, queries, gallery, 0, moved).figures

@@ -33,7 +33,7 @@ def model(run):
 def test_the_run_folder_is_complete(run):
     expected = {
         *("config.json", "embedding.keras", "saved_model", "embedding.tflite", "index", "metrics.json"),
-        *("history.csv", "data-report.json", "samples.npy", "tensorboard"),
+        *("history.csv", "data-report.json", "samples.npy", "tensorboard", "general.npz", "classes.json"),
     }
     assert {path.name for path in run.path.iterdir()} == expected
     assert run.finished
@@ -325,10 +325,10 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
         assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
-    monkeypatch.setattr("dr_keras.search_model.OPENVINO_MIN_IMAGES", 16)
+    monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_IMAGES", 16)
     both = load(model.run.path)
     assert np.abs(both.embed(pixels) - expected).max() < 1e-4
-    assert list(both._embedders) == (["litert"] if count < 16 else ["openvino"])
+    assert list(both._embedder._embedders) == [("litert" if count < 16 else "openvino", "trained")]
 
 
 def test_openvino_that_is_not_there_is_named(model, monkeypatch):

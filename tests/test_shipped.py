@@ -21,7 +21,8 @@ def test_there_is_one():
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_small_and_no_image_is_among_them(name):
     files = {path.name: path.stat().st_size for path in (MODELS / name).iterdir()}
-    assert set(files) - {"calibration.json"} == {"README.md", "config.json", "embedding.tflite", "weights.npz"}
+    wanted = {"README.md", "classes.json", "config.json", "embedding.tflite", "general.npz", "weights.npz"}
+    assert set(files) - {"calibration.json"} == wanted
     assert max(files.values()) <= MAX_BYTES
     with np.load(MODELS / name / "weights.npz") as archive:
         assert sum(archive[part].size for part in archive.files) <= 8_000_000
@@ -32,10 +33,11 @@ def test_files_are_small_and_no_image_is_among_them(name):
 def test_all_files_embed_alike_and_to_unit_length(name):
     random = np.random.default_rng(0)
     images = [draw(kind, random, 64) for kind in CLASSES for _ in range(2)]
-    litert, keras = (load(name, runtime=runtime).embed(images) for runtime in ("litert", "keras"))
-    np.testing.assert_allclose(litert, keras, atol=2e-3)
-    np.testing.assert_allclose(np.linalg.norm(keras, axis=1), 1, atol=1e-5)
-    assert np.linalg.norm(keras[:, None] - keras, axis=-1).max() > 0.5
+    for head in ("trained", "general"):
+        litert, keras = (load(name, runtime=runtime, head=head).embed(images) for runtime in ("litert", "keras"))
+        np.testing.assert_allclose(litert, keras, atol=2e-3)
+        np.testing.assert_allclose(np.linalg.norm(keras, axis=1), 1, atol=1e-5)
+        assert np.linalg.norm(keras[:, None] - keras, axis=-1).max() > 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
