@@ -76,12 +76,11 @@ def embedded(run: str, files: list[str]) -> Vectors:
     pixels, failures = decode_files(files, config.image_size, config.resize)
     if failures:
         raise SystemExit(f"{len(failures)} images cannot be read")
-    outputs = {}
-    for name in OUTPUTS:
-        x = network.get_layer(name).output
-        pooled = x if len(x.shape) == 2 else keras.ops.mean(x, axis=(1, 2))
-        outputs[name] = unit(embed_with_network(keras.Model(network.input, pooled), pixels))
-    return outputs
+    layers = [network.get_layer(name).output for name in OUTPUTS]
+    pooled = [x if len(x.shape) == 2 else keras.ops.mean(x, axis=(1, 2)) for x in layers]
+    together = embed_with_network(keras.Model(network.input, keras.ops.concatenate(pooled, axis=-1)), pixels)
+    ends = np.cumsum([x.shape[-1] for x in pooled])[:-1]
+    return {name: unit(part) for name, part in zip(OUTPUTS, np.split(together, ends, axis=1), strict=True)}
 
 
 def arms(fit: Vectors, vectors: Vectors, own: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -95,21 +95,18 @@ class Model:
                 return self._index.head
         return TRAINED if self._asked == "auto" else self._asked
 
-    def head_for(self, folder: str | os.PathLike[str]) -> str:
-        """Chooses the head to search a folder by.
-
-        Args:
-            folder: The folder.
+    def head_for(self, *folders: str | os.PathLike[str]) -> str:
+        """Chooses the head to search folders by; without any, single files.
 
         Returns:
             The head that was asked for; in 'auto', the general head unless the run has none, or was trained on all the
-            classes that the folder has.
+            classes that the folders have.
         """
         if self._asked != "auto":
             return self._asked
         if not self.run.general_file.is_file():
             return TRAINED
-        classes, known = folder_classes(folder), self.run.classes()
+        classes, known = frozenset[str]().union(*map(folder_classes, folders)), self.run.classes()
         return TRAINED if classes and classes <= known else GENERAL
 
     def use_index(self, folder: str | os.PathLike[str]) -> "Model":

@@ -115,6 +115,11 @@ def test_a_folder_of_unknown_classes_is_searched_by_the_general_head(run, unknow
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
     model = load(run.path)
     assert model.head == "trained"
+    assert (model.head_for(folders), model.head_for(folders, unknown), model.head_for()) == (
+        "trained",
+        "general",
+        "general",
+    )
     model.use_gallery(unknown)
     assert (model.head, model.index.head, model.index.dim) == ("general", "general", run.embedding_dim("general"))
     name = "my disc/disc_0.png"

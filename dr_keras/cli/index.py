@@ -348,7 +348,8 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
     model = Model(run, head=options.head)
     shared: dict[str, Any] = {"root": root, "run": run.lasting_name()}
     if not getattr(options, "fit_head", False):
-        head = model.head_for(root)
+        paths = getattr(options, "paths", [root])
+        head = model.head_for(*(path for path in paths if Path(path).is_dir()))
         return Index.create(options.index, run.embedding_dim(head), model=run.fingerprint(head), head=head, **shared)
     if run.config().embedding_dim:
         raise InputError(f"--fit-head is for networks without a linear layer; {run.path} has its own general head")
