@@ -8,6 +8,9 @@ images, as the recipe begins, for `--steps` steps of 192 images, with its own sc
 the loss over the last 100 steps; the classifier's accuracy on the monitor images; precision@30 and MAP@R of the monitor
 images against 20,000 training images, fewer than evaluate.py uses, so lower; and images/s. The validation images are
 not used.
+
+A network that others have trained is tuned at its own size, by `--size 128 --steps 80 --gallery 10000 --` and rows such
+as "--backbone MobileNet --weights FILE --image-size 128 --batch-size 32 --freeze 3".
 """
 
 import argparse
@@ -22,27 +25,27 @@ from dr_keras.backend import import_framework
 from dr_keras.cli.flags import add_flags, parse
 from dr_keras.config import Config
 
-GALLERY = 20_000
-SIZE = 32
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--size", type=int, default=32, help="pixels per side (default: 32)")
+    parser.add_argument("--gallery", type=int, default=20_000, help="training images that are searched")
     parser.add_argument("rows", nargs="+", metavar="FLAGS")
     options = parser.parse_args()
-    print(f"{machine()}; {options.steps} steps of 192 images, {SIZE} px, one seed\n")
+    print(f"{machine()}; {options.steps} steps, {options.size} px, one seed\n")
     print("| flags | loss | accuracy | precision@30 | MAP@R | images/s |\n|---|---|---|---|---|---|")
     for row in options.rows:
         flags = argparse.ArgumentParser()
         add_flags(flags)
         said, _ = parse(flags, shlex.split(row))
-        cells = short_run(Config(**{"data": options.data} | said), options.steps)
+        config = Config(**{"data": options.data} | said)
+        cells = short_run(config, options.steps, size=options.size, gallery_size=options.gallery)
         print(f"| `{row}` | " + " | ".join(cells) + " |", flush=True)
 
 
-def short_run(config: Config, steps: int) -> list[str]:
+def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> list[str]:
     """Trains and returns the columns of the row."""
     import_framework()
     import keras
@@ -60,6 +63,7 @@ def short_run(config: Config, steps: int) -> list[str]:
     from dr_keras.training.compile import compiled_model, training_precision
     from dr_keras.training.phases import SOFTMAX
     from dr_keras.training.run import training_sources
+    from dr_keras.training.tuning import prepare
 
     console = stderr()
     catalog = load_catalog(
@@ -69,25 +73,26 @@ def short_run(config: Config, steps: int) -> list[str]:
     rows, monitor = catalog.rows(TRAIN), catalog.rows(MONITOR)
     source = training_sources(config, pixels, rows, catalog.labels[rows], Share())[SOFTMAX]
     with training_precision(config):
-        network = embedding_network(config, size=SIZE)
+        network = embedding_network(config, size=size)
         network.set_weights(initial_network(config).get_weights())
+        prepare(network, config)
         model = compiled_model(
             network, ranking=config, optimizer=config, steps=steps, classes=len(catalog.classes), stage=SOFTMAX
         )
     losses: list[float] = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(float(logs["loss"])))
     started = time.monotonic()
-    batch = batches(dataclasses.replace(source, size=SIZE), 0, steps)
+    batch = batches(dataclasses.replace(source, size=size), 0, steps)
     model.fit(batch, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[watch])
     rate = steps * 3 * config.batch_size / (time.monotonic() - started)
 
     def small(chosen: np.ndarray) -> np.ndarray:
-        return augmented(pixels, chosen, Augmentation(), size=SIZE)
+        return augmented(pixels, chosen, Augmentation(), size=size)
 
     labels = catalog.labels[monitor].astype(np.int32)
     inputs = {"image": small(monitor), "label": labels, "other": labels, "share": np.ones(len(labels), np.float32)}
     accuracy = model.predict(inputs, batch_size=250, verbose=0)["accuracy"].mean()
-    gallery = np.sort(np.random.default_rng(config.seed).choice(rows, min(GALLERY, len(rows)), replace=False))
+    gallery = np.sort(np.random.default_rng(config.seed).choice(rows, min(gallery_size, len(rows)), replace=False))
     queries, vectors = embed_with_network(network, inputs["image"]), embed_with_network(network, small(gallery))
     figures = evaluate(
         queries,

@@ -10,6 +10,7 @@ EXTRAS = {
         "serve",
     ),
     **dict.fromkeys(("keras_hub", "safetensors"), "hub"),
+    **dict.fromkeys(("onnx", "onnxruntime", "tf2onnx"), "onnx"),
     "openvino": "fast",
     "sklearn": "demo",
     "umap": "map",

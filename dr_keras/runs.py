@@ -64,6 +64,11 @@ class Run:
         return self.path / "embedding.tflite"
 
     @property
+    def onnx_file(self) -> Path:
+        """The export for ONNX, if it was asked for."""
+        return self.path / "embedding.onnx"
+
+    @property
     def index(self) -> Path:
         """The index folder of the run's images."""
         return self.path / "index"

@@ -6,11 +6,12 @@ import pytest
 
 from dr_keras.atomic_files import write_array
 from dr_keras.config import Config
-from dr_keras.errors import InputError
+from dr_keras.errors import InputError, MissingPackage
 from dr_keras.export.write import export
 from dr_keras.model.applications import application_names, preprocessing
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.runs import Run
+from dr_keras.training.run import run_training
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
@@ -64,12 +65,20 @@ def test_an_application_becomes_an_embedding_network(name, multiscale, tmp_path)
 
 @pytest.mark.parametrize("name", ["VGG16", pytest.param("ResNet50", marks=pytest.mark.slow)])
 def test_an_application_is_exported(name, tmp_path):
-    config = Config(backbone=name, image_size=32, embedding_dim=8, multiscale=False)  # turned to BGR
+    config = Config(backbone=name, image_size=32, embedding_dim=8, multiscale=False, onnx=True)  # turned to BGR
     run = Run(tmp_path / "r")
     run.write_config(config)
     embedding_network(config).save(run.network_file)
     write_array(run.samples_file, IMAGES)
-    assert max(export(run).values()) < 1e-4
+    differences = export(run)
+    assert set(differences) == {"saved_model", "saved_model_bytes", "litert", "onnx"}
+    assert max(differences.values()) < 1e-4
+
+
+def test_onnx_names_the_package_that_is_missing(monkeypatch):
+    monkeypatch.setattr("dr_keras.export.onnx.find_spec", lambda module: None if module == "tf2onnx" else module)
+    with pytest.raises(MissingPackage, match=r"tf2onnx; pip install 'dr_keras\[onnx\]'"):
+        run_training(Config(onnx=True))
 
 
 def test_weights_are_read_from_a_file(tmp_path):

@@ -12,10 +12,16 @@ import pytest
 from conftest import script
 
 from dr_keras.config import NetworkConfig
+from dr_keras.data.images import decode
+from dr_keras.embedders import LiteRTEmbedder, OpenVINOEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.errors import InputError
+from dr_keras.export.onnx import OnnxEmbedder
+from dr_keras.heads import GENERAL, TRAINED
+from dr_keras.model.general_head import with_general_head
 from dr_keras.model.hub import Pooling, _interpolated, hub_features, load_preset
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.model.source_card import source_card
+from dr_keras.runs import Run
 
 keras_hub = pytest.importorskip("keras_hub")
 
@@ -226,8 +232,27 @@ def test_from_the_network_as_it_is_to_a_tuned_one(kind, presets, folders, tmp_pa
     assert "License of the weights" in (tmp_path / "runs" / "as-it-is" / "README.md").read_text()
     assert "has no gallery" in script(tmp_path, "retrieve.py", "--run", "as-it-is", "--query", "disc_0.png").stderr
     steps = ("--epochs", 1, "--pretrain-epochs", 0, "--steps-per-epoch", 2, "--batch-size", 8, "--shift", 1)
-    result = script(tmp_path, "train.py", "--data", folders, *network, *steps, "--run", "tuned")
+    result = script(tmp_path, "train.py", "--data", folders, *network, *steps, "--run", "tuned", "--onnx")
     assert result.returncode == 0, result.stderr
+    check_exports(tmp_path / "runs" / "tuned", folders)
     for run in ("as-it-is", "tuned"):
         result = script(tmp_path, "evaluate.py", "--run", run, "--data", folders, "--no-baselines")
         assert result.returncode == 0, result.stderr
+
+
+def check_exports(path, folders):
+    """Each export, by each runtime, gives the network's vectors of pictures that it did not see in its own check."""
+    run = Run(path)
+    files = sorted(folders.rglob("*.png"))[:40]
+    images = np.stack([decode(file, run.config().image_size) for file in files])
+    network = load_network(run.network_file)
+    networks = {TRAINED: network, GENERAL: with_general_head(network, run.general_head(), alone=True)}
+    for head, one in networks.items():
+        expected = embed_with_network(one, images)
+        for embed in (
+            SavedModelEmbedder(run.saved_model, head),
+            LiteRTEmbedder(run.litert_file, head),
+            OnnxEmbedder(run.onnx_file, head),
+            OpenVINOEmbedder(run.litert_file, head),
+        ):
+            np.testing.assert_allclose(embed(images), expected, atol=1e-4, err_msg=f"{head}, {type(embed).__name__}")

@@ -269,8 +269,10 @@ def test_export_only_makes_the_exports_again(run, tmp_path):
     run = Run(shutil.copytree(run.path, tmp_path / "runs" / "small"))
     shutil.rmtree(run.saved_model)
     run.litert_file.unlink()
-    result = script(tmp_path, "train.py", "--export-only", "--run", "small")
+    result = script(tmp_path, "train.py", "--export-only", "--run", "small", "--onnx")
     assert result.returncode == 0, result.stderr
+    assert "onnx: differs from the network by at most" in result.stdout
+    assert run.onnx_file.is_file()
     assert run.litert_file.is_file()
     assert (run.saved_model / "saved_model.pb").is_file()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import script
 
-from dr_keras.config import Config, NetworkConfig, OptimizerConfig, RankingConfig
+from dr_keras.config import TUNING, Config, NetworkConfig, OptimizerConfig, RankingConfig
 from dr_keras.errors import InputError
 from dr_keras.model.blocks import backbone_blocks
 from dr_keras.model.network import embedding_network
@@ -136,7 +136,7 @@ def test_what_cannot_be_frozen(settings, words):
 def test_rates_fall_with_the_depth_of_a_block(optimizer):
     network = transformer(2)
     config = OptimizerConfig(layer_decay=0.5, optimizer=optimizer, warmup=0, weight_decay=0.0)
-    factors = rate_factors(network, 0.5)
+    factors = rate_factors(network, 1.0, 0.5)
     by_name = {variable.path: factors.get(id(variable)) for variable in network.weights}
     assert by_name[next(path for path in by_name if path.startswith("patches/kernel"))] == 0.125
     assert {value for path, value in by_name.items() if path.startswith("linear_embedding")} == {None}
@@ -160,7 +160,7 @@ def test_weight_decay_falls_with_the_rate():
     variables = model.trainable_variables
     before = [keras.ops.convert_to_numpy(variable) for variable in variables]
     optimizer.apply([keras.ops.zeros_like(variable) for variable in variables], variables)
-    factors = rate_factors(network, 0.5)
+    factors = rate_factors(network, 1.0, 0.5)
     for variable, old in zip(variables, before, strict=True):
         decays = variable.name not in ("bias", "gamma", "beta")
         share = 0.1 * 0.5 * factors.get(id(variable), 1.0) * decays
@@ -192,7 +192,8 @@ def test_lora_trains_few_weights_and_merges_into_the_kernels(make):
     [
         ({"freeze": "some"}, "none, all, or a number"),
         ({"freeze": -1}, "none, all, or a number"),
-        ({"layer_decay": 0}, "above 0 and at most 1"),
+        ({"layer_decay": 0}, "layer-decay is 0; it must be above 0 and at most 1"),
+        ({"backbone_rate": 1.5}, "backbone-rate is 1.5; it must be above 0 and at most 1"),
         ({"lora": -1}, "at least 0"),
         ({"lora": 2, "weight_average": 0.9}, "cannot be combined"),
         ({"lora": 2}, "needs one image size"),
@@ -204,10 +205,26 @@ def test_settings_that_make_no_sense(settings, words):
 
 
 def test_pretrained_networks_are_trained_at_a_lower_rate():
-    assert Config(backbone="hub:x").learning_rate == pytest.approx(0.1 * Config().learning_rate)
-    assert Config(backbone="MobileNet", weights="imagenet", optimizer="adamw").learning_rate == pytest.approx(2e-4)
-    assert Config(backbone="MobileNet").learning_rate == Config().learning_rate
-    assert Config(backbone="hub:x", learning_rate=1e-5).learning_rate == 1e-5
+    for settings in ({"backbone": "hub:x"}, {"backbone": "MobileNet", "weights": "imagenet"}):
+        assert Config(**settings).backbone_rate == TUNING
+        assert Config(**settings).learning_rate == Config().learning_rate
+    assert Config(backbone="MobileNet").backbone_rate == 1
+    assert Config(backbone="hub:x", backbone_rate=0.5).backbone_rate == 0.5
+    assert Config.from_dict(Config(backbone="hub:x").to_dict()).backbone_rate == TUNING
+
+
+def test_only_the_backbone_has_the_lower_rate():
+    network = transformer(2)
+    before = network.get_weights()
+    train_a_step(network, OptimizerConfig(backbone_rate=1e-6, learning_rate=0.01, warmup=0, weight_decay=0.0))
+    moved = {
+        variable.path: float(np.abs(new - old).max())
+        for variable, new, old in zip(network.weights, network.get_weights(), before, strict=True)
+    }
+    new = [path for path in moved if path.startswith("linear_embedding")]
+    assert new
+    assert all(moved[path] > 1e-4 for path in new)
+    assert all(change < 1e-6 for path, change in moved.items() if path not in new)
 
 
 @pytest.mark.slow

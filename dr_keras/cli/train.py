@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     said, action = parse(parser, arguments)
     if action.export_only:
-        export_only(said.get("run"), said.get("data"))
+        export_only(said.get("run"), said.get("data"), onnx=said.get("onnx"))
     elif action.resume:
         train(resumed(said), resume=True)
     else:
@@ -69,12 +69,14 @@ def resumed(said: dict[str, Any]) -> Config:
     return Config(**starting_from(said))
 
 
-def export_only(name: str | None, data: str | None) -> None:
+def export_only(name: str | None, data: str | None, *, onnx: bool | None = None) -> None:
     """Exports a run again and prints how much each export differs from the network.
 
-    With `data`, the general head is fitted on its training images first.
+    With `data`, the general head is fitted on its training images first; `onnx` overrides the run's own setting.
     """
     run = open_run(name)
+    if onnx is not None:
+        run.write_config(dataclasses.replace(run.config(), onnx=onnx))
     if data is not None:
         import_framework(run.config().backend)
         from dr_keras.training.general_head import fit_again

@@ -1,4 +1,4 @@
-"""Writes the SavedModel and the LiteRT file of a run. Needs Keras on TensorFlow."""
+"""Writes the SavedModel, the LiteRT file and, on request, the ONNX file of a run. Needs Keras on TensorFlow."""
 
 import io
 import tempfile
@@ -15,6 +15,7 @@ from dr_keras.backend import keras_defaults
 from dr_keras.data.images import PADDING, decode
 from dr_keras.embedders import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.errors import RunError
+from dr_keras.export.onnx import OnnxEmbedder, require_onnx, write_onnx
 from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.model.general_head import with_general_head
 from dr_keras.model.released import run_network
@@ -29,16 +30,19 @@ BATCHES = (1, 37)  # batch sizes to test an export with, besides all samples at 
 
 @keras_defaults()
 def export(run: Run) -> dict[str, float]:
-    """Writes saved_model/ and embedding.tflite from the run's network, and checks both on its sample images.
+    """Writes saved_model/, embedding.tflite and, if the run asks for it, embedding.onnx; checks each.
+
+    They are made from the run's network, and compared with it on its sample images.
 
     Args:
         run: A run with a network and its sample images.
 
     Returns:
         The largest absolute differences of any component of a vector of any head: `saved_model`, `saved_model_bytes`,
-        `litert`.
+        `litert`, and perhaps `onnx`.
 
     Raises:
+        MissingPackage: A package that ONNX needs is not installed.
         RunError: A file is missing, or an export differs from the network by more than its tolerance.
     """
     for file in (run.weights_file if run.weights_file.is_file() else run.network_file, run.samples_file):
@@ -60,6 +64,13 @@ def export(run: Run) -> dict[str, float]:
     with new_file(run.litert_file) as temporary:
         temporary.write_bytes(_litert(run.saved_model, list(networks)))
         differences["litert"] = check_litert(temporary, samples, expected)
+    if run.config().onnx:
+        require_onnx()
+        with new_file(run.onnx_file) as temporary:
+            write_onnx(networks[TRAINED], general, temporary)
+            differences["onnx"] = max(
+                _check("ONNX file", OnnxEmbedder(temporary, head), samples, expected[head]) for head in networks
+            )
     return differences
 
 
@@ -167,7 +178,7 @@ def check_litert(
 
 def _check(
     name: str,
-    embed: LiteRTEmbedder | SavedModelEmbedder,
+    embed: LiteRTEmbedder | OnnxEmbedder | SavedModelEmbedder,
     samples: np.ndarray,
     expected: np.ndarray,
     tolerance: float = TOLERANCE,

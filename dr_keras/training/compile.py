@@ -83,7 +83,7 @@ def compiled_model(
 
 def _optimizer(config: OptimizerConfig, steps: int, network: keras.Model) -> keras.optimizers.Optimizer:
     """Returns the optimizer, with a fixed name: each phase finds the previous one's optimizer variables by path."""
-    by_layer = config.layer_decay < 1
+    by_layer = config.layer_decay < 1 or config.backbone_rate < 1
 
     def kind(plain: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
         return type(plain.__name__, (RatesByLayer, plain), {}) if by_layer else plain
@@ -99,7 +99,7 @@ def _optimizer(config: OptimizerConfig, steps: int, network: keras.Model) -> ker
         fast = precision(config) == "mixed_bfloat16"
         optimizer = kind(Muon)(rates, config.weight_decay, iterate_dtype="bfloat16" if fast else "float32")
     if by_layer:
-        optimizer.factors = rate_factors(network, config.layer_decay)
+        optimizer.factors = rate_factors(network, config.backbone_rate, config.layer_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "proxies"])
     return optimizer
 

@@ -35,6 +35,7 @@ from dr_keras.data.splits import TRAIN, VALIDATION
 from dr_keras.duplicates.leaks import leaks_between
 from dr_keras.embedders import embed_with_network
 from dr_keras.errors import InputError, MissingPackage, RunError
+from dr_keras.export.onnx import require_onnx
 from dr_keras.index.file_stamps import file_stamps
 from dr_keras.index.write_index import write_index
 from dr_keras.invocation import command
@@ -80,10 +81,12 @@ def run_training(
 
     Raises:
         InputError: The data cannot be used; the network cannot be built; the name of the run is taken; the run to
-            resume has other settings or images; the disk is full.
+            resume has other settings or images; a package is not installed; the disk is full.
         Interrupted: Ctrl-C or SIGTERM; the run is saved and can be resumed.
     """
     console = console or (stderr() if config.host_index == 0 else Console(quiet=True))
+    if config.onnx:
+        require_onnx()
     run = _run(config, runs, overwrite=overwrite, resume=resume)
     if resume and run.finished:
         console.print(f"{run.path} is finished; there is nothing to resume")

@@ -83,20 +83,21 @@ def plain_weights(network: keras.Model) -> list[np.ndarray]:
     ]
 
 
-def rate_factors(network: keras.Model, decay: float) -> dict[int, float]:
+def rate_factors(network: keras.Model, rate: float, decay: float) -> dict[int, float]:
     """Returns by how much the learning rate of each weight of the backbone is multiplied, by the id of its variable.
 
-    The layers after the last block have `decay` to the power 0, the last block 1, the one before 2, and so on to the
-    stem (Bao et al. 2022, sec. A). All other layers of the network keep the rate.
+    It is `rate` times `decay` to a power: 0 for the layers after the last block, 1 for the last block, 2 for the one
+    before, and so on to the stem (Bao et al. 2022, sec. A). All other layers of the network keep the learning rate.
 
     Args:
         network: From `dr_keras.model.network.embedding_network`.
+        rate: In (0, 1].
         decay: In (0, 1].
     """
     parts = backbone_blocks(network)
     groups = [parts.tail, *reversed(parts.blocks), parts.stem]
     return {
-        id(variable): decay**depth
+        id(variable): rate * decay**depth
         for depth, group in enumerate(groups)
         for layer in group
         for variable in layer.weights
