@@ -9,7 +9,8 @@ size; then each runtime at its best and the product take turns for `--rounds` ro
 all cores; its startup (until the first vector) is reported separately and its first call is not counted. A runtime
 whose vectors differ from the Keras network's by more than 1e-4 is never reported as the fastest.
 
-Decoding counts toward the product's time, so images much larger than the network's input measure the decoder.
+Decoding counts toward the product's time, so images much larger than the network's input measure the decoder: as with
+`--photos`. Large networks need few images: `--images 32 --batches 1 4 16`.
 
 Above 400 lines because a contender is this script as a child process: what it runs and what is measured stay together.
 """
@@ -44,7 +45,7 @@ from dr_keras.runs import Run, open_run
 TOLERANCE = 1e-4  # same as dr_keras.export.write.TOLERANCE, whose module imports TensorFlow
 THREADS = os.cpu_count() or 1  # what the product uses
 BATCHES = (1, 8, 32, 64, 256)  # each divides the next, so a multiple of the last never leaves a partial batch
-TRIED = 2 * BATCHES[-1]  # images per trial: a second or so
+PHOTO = (1600, 1200)
 TRIES = 2  # the better one counts; trials only select
 PRODUCT = "dr_keras"
 
@@ -88,7 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of images, at any depth (default: generated ones)")
     parser.add_argument("--run", default="tiny-imagenet-64")
-    parser.add_argument("--images", type=int, default=2048, help=f"how many, a multiple of {BATCHES[-1]}")
+    parser.add_argument("--photos", action="store_true", help="embed enlarged copies, JPEGs of 1600 x 1200")
+    parser.add_argument("--images", type=int, default=2048, help="how many, a multiple of the largest batch")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), help="each divides the next")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--runtimes", nargs="+", choices=tuple(WAYS), default=list(WAYS))
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)  # in the child process: name, way, place
@@ -97,8 +100,9 @@ def main() -> None:
         name, way, place = options.contender
         answer(name, way, Place(Path(place)), options.run)
         return
-    if options.images < TRIED or options.images % BATCHES[-1]:
-        parser.error(f"--images is {options.images}; give a multiple of {BATCHES[-1]}, at least {TRIED}")
+    largest = options.batches[-1]
+    if options.images < 2 * largest or options.images % largest:
+        parser.error(f"--images is {options.images}; give a multiple of {largest}, at least {2 * largest}")
     with tempfile.TemporaryDirectory() as folder:
         try:
             compare(Place(Path(folder)), options)
@@ -109,18 +113,19 @@ def main() -> None:
 def compare(place: Place, options: argparse.Namespace) -> None:
     """Writes the files, picks each runtime's best way, runs all of them in turns, and prints the results."""
     run = open_run(options.run)
-    about = write_files(place, options.data, options.images, run)
+    about = write_files(place, options.data, options.images, run, photos=options.photos)
     with Contender("prepare", "", place, options.run) as child:
         made = child.ask()
     print(f"{machine()}; {THREADS} threads each")
     print("; ".join(f"{name} {version(PACKAGES[name][0])}" for name in options.runtimes if version(PACKAGES[name][0])))
     size = run.config().image_size
     print(f"{run.path.name}: {made['weights']:,} weights, {size} px, vectors of {made['length']}; {about}")
-    print(f"\nways tried, images/s of the better of {TRIES} passes over {TRIED} images, by batch size:")
+    tried = 2 * options.batches[-1]
+    print(f"\nways tried, images/s of the better of {TRIES} passes over {tried} images, by batch size:")
     starts: dict[str, list[float]] = {}
     best = {}
     for name in options.runtimes:
-        chosen = best_way(name, place, options.run, made, starts)
+        chosen = best_way(name, place, options, made, starts)
         if chosen:
             best[name] = chosen
     if not best:
@@ -130,7 +135,7 @@ def compare(place: Place, options: argparse.Namespace) -> None:
 
 
 def best_way(
-    name: str, place: Place, run: str, made: dict[str, Any], starts: dict[str, list[float]]
+    name: str, place: Place, options: argparse.Namespace, made: dict[str, Any], starts: dict[str, list[float]]
 ) -> tuple[str, int] | None:
     """The fastest way and batch size of a runtime, or None; prints everything tried, or why nothing was."""
     missing = [package for package in PACKAGES[name] if version(package) is None]
@@ -141,16 +146,17 @@ def best_way(
         print(f"  {name} is left out: {made['failed'][name]}")
         return None
     rates: dict[tuple[str, int], float] = {}
+    images = 2 * options.batches[-1]
     for way in WAYS[name]:
         try:
-            with Contender(name, way, place, run) as child:
+            with Contender(name, way, place, options.run) as child:
                 starts.setdefault(name, []).append(child.start)
-                for batch in BATCHES:
-                    took = [child.ask(batch=batch, images=TRIED)["seconds"] for _ in range(TRIES)]
-                    rates[way, batch] = TRIED / min(took)
+                for batch in options.batches:
+                    took = [child.ask(batch=batch, images=images)["seconds"] for _ in range(TRIES)]
+                    rates[way, batch] = images / min(took)
         except Failed as error:
             print(f"  {name}, {way}: {error}")
-        tried = ", ".join(f"{batch}: {rates[way, batch]:.0f}" for batch in BATCHES if (way, batch) in rates)
+        tried = ", ".join(f"{batch}: {rates[way, batch]:.0f}" for batch in options.batches if (way, batch) in rates)
         if tried:
             print(f"  {name}, {way}: {tried}", flush=True)
     return max(rates, key=lambda key: rates[key]) if rates else None
@@ -317,9 +323,9 @@ def add(model: Any, folder: Path) -> Any:
     from dr_keras.index.sync import add_files
 
     place = Path(tempfile.mkdtemp(dir=folder.parent))
-    index = Index.create(place / "index", model.config.embedding_dim, root=folder, model=model.fingerprint)
+    index = Index.create(place / "index", model.run.embedding_dim(), root=folder, model=model.run.fingerprint())
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        add_files(index, [folder], model.reader, console=Console(file=nowhere))
+        add_files(index, [folder], model.reader_for(index), console=Console(file=nowhere))
     return index
 
 
@@ -468,7 +474,7 @@ def openvino_runner(file: Path, *, streams: int) -> EmbedAll:
     return run
 
 
-def write_files(place: Place, data: Path | None, count: int, run: Run) -> str:
+def write_files(place: Place, data: Path | None, count: int, run: Run, *, photos: bool) -> str:
     """Writes the files and their pixels; returns a description of them."""
     config = run.config()
     place.files.mkdir()
@@ -478,6 +484,8 @@ def write_files(place: Place, data: Path | None, count: int, run: Run) -> str:
         ending, content, size = next(sources, ("", b"", (0, 0)))
         if not content:
             raise Failed(f"{data} holds {number} images that can be read; {count} are wanted (--images)")
+        if photos:
+            ending, content, size = ".jpg", enlarged(content), PHOTO
         (place.files / f"{number:07d}{ending}").write_bytes(content)
         sizes.add(size)
         total += len(content)
@@ -488,6 +496,14 @@ def write_files(place: Place, data: Path | None, count: int, run: Run) -> str:
     low, high = min(sizes), max(sizes)
     of = f"{low[0]} x {low[1]}" + (f" to {high[0]} x {high[1]}" if low != high else "")
     return f"{count:,} {'drawn JPEGs' if data is None else 'files'} of {of}, {total / count / 1024:.1f} KiB each"
+
+
+def enlarged(content: bytes) -> bytes:
+    """An image as a JPEG of a photo's size."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as image:
+        image.convert("RGB").resize(PHOTO, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def readable(data: Path, size: int) -> Iterator[tuple[str, bytes, tuple[int, int]]]:

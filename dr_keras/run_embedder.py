@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -15,9 +16,12 @@ from dr_keras.heads import FITTED, TRAINED, GeneralHead
 from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader
 from dr_keras.runs import Run
+from dr_keras.runtimes import RUNTIMES
 
-RUNTIMES = ("auto", "litert", "openvino", "saved_model", "keras")
-OPENVINO_MIN_IMAGES = 1000  # from here on, its faster inference makes up for its slower start (docs/decisions/009)
+# OpenVINO's faster inference makes up for its slower start where LiteRT would take this long (docs/decisions/009), as
+# far as a few images tell.
+OPENVINO_MIN_SECONDS = 1.5
+TIMED_IMAGES = 4
 
 Images = np.ndarray | Iterable[ImageInput]
 
@@ -27,8 +31,8 @@ class RunEmbedder:
 
     Args:
         run: The run.
-        runtime: One of `RUNTIMES`; 'auto' uses LiteRT, or OpenVINO for many images if it is installed, or Keras if the
-            run is not exported.
+        runtime: One of `RUNTIMES`; 'auto' uses LiteRT, or OpenVINO if it is installed and LiteRT would take more than a
+            second or two, or Keras if the run is not exported.
 
     Raises:
         InputError: There is no such runtime.
@@ -45,6 +49,7 @@ class RunEmbedder:
         self._embedders: dict[tuple[str, str], Embedder] = {}
         self._fingerprints: dict[str, str] = {}
         self._guard = threading.Lock()  # guards the two above
+        self._seconds = 0.0  # that LiteRT takes for an image; 0 until it is known
 
     def fingerprint(self, head: str) -> str:
         """Returns `Run.fingerprint` of a head, computed once."""
@@ -96,18 +101,33 @@ class RunEmbedder:
         Raises:
             RunError: The run has no such head.
         """
-        runtime = self._runtime
-        if runtime == "auto":
-            runtime = "litert" if self.run.litert_file.is_file() else "keras"
-            many = len(pixels) >= OPENVINO_MIN_IMAGES and find_spec("openvino") is not None
-            # Once loaded, OpenVINO also embeds the last few images.
-            if runtime == "litert" and (many or ("openvino", head) in self._embedders):
-                runtime = "openvino"
+        if self._runtime != "auto":
+            return self._embedder(self._runtime, head)(pixels)
+        if not self.run.litert_file.is_file():
+            return self._embedder("keras", head)(pixels)
+        if find_spec("openvino") is None:
+            return self._embedder("litert", head)(pixels)
+        if not self._seconds and len(pixels) > 2 * TIMED_IMAGES:
+            first = self._timed(pixels[: 2 * TIMED_IMAGES], head)
+            return np.concatenate([first, self.vectors(pixels[2 * TIMED_IMAGES :], head)])
+        # Once loaded, OpenVINO also embeds the last few images.
+        long = len(pixels) * self._seconds >= OPENVINO_MIN_SECONDS
+        return self._embedder("openvino" if long or ("openvino", head) in self._embedders else "litert", head)(pixels)
+
+    def _timed(self, pixels: np.ndarray, head: str) -> np.ndarray:
+        """Embeds twice `TIMED_IMAGES` with LiteRT, and keeps how long it takes once it has allocated its memory."""
+        embedder = self._embedder("litert", head)
+        first = embedder(pixels[:TIMED_IMAGES])
+        started = time.perf_counter()
+        second = embedder(pixels[TIMED_IMAGES:])
+        self._seconds = (time.perf_counter() - started) / TIMED_IMAGES
+        return np.concatenate([first, second])
+
+    def _embedder(self, runtime: str, head: str) -> Embedder:
         with self._guard:
             if (runtime, head) not in self._embedders:
                 self._embedders[runtime, head] = self._make(runtime, head)
-            embedder = self._embedders[runtime, head]
-        return embedder(pixels)
+            return self._embedders[runtime, head]
 
     def pixels(self, images: Images) -> np.ndarray:
         """Decodes images.
@@ -144,6 +164,6 @@ class RunEmbedder:
             return SavedModelEmbedder(self.run.saved_model, head)
         if runtime == "keras":
             return NetworkEmbedder(self.run, head)
-        if runtime == "openvino":
-            return OpenVINOEmbedder(self.run.litert_file, head)
+        if runtime in ("openvino", "openvino_bfloat16"):
+            return OpenVINOEmbedder(self.run.litert_file, head, "bf16" if runtime.endswith("bfloat16") else "f32")
         return LiteRTEmbedder(self.run.litert_file, head)

@@ -29,8 +29,9 @@ class Model:
 
     Args:
         run: The run folder.
-        runtime: 'litert', 'openvino', 'saved_model', 'keras' or 'auto'. 'auto' uses LiteRT, or OpenVINO for many
-            images if it is installed, or Keras if the run is not exported.
+        runtime: One of `dr_keras.runtimes.RUNTIMES`. 'auto' uses LiteRT, or OpenVINO if it is installed and LiteRT
+            would take more than a second or two, or Keras if the run is not exported. 'openvino_bfloat16' is faster
+            on processors with bfloat16 arithmetic, and rounds more.
         head: Which vectors: 'trained', the embedding; 'general', which is better for classes that the run was not
             trained on (`dr_keras.heads`); or 'auto', that of the gallery. In 'auto', a folder is searched by the
             general head unless all its classes were trained on.

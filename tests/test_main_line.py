@@ -327,10 +327,13 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
         assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
-    monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_IMAGES", 16)
-    both = load(model.run.path)
-    assert np.abs(both.embed(pixels) - expected).max() < 1e-4
-    assert list(both._embedder._embedders) == [("litert" if count < 16 else "openvino", "trained")]
+    for seconds, used in ((1e-9, ["litert", "openvino"]), (1e9, ["litert"])):
+        monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_SECONDS", seconds)
+        both = load(model.run.path)
+        for part in (pixels, pixels[:1], pixels[:0]):
+            assert np.abs(both.embed(part) - expected[: len(part)]).max(initial=0) < 1e-4
+        names = [name for name, _ in both._embedder._embedders]
+        assert names == (used if count > 8 else ["litert"])
 
 
 def test_openvino_that_is_not_there_is_named(model, monkeypatch):

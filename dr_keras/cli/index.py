@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dr_keras.cli.parser import add_head, command_parser
+from dr_keras.cli.parser import add_head, add_runtime, command_parser
 from dr_keras.errors import InputError
 from dr_keras.heads import GENERAL_DIM
 from dr_keras.invocation import program
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--run", metavar="NAME", help="the run to embed with (default: the index's, else the latest)")
     head = argparse.ArgumentParser(add_help=False)
     add_head(head)
+    add_runtime(head)
     engine = argparse.ArgumentParser(add_help=False)
     engine.add_argument("--engine", choices=ENGINES, help="the search engine (auto: chosen by the number of images)")
 
@@ -312,7 +313,8 @@ def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
     from dr_keras.runs import open_run
     from dr_keras.search_model import Model
 
-    model = Model(open_run(options.run or index.run or None), head=getattr(options, "head", "auto"))
+    run = open_run(options.run or index.run or None)
+    model = Model(run, getattr(options, "runtime", "auto"), getattr(options, "head", "auto"))
     model.check(index)
     return model.reader_for(index)
 
@@ -345,7 +347,7 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
     from dr_keras.search_model import Model
 
     run = open_run(options.run)
-    model = Model(run, head=options.head)
+    model = Model(run, options.runtime, options.head)
     shared: dict[str, Any] = {"root": root, "run": run.lasting_name()}
     if not getattr(options, "fit_head", False):
         paths = getattr(options, "paths", [root])

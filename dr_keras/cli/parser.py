@@ -4,6 +4,7 @@ import argparse
 
 from dr_keras.heads import HEADS
 from dr_keras.invocation import as_called, program
+from dr_keras.runtimes import RUNTIMES
 
 
 def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
@@ -15,6 +16,17 @@ def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """
     return argparse.ArgumentParser(
         prog=program(name), description=as_called(about or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --runtime."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what embeds new files (auto: litert, or openvino for as many as take a while); openvino_bfloat16 is "
+        "faster on processors with bfloat16 arithmetic, and rounds more",
     )
 
 

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dr_keras.cli.parser import add_head, command_parser
+from dr_keras.cli.parser import add_head, add_runtime, command_parser
 from dr_keras.errors import InputError
 from dr_keras.invocation import program
-from dr_keras.run_embedder import RUNTIMES
 from dr_keras.search_model import load
 from dr_keras.search_results import check_picture_name
 
@@ -66,12 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include-self", action="store_true", help="let a query from the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbors")
-    parser.add_argument(
-        "--runtime",
-        choices=RUNTIMES,
-        default="auto",
-        help="the runtime that embeds new files (auto: litert)",
-    )
+    add_runtime(parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
