@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from dr_keras.atomic_files import read_json
 from dr_keras.errors import InputError, RunError
 from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED
 from dr_keras.image_names import resolve
-from dr_keras.index.index import Entry, Index
+from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader, folder_classes
+from dr_keras.index_results import describe, neighbors, row_of
 from dr_keras.invocation import command
 from dr_keras.progress import stderr
 from dr_keras.run_embedder import Images, RunEmbedder
@@ -287,14 +288,14 @@ class Model:
         files = {name: file for name in asked if isinstance(file := resolve(index, name), Path)}
         fresh = dict(zip(files, self.embed(list(files.values())), strict=True)) if files else {}
         with index.held():
-            rows = [None if name in files else _row(index, name) for name in asked]
+            rows = [None if name in files else row_of(index, name) for name in asked]
             vectors = np.stack(
                 [fresh[name] if row is None else index.vectors[row] for name, row in zip(asked, rows, strict=True)]
             )
             vector = refined_query(vectors[: len(names)], vectors[len(names) :])
             excluded = [row for row in (rows[len(names) :] if include_self else rows) if row is not None]
-            results = _neighbors(index, vector[None], k, excluded, where)[0]
-            known = [_describe(index, row) if row is not None else None for row in rows[: len(names)]]
+            results = neighbors(index, vector[None], k, excluded, where)[0]
+            known = [describe(index, row) if row is not None else None for row in rows[: len(names)]]
         path = known[0].path if known[0] else files[names[0]]
         return make_answer(names, path, known, results, negatives=negatives, max_distance=limit)
 
@@ -333,47 +334,11 @@ class Model:
         Returns:
             For each vector its results, nearest first.
         """
-        return _neighbors(self.index, vectors, k, exclude, where)
+        return neighbors(self.index, vectors, k, exclude, where)
 
     def result(self, row: int) -> Result:
         """Returns what the index knows about the image in a row."""
-        return _describe(self.index, row)
-
-
-def _row(index: Index, name: str) -> int:
-    """The row of an image that `resolve` found in the index a moment ago."""
-    found = resolve(index, name)
-    if isinstance(found, Path):
-        raise InputError(f"{name!r} was removed from the index during the search")
-    return found
-
-
-def _neighbors(
-    index: Index, vectors: np.ndarray, k: int, exclude: Sequence[int] | np.ndarray, where: str | None
-) -> list[list[Result]]:
-    others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
-    with index.held():
-        rows, distances = index.search(vectors, k, where=where, exclude=others)
-        good = rows >= 0
-        entries = dict(zip(rows[good].tolist(), index.records.entries(rows[good]), strict=True))
-        names, root = index.records.class_names(), index.root
-    return [
-        [
-            _result(root, entries[row], names, rank, distance)
-            for rank, (row, distance) in enumerate(zip(*found, strict=True), start=1)
-            if row >= 0
-        ]
-        for found in zip(rows.tolist(), distances.tolist(), strict=True)
-    ]
-
-
-def _describe(index: Index, row: int) -> Result:
-    with index.held():
-        return _result(index.root, index.records.entries([row])[0], index.records.class_names())
-
-
-def _result(root: Path, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
-    return Result(rank, entry.id, root / entry.id, entry.label, names[entry.label], distance, entry.attributes)
+        return describe(self.index, row)
 
 
 def load(

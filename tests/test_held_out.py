@@ -12,9 +12,10 @@ from dr_keras.data import held_out
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
-from dr_keras.evaluation.evaluate import CALIBRATION_K, SearchOptions, _calibrate, _Images, _ranked, _with_options
+from dr_keras.evaluation.evaluate import CALIBRATION_K, RankedImages, SearchOptions, _calibrate, _ranked, _with_options
 from dr_keras.evaluation.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
 from dr_keras.evaluation.query_expansion import average_gallery, average_without, expand_queries, unit_length
+from dr_keras.evaluation.ranked_images import RankedImages
 from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
@@ -164,7 +165,7 @@ def few_shot_images(seed=0):
     more = unit_length(random.standard_normal((20, 6)))
     more_labels = np.repeat(np.arange(12, 17), 4)
     everything = np.concatenate([more, vectors])
-    return _Images(
+    return RankedImages(
         vectors=everything,
         labels=np.concatenate([more_labels, labels]),
         monitor=np.arange(len(everything)) < 8,

@@ -252,7 +252,7 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
         assert "Traceback" not in result.stderr
         assert "embeddings are not numbers" in result.stderr.splitlines()[-1]
     model.index.vectors  # noqa: B018 - the run's own index, which may hold vectors of a damaged run
-    monkeypatch.setattr("dr_keras.evaluation.evaluate._Images.of_index", _with_nan(model))
+    monkeypatch.setattr("dr_keras.evaluation.ranked_images.RankedImages.of_index", _with_nan(model))
     with pytest.raises(InputError, match="1 of 96 embeddings are not numbers"):
         evaluate_run(model, baselines=False)
     for bad in (np.nan, np.inf, -np.inf):
@@ -264,9 +264,9 @@ def test_a_damaged_network_is_one_line_wherever_it_embeds(tmp_path, folders, con
 
 
 def _with_nan(model):
-    from dr_keras.evaluation.evaluate import _Images
+    from dr_keras.evaluation.ranked_images import RankedImages
 
-    images = _Images.of_index(model.index)
+    images = RankedImages.of_index(model.index)
     vectors = np.array(images.vectors)
     vectors[5, 0] = np.nan
     return lambda _: replace(images, vectors=vectors)

@@ -6,7 +6,6 @@ If whole classes were held out (`dr_keras.data.held_out`), the gallery of a quer
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from rich.console import Console
 from dr_keras.atomic_files import read_json, write_json
 from dr_keras.backend import import_framework
 from dr_keras.config import Config
-from dr_keras.data.catalog import Catalog, load_catalog
+from dr_keras.data.catalog import load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
-from dr_keras.data.image_ids import image_path
 from dr_keras.data.pixel_store import load_pixels
-from dr_keras.data.splits import GALLERY, MONITOR, SPLIT_NAMES, VALIDATION
+from dr_keras.data.splits import VALIDATION
 from dr_keras.embedders import check_finite, embed_with_network
 from dr_keras.errors import InputError
 from dr_keras.evaluation.calibration import at, calibrate
@@ -34,9 +32,9 @@ from dr_keras.evaluation.query_expansion import (
     expand_queries,
     unit_length,
 )
+from dr_keras.evaluation.ranked_images import RankedImages
 from dr_keras.heads import GENERAL, HEADS, TRAINED
 from dr_keras.index.exact_search import distances
-from dr_keras.index.index import Index
 from dr_keras.progress import bar, stderr
 from dr_keras.runs import Run
 from dr_keras.search_model import Model
@@ -63,68 +61,6 @@ class SearchOptions:
         for name in ("query_expansion", "gallery_average"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 0")
-
-
-@dataclass(frozen=True)
-class _Images:
-    """M images with their vectors (M, D), their labels (M,), and masks (M,) of the monitor and the held-out images.
-
-    `apart` is the mask of the images of the gallery split, which most data sets do not have.
-    """
-
-    vectors: np.ndarray
-    labels: np.ndarray
-    monitor: np.ndarray
-    held: np.ndarray
-    apart: np.ndarray
-    classes: tuple[str, ...]
-    class_names: tuple[str, ...]
-    paths: list[str]
-
-    @cached_property
-    def among_themselves(self) -> bool:
-        """Whether whole classes were held out, so that held-out images are ranked against each other."""
-        return not self.apart.any() and among_themselves(self.labels, self.held, ~self.held)
-
-    @property
-    def gallery(self) -> np.ndarray:
-        """The mask (M,) of the images that are ranked for each held-out image."""
-        if self.apart.any():
-            return self.apart
-        return self.held if self.among_themselves else ~self.held
-
-    @classmethod
-    def of_index(cls, index: Index) -> "_Images":
-        entries = index.records.listing()
-        names = index.records.class_names()
-        classes = tuple(sorted(names))
-        number = {label: n for n, label in enumerate(classes)}
-        rows = np.array([row for row, *_ in entries], np.int64)
-        splits = np.array([split for *_, split in entries])
-        return cls(
-            # Nearly every run's index has no gaps, so its vectors are not copied.
-            vectors=index.vectors if len(rows) == len(index.vectors) else index.vectors[rows],
-            labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
-            monitor=splits == SPLIT_NAMES[MONITOR],
-            held=splits == SPLIT_NAMES[VALIDATION],
-            apart=splits == SPLIT_NAMES[GALLERY],
-            classes=classes,
-            class_names=tuple(names[label] for label in classes),
-            paths=[image_path(id, index.root) for _, id, *_ in entries],
-        )
-
-    @classmethod
-    def of_catalog(cls, catalog: Catalog, vectors: np.ndarray) -> "_Images":
-        return cls(
-            vectors=vectors,
-            labels=catalog.labels,
-            monitor=catalog.splits == MONITOR,
-            held=catalog.splits == VALIDATION,
-            apart=catalog.splits == GALLERY,
-            classes=catalog.classes,
-            class_names=catalog.class_names,
-            paths=catalog.paths(),
-        )
 
 
 def evaluate_run(
@@ -175,7 +111,7 @@ def evaluate_run(
     if head not in HEADS:
         raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     if data is None:
-        images, pixels = _Images.of_index(model.index), None
+        images, pixels = RankedImages.of_index(model.index), None
         head = TRAINED if head == "auto" else head
         if head != TRAINED:
             pixels = _decode(images, model.config, console)
@@ -207,7 +143,7 @@ def evaluate_run(
     return result
 
 
-def _check(images: _Images) -> None:
+def _check(images: RankedImages) -> None:
     if not images.held.any():
         raise InputError(
             "no image was held out, so there are no queries; train with --validation 0.1, or give --data with a class "
@@ -216,7 +152,7 @@ def _check(images: _Images) -> None:
     check_finite(images.vectors)
 
 
-def _figures(images: _Images, seed: int) -> dict[str, Any]:
+def _figures(images: RankedImages, seed: int) -> dict[str, Any]:
     """The figures of the embedding itself, with the classes on which it is worst."""
     started = time.perf_counter()
     ranking = _rank(images, images.vectors, seed)
@@ -230,7 +166,7 @@ def _figures(images: _Images, seed: int) -> dict[str, Any]:
     }
 
 
-def _metric_learning(images: _Images, seed: int) -> dict[str, float]:
+def _metric_learning(images: RankedImages, seed: int) -> dict[str, float]:
     trained = ~(images.held | images.apart)
     if not among_themselves(images.labels, images.held, trained):
         raise InputError(
@@ -269,13 +205,13 @@ def _write(file: Path, values: dict[str, Any], what: str, console: Console) -> N
         console.print(f"{what} not kept: {file}: {error.strerror}")
 
 
-def _rank(images: _Images, vectors: np.ndarray, seed: int) -> Ranking:
+def _rank(images: RankedImages, vectors: np.ndarray, seed: int) -> Ranking:
     """Ranks by the vectors (M, D) of all images."""
     return _ranked(images, *_sides(images, vectors), seed)
 
 
 def _ranked(
-    images: _Images, queries: np.ndarray, gallery: np.ndarray, seed: int, moved: Moved | None = None
+    images: RankedImages, queries: np.ndarray, gallery: np.ndarray, seed: int, moved: Moved | None = None
 ) -> Ranking:
     return evaluate(
         queries,
@@ -289,7 +225,7 @@ def _ranked(
     )
 
 
-def _sides(images: _Images, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sides(images: RankedImages, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of the queries and of the gallery, from the vectors (M, D) of all images."""
     return _part(vectors, images.held), _part(vectors, images.gallery)
 
@@ -302,7 +238,7 @@ def _part(vectors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return vectors[rows]
 
 
-def _calibrate(images: _Images, wanted: float) -> dict[str, Any]:
+def _calibrate(images: RankedImages, wanted: float) -> dict[str, Any]:
     """Calibrates a distance on the monitor images, and evaluates it on the held-out images."""
     if not images.monitor.any():
         raise InputError("there are no monitor images to calibrate a distance on; train with --monitor 0.01")
@@ -341,7 +277,7 @@ def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, 
 
 
 def _with_options(
-    model: Model, images: _Images, pixels: np.ndarray | None, options: SearchOptions, head: str, console: Console
+    model: Model, images: RankedImages, pixels: np.ndarray | None, options: SearchOptions, head: str, console: Console
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Moved | None]]:
     """Yields name, queries, gallery, and moved vectors, for each option alone and for all of them together."""
     flipped = images.vectors
@@ -374,7 +310,7 @@ def _with_options(
         yield "together", expanded(queries, gallery, moved) if options.query_expansion else queries, gallery, moved
 
 
-def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
+def _decode(images: RankedImages, config: Config, console: Console) -> np.ndarray:
     with bar("reading images", len(images.paths), console) as advance:
         pixels, failures = decode_files(images.paths, config.image_size, config.resize, advance=advance)
     if failures:
@@ -388,7 +324,7 @@ def _decode(images: _Images, config: Config, console: Console) -> np.ndarray:
 
 def _other_images(
     model: Model, data: str, head: str, protocol: str, console: Console
-) -> tuple[_Images, np.ndarray, str]:
+) -> tuple[RankedImages, np.ndarray, str]:
     config = model.config
     share = config.validation or Config().validation
     catalog = load_catalog(
@@ -405,4 +341,4 @@ def _other_images(
         known = set(catalog.classes) <= model.run.classes() or not model.run.general_file.is_file()
         head = TRAINED if known else GENERAL
     console.print(f"embedding {len(pixels):,} images by the {head} head", highlight=False)
-    return _Images.of_catalog(catalog, model.vectors(pixels, head)), pixels, head
+    return RankedImages.of_catalog(catalog, model.vectors(pixels, head)), pixels, head

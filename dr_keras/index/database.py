@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dr_keras.atomic_files import sync_names
 from dr_keras.errors import RunError
 from dr_keras.invocation import command
@@ -143,6 +145,17 @@ def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def renumber(db: sqlite3.Connection, kept: np.ndarray) -> None:
+    """Renumbers the images in rows `kept`, (n,) int64 ascending, to rows 0 to n - 1."""
+    hidden = {row for (row,) in db.execute("SELECT row FROM hidden")}
+    db.execute("DELETE FROM hidden")
+    still_hidden = ((new,) for new, old in enumerate(kept.tolist()) if old in hidden)
+    db.executemany("INSERT INTO hidden VALUES (?)", still_hidden)
+    # In ascending order each new number is free, as it never exceeds the old one.
+    moved = ((new, old) for new, old in enumerate(kept.tolist()) if new != old)
+    db.executemany("UPDATE images SET row = ? WHERE row = ?", moved)
 
 
 def _is_read_only(folder: Path) -> bool:

@@ -46,11 +46,9 @@ class Index:
         >>> from dr_keras import Entry, Index
         >>> folder = tempfile.TemporaryDirectory()
         >>> index = Index.create(f"{folder.name}/my-index", dim=2, root="my-pictures")
-        >>> entries = [
-        ...     Entry("cats/tom.jpg", label="cats", attributes={"year": 2021}),
-        ...     Entry("dogs/rex.jpg", label="dogs"),
-        ... ]
-        >>> index.add(entries, np.array([[1.0, 0.0], [0.6, 0.8]]))
+        >>> tom = Entry("cats/tom.jpg", label="cats", attributes={"year": 2021})
+        >>> rex = Entry("dogs/rex.jpg", label="dogs")
+        >>> index.add([tom, rex], np.array([[1.0, 0.0], [0.6, 0.8]]))
         >>> rows, distances = index.search(np.array([[1.0, 0.0]]), k=2)
         >>> [entry.id for entry in index.records.entries(rows[0])]
         ['cats/tom.jpg', 'dogs/rex.jpg']

@@ -38,6 +38,7 @@ from dr_keras.index.database import (
     create_database,
     file_version,
     one_line_errors,
+    renumber,
 )
 from dr_keras.index.vector_file import (
     QUICK_CHECK_BYTES,
@@ -316,7 +317,7 @@ class Store:
                 kept = np.fromiter((row for (row,) in db.execute("SELECT row FROM images ORDER BY row")), np.int64)
                 crc = write_rows(file, self.vectors, kept)
                 sync_names(self.folder)
-                _renumber(db, kept)
+                renumber(db, kept)
                 db.execute("DELETE FROM segments")
                 if len(kept):
                     db.execute("INSERT INTO segments VALUES (0, ?, ?)", (len(kept), crc))
@@ -391,14 +392,3 @@ class Store:
     def __del__(self) -> None:
         if sys.meta_path is not None:  # else Python is exiting, and the system releases the lock
             self.close()
-
-
-def _renumber(db: sqlite3.Connection, kept: np.ndarray) -> None:
-    """Renumbers the images in rows `kept`, (n,) int64 ascending, to rows 0 to n - 1."""
-    hidden = {row for (row,) in db.execute("SELECT row FROM hidden")}
-    db.execute("DELETE FROM hidden")
-    still_hidden = ((new,) for new, old in enumerate(kept.tolist()) if old in hidden)
-    db.executemany("INSERT INTO hidden VALUES (?)", still_hidden)
-    # In ascending order each new number is free, as it never exceeds the old one.
-    moved = ((new, old) for new, old in enumerate(kept.tolist()) if new != old)
-    db.executemany("UPDATE images SET row = ? WHERE row = ?", moved)

@@ -1,0 +1,53 @@
+"""Turns rows of an index into results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dr_keras.errors import InputError
+from dr_keras.image_names import resolve
+from dr_keras.index.index import Entry, Index
+from dr_keras.search_results import Result
+
+
+def row_of(index: Index, name: str) -> int:
+    """Returns the row of an image that `resolve` found in the index a moment ago.
+
+    Raises:
+        InputError: It has been removed since.
+    """
+    found = resolve(index, name)
+    if isinstance(found, Path):
+        raise InputError(f"{name!r} was removed from the index during the search")
+    return found
+
+
+def neighbors(
+    index: Index, vectors: np.ndarray, k: int, exclude: Sequence[int] | np.ndarray, where: str | None
+) -> list[list[Result]]:
+    """Returns the k nearest images of each vector; see `dr_keras.search_model.Model.neighbors`."""
+    others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
+    with index.held():
+        rows, distances = index.search(vectors, k, where=where, exclude=others)
+        good = rows >= 0
+        entries = dict(zip(rows[good].tolist(), index.records.entries(rows[good]), strict=True))
+        names, root = index.records.class_names(), index.root
+    return [
+        [
+            _result(root, entries[row], names, rank, distance)
+            for rank, (row, distance) in enumerate(zip(*found, strict=True), start=1)
+            if row >= 0
+        ]
+        for found in zip(rows.tolist(), distances.tolist(), strict=True)
+    ]
+
+
+def describe(index: Index, row: int) -> Result:
+    """Returns what the index knows about the image in a row."""
+    with index.held():
+        return _result(index.root, index.records.entries([row])[0], index.records.class_names())
+
+
+def _result(root: Path, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
+    return Result(rank, entry.id, root / entry.id, entry.label, names[entry.label], distance, entry.attributes)
