@@ -12,7 +12,7 @@ from dr_keras.data import held_out
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
-from dr_keras.evaluation.evaluate import CALIBRATION_K, RankedImages, SearchOptions, _calibrate, _ranked, _with_options
+from dr_keras.evaluation.evaluate import CALIBRATION_K, SearchOptions, _calibrate, _ranked, _with_options
 from dr_keras.evaluation.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
 from dr_keras.evaluation.query_expansion import average_gallery, average_without, expand_queries, unit_length
 from dr_keras.evaluation.ranked_images import RankedImages
