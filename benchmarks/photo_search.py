@@ -59,10 +59,8 @@ def main() -> None:
         for name in names:
             found = model.retrieve(name, k=VIEWS - 1).results
             right.append(np.mean([result.label == name.rpartition("_")[0] for result in found]))
-        of = len(SKIMAGE + SKLEARN)
-        print(
-            f"{machine()}; {options.run}: {of} photographs, {len(names)} views, precision@{VIEWS - 1} {np.mean(right):.3f}"
-        )
+        print(f"{machine()}; {options.run}, {len(names)} views of {len(SKIMAGE + SKLEARN)} photographs")
+        print(f"precision@{VIEWS - 1}: {np.mean(right):.3f}")
         if options.save:
             draw(model, folder, options.save)
 

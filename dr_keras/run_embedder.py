@@ -107,9 +107,13 @@ class RunEmbedder:
             return self._embedder("keras", head)(pixels)
         if find_spec("openvino") is None:
             return self._embedder("litert", head)(pixels)
-        if not self._seconds and len(pixels) > 2 * TIMED_IMAGES:
-            first = self._timed(pixels[: 2 * TIMED_IMAGES], head)
-            return np.concatenate([first, self.vectors(pixels[2 * TIMED_IMAGES :], head)])
+        done = 2 * TIMED_IMAGES
+        if not self._seconds and len(pixels) > done:
+            return np.concatenate([self._timed(pixels[:done], head), self._sooner(pixels[done:], head)])
+        return self._sooner(pixels, head)
+
+    def _sooner(self, pixels: np.ndarray, head: str) -> np.ndarray:
+        """Embeds with LiteRT or OpenVINO, whichever is likely to finish first."""
         # Once loaded, OpenVINO also embeds the last few images.
         long = len(pixels) * self._seconds >= OPENVINO_MIN_SECONDS
         return self._embedder("openvino" if long or ("openvino", head) in self._embedders else "litert", head)(pixels)
