@@ -26,6 +26,9 @@ def main() -> None:
         position_embedding_shape=(224, 224),
     )
     network.save_to_preset(options.folder)
+    scale, offset = [1 / 58, 1 / 57, 1 / 57], [-2.1, -2.0, -1.8]
+    converter = keras_hub.layers.DINOV2ImageConverter(image_size=(224, 224), scale=scale, offset=offset)
+    converter.save_to_preset(options.folder)
     print(f"{network.count_params():,} weights in {options.folder}")
 
 

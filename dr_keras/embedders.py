@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from dr_keras.runs import Run
 
 BATCH_IMAGES = 256
-STREAM_IMAGES = 16  # in each batch of an OpenVINO stream
+STREAM_IMAGES = 16  # in each batch of an OpenVINO stream,
+LARGE_STREAM_IMAGES, LARGE = 4, 128  # and of this many pixels per side and more
 
 Advance = Callable[[int], None]
 
@@ -195,7 +196,8 @@ class OpenVINOEmbedder:
         except RuntimeError as error:
             raise RunError(f"{file} cannot be read by OpenVINO: {error}") from error
         height, width, channels = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
-        model.reshape([STREAM_IMAGES, height, width, channels])  # a fixed shape is a few percent faster
+        self._images = STREAM_IMAGES if height < LARGE else LARGE_STREAM_IMAGES
+        model.reshape([self._images, height, width, channels])  # a fixed shape is a few percent faster
         self._output = _output(len(model.outputs), head, file)
         self._length = model.output(self._output).partial_shape[1].get_length()
         settings = {
@@ -215,14 +217,14 @@ class OpenVINOEmbedder:
         vectors = np.empty((len(images), self._length), np.float32)
 
         def keep(request: Any, start: int) -> None:
-            part = vectors[start : start + STREAM_IMAGES]
+            part = vectors[start : start + self._images]
             part[:] = request.get_output_tensor(self._output).data[: len(part)]
 
         self._queue.set_callback(keep)
-        for start in range(0, len(images), STREAM_IMAGES):
-            block = images[start : start + STREAM_IMAGES]
-            if len(block) < STREAM_IMAGES:
-                block = np.concatenate([block, np.zeros((STREAM_IMAGES - len(block), *block.shape[1:]), np.uint8)])
+        for start in range(0, len(images), self._images):
+            block = images[start : start + self._images]
+            if len(block) < self._images:
+                block = np.concatenate([block, np.zeros((self._images - len(block), *block.shape[1:]), np.uint8)])
             self._queue.start_async({0: block}, start)
         self._queue.wait_all()
         return check_finite(vectors)

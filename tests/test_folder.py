@@ -12,7 +12,7 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.index import sync as folder
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.repair import repair_index
-from dr_keras.index.sync import Reader, add_files, sync_folder
+from dr_keras.index.sync import Reader, add_files, sync_folder, timed_chunks
 from dr_keras.progress import stderr
 
 SIZE = 8
@@ -288,3 +288,24 @@ def repair_of_nothing(folder):
     with Index.open(folder, write=True, repair=True) as index:
         repair_index(index, pytest.fail, console=stderr())
         return len(index.verify())
+
+
+def test_chunks_grow_and_shrink_with_the_time_that_an_image_takes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("dr_keras.index.sync.time.monotonic", lambda: clock[0])
+    files = [str(number) for number in range(40_000)]
+
+    def sizes(seconds, most=8192, count=40_000):
+        found, taken = [], []
+        for chunk in timed_chunks(files[:count], most):
+            found.append(len(chunk))
+            taken += chunk
+            clock[0] += seconds * len(chunk)
+        assert taken == files[:count]
+        return found
+
+    assert sizes(1e-9)[:4] == [256, 2048, 8192, 8192]
+    assert sizes(0.1, count=500) == [256, 150, 94]
+    assert sizes(60.0, count=258) == [256, 1, 1]
+    assert sizes(1e-9, most=5, count=12) == [5, 5, 2]
+    assert sizes(1.0, count=0) == []

@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from dr_keras.errors import ImageError, InputError
 
 BLOCK_IMAGES = 256  # decoded by a process between two progress reports, if they fit in BLOCK_BYTES
 BLOCK_BYTES = 16 * 2**20
-MIN_PARALLEL_IMAGES = 512  # fewer are decoded without child processes, which take 0.3 s to start
+# Less is decoded without child processes, which take 0.3 s to start:
+MIN_PARALLEL_IMAGES = 512
+MIN_PARALLEL_BYTES = 24 * 2**20  # of files; a core decodes photographs at 30 to 60 MB/s
 
 Files = Sequence[str | os.PathLike[str]]
 Advance = Callable[[int], None]
@@ -56,7 +59,7 @@ def decode_files(
         files: N paths.
         size, resize: As for `dr_keras.data.images.decode`.
         out: (N, size, size, 3) uint8 to write to; a new array by default. An array without rows discards the pixels.
-        processes: The number of child processes; by default one per core, or none for few images.
+        processes: The number of child processes; by default one per core, or none for few images that are not large.
         advance: Called after each block with the number of images done.
 
     Returns:
@@ -66,8 +69,9 @@ def decode_files(
         InputError: A child process died, for example because memory ran out.
     """
     pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
-    decoding = _Decoding(files, size, resize, pixels, advance)
-    processes = processes or (0 if len(files) < MIN_PARALLEL_IMAGES else os.cpu_count() or 1)
+    if processes is None:
+        processes = (os.cpu_count() or 1) if _worth_processes(files) else 0
+    decoding = _Decoding(files, size, resize, pixels, advance, processes)
     if processes:
         decoding.in_children(processes)
     else:
@@ -75,13 +79,26 @@ def decode_files(
     return pixels, dict(sorted(decoding.failures.items()))
 
 
+def _worth_processes(files: Files) -> bool:
+    if len(files) >= MIN_PARALLEL_IMAGES:
+        return True
+    total = 0
+    for file in files:
+        with suppress(OSError):  # decoding it says why
+            total += os.stat(file).st_size
+    return total >= MIN_PARALLEL_BYTES
+
+
 class _Decoding:
     """One call of `decode_files`: its files, in blocks, and their pixels and failures."""
 
-    def __init__(self, files: Files, size: int, resize: str, pixels: np.ndarray, advance: Advance | None) -> None:
+    def __init__(
+        self, files: Files, size: int, resize: str, pixels: np.ndarray, advance: Advance | None, processes: int
+    ) -> None:
         self._files, self._size, self._resize = files, size, resize
         self._pixels, self._advance = pixels, advance
-        self._block = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (3 * size * size)))
+        share = -(-len(files) // (4 * max(processes, 1)))  # small enough for processes to finish together
+        self._block = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (3 * size * size), share))
         starts = range(0, len(files), self._block)
         self._blocks = [(start, min(start + self._block, len(files))) for start in starts]
         self._children: list[subprocess.Popen[bytes]] = []

@@ -44,6 +44,28 @@ def write_onnx(network: keras.Model, general: GeneralHead | None, file: Path) ->
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)  # Keras asks whether it is there
         model.export(str(file), format="onnx", verbose=False, input_signature=signature)
+    _replace_erfc(file)
+
+
+def _replace_erfc(file: Path) -> None:
+    """Rewrites 1 - Erf(x) for Erfc(x), which TensorFlow's exact GELU becomes, and which ONNX does not have."""
+    import onnx
+
+    model = onnx.load(str(file))
+    nodes = list(model.graph.node)
+    if not any(node.op_type == "Erfc" for node in nodes):
+        return
+    one = "one_for_erfc"
+    model.graph.initializer.append(onnx.helper.make_tensor(one, onnx.TensorProto.FLOAT, [], [1.0]))
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type != "Erfc":
+            model.graph.node.append(node)
+            continue
+        inner = f"{node.output[0]}_erf"
+        model.graph.node.append(onnx.helper.make_node("Erf", node.input, [inner], name=f"{node.name}_erf"))
+        model.graph.node.append(onnx.helper.make_node("Sub", [one, inner], node.output, name=node.name))
+    onnx.save(model, str(file))
 
 
 class OnnxEmbedder:

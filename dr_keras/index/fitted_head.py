@@ -11,7 +11,7 @@ from dr_keras.data.decoding import decode_files
 from dr_keras.data.folders import all_pictures
 from dr_keras.errors import InputError
 from dr_keras.heads import FIT_IMAGES, GENERAL_DIM, GeneralHead, fit_general_head
-from dr_keras.index.sync import Reader, chunk_images
+from dr_keras.index.sync import Reader, chunk_images, timed_chunks
 from dr_keras.progress import bar
 
 
@@ -39,10 +39,8 @@ def fit_head_on(
     files = [os.fspath(path) for path in paths if not Path(path).is_dir()] + all_pictures(folders)[0]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[:FIT_IMAGES])
     features = []
-    size = chunk_images(reader)
     with bar(f"fitting a general head on {len(chosen):,} images", len(chosen), console) as advance:
-        for start in range(0, len(chosen), size):
-            part = [files[number] for number in chosen[start : start + size]]
+        for part in timed_chunks([files[number] for number in chosen], chunk_images(reader)):
             pixels, failures = decode_files(part, reader.size, reader.resize)
             good = np.array([row not in failures for row in range(len(part))])
             features.append(reader.embed(pixels[good] if failures else pixels))

@@ -1,7 +1,8 @@
 """Syncs an index with images on disk: reads only new or changed files, and can remove images whose files are gone."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from dr_keras.invocation import command
 from dr_keras.progress import bar
 
 # Images that are decoded, embedded and committed together: the most that a killed process loses. Each chunk starts
-# child processes for decoding, which takes a third of a second.
+# child processes for decoding, which takes a third of a second. The first chunk shows how long an image takes.
 CHUNK_IMAGES = 8192
+FIRST_CHUNK_IMAGES = 256
+CHUNK_SECONDS = 15.0
 CHUNK_BYTES = 256 * 2**20  # of pixels per chunk; large images come in smaller chunks
 
 
@@ -44,8 +47,25 @@ class Reader:
 
 
 def chunk_images(reader: Reader) -> int:
-    """Returns how many images are decoded and embedded together."""
+    """Returns how many images are decoded and embedded together at most."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * reader.size**2)))
+
+
+def timed_chunks(files: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    """Yields all files in chunks, each of which takes the caller about `CHUNK_SECONDS` after the first.
+
+    Args:
+        files: The files.
+        most: The largest chunk.
+    """
+    start, size = 0, min(FIRST_CHUNK_IMAGES, most)
+    while start < len(files):
+        chunk = files[start : start + size]
+        started = time.monotonic()
+        yield chunk
+        start += len(chunk)
+        per_image = (time.monotonic() - started) / len(chunk)
+        size = max(1, min(most, 8 * size, round(CHUNK_SECONDS / max(per_image, 1e-6))))
 
 
 def add_files(
@@ -71,7 +91,7 @@ def add_files(
         console: Shows progress.
 
     Returns:
-        What was done. Images are committed in chunks of `CHUNK_IMAGES`; after an interruption, the next call continues.
+        What was done. Images are committed in chunks of some seconds; after an interruption, the next call continues.
 
     Raises:
         InputError: A path does not exist, or a folder holds no image.
@@ -247,12 +267,10 @@ def take_files(
         else:
             fresh.append(file)
     added = updated = 0
-    size = chunk_images(reader)
     if fresh:
         batch = _Batch(index, reader, ids, files, known, index.records.own_classes(), label, attributes)
         with bar(f"embedding {len(fresh):,} images", len(fresh), console) as advance:
-            for start in range(0, len(fresh), size):
-                chunk = fresh[start : start + size]
+            for chunk in timed_chunks(fresh, chunk_images(reader)):
                 new, changed, failed = batch.take(chunk)
                 added, updated, unread = added + new, updated + changed, unread | failed
                 advance(len(chunk))
