@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from machine import machine, spread
@@ -76,12 +76,16 @@ def images_per_second(contender: str, size: int, freeze: str, steps: int) -> flo
     if contender.endswith("bfloat16"):
         keras.config.set_dtype_policy("mixed_bfloat16")
     times: list[float] = []
-    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _batch, _logs: times.append(time.perf_counter()))
-    fit(config, pixels, labels, steps + WARM, watch)
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            times.append(time.perf_counter())
+
+    fit(config, pixels, labels, steps + WARM, Watch())
     return BATCH * steps / (times[-1] - times[WARM - 1])
 
 
-def own_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, watch: Callable[..., None]) -> None:
+def own_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, watch: Any) -> None:
     """The softmax stage of a training run."""
     from dr_keras.data.batches import Share, batches
     from dr_keras.model.network import initial_network
@@ -98,7 +102,7 @@ def own_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, 
     model.fit(batches(source, 0, steps), steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[watch])
 
 
-def plain_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, watch: Callable[..., None]) -> None:
+def plain_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, watch: Any) -> None:
     """A classifier on the same network, frozen in the same way, in Keras alone."""
     import keras
 

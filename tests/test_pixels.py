@@ -44,6 +44,21 @@ def spoil(root):
     (root / "rings" / "rings_9.png").write_bytes((root / "rings" / "rings_9.png").read_bytes()[:99])
 
 
+@pytest.mark.parametrize(
+    ("images", "size", "expected"), [(3, 1 << 30, True), (2, 1 << 30, False), (9, 800, True), (9, 999, False)]
+)
+def test_processes_decode_many_files_or_large_ones(tmp_path, monkeypatch, images, size, expected):
+    monkeypatch.setattr(decoding, "MIN_PARALLEL_IMAGES", images)
+    monkeypatch.setattr(decoding, "MIN_PARALLEL_BYTES", size)
+    asked = []
+    monkeypatch.setattr(decoding._Decoding, "in_children", lambda _self, processes: asked.append(processes))
+    files = [os.fspath(tmp_path / name) for name in ("a.png", "b.png")]
+    for file in files:
+        Path(file).write_bytes(b"x" * 450)
+    decode_files([*files, "missing.png"] if images == 3 else files, 8)
+    assert bool(asked) is expected
+
+
 @pytest.mark.parametrize("processes", [0, 1, 3])
 @pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
 def test_processes_decode_what_one_call_decodes(tmp_path, monkeypatch, processes, resize):
