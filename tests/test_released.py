@@ -48,9 +48,9 @@ def test_a_released_model_is_small_and_embeds_the_same_by_all_its_files(released
         "general.npz",
         "weights.npz",
     ]
-    for head in ("trained", "general"):
+    for head, tolerance in (("trained", 1e-3), ("general", 2e-3)):  # the second rounds the first once more
         vectors = [load(released, runtime=runtime, head=head).embed(samples) for runtime in ("litert", "keras")]
-        np.testing.assert_allclose(*vectors, atol=2e-3)
+        np.testing.assert_allclose(*vectors, atol=tolerance)
     with np.load(released / "weights.npz") as archive:
         assert {archive[name].dtype.name for name in archive.files} == {"float16"}
 
