@@ -45,6 +45,23 @@ def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
     assert max(in_threads(embed, 200)) < 1e-5
 
 
+@pytest.mark.parametrize("runtime", ["litert", "openvino", "openvino_bfloat16", "auto"])
+def test_both_heads_of_a_model_are_used_at_once(workplace, monkeypatch, runtime):
+    if runtime.startswith("openvino"):
+        pytest.importorskip("openvino")
+    monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_SECONDS", 1e-3)  # so that auto changes its runtime, too
+    given, heads = pictures(40), ("trained", "general")
+    alone = load(workplace / "runs" / "small", runtime="litert" if runtime == "auto" else runtime)
+    want = {head: alone.vectors(given, head) for head in heads}
+    model = load(workplace / "runs" / "small", runtime=runtime)
+
+    def embed(number):
+        rows, head = (np.arange(1 + number % 21) + number) % 40, heads[number % 2]
+        return np.abs(model.vectors(given[rows], head) - want[head][rows]).max()
+
+    assert max(in_threads(embed, 200)) < 1e-4
+
+
 def test_openvino_sends_no_telemetry():
     pytest.importorskip("openvino")
     code = (
