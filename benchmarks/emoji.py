@@ -5,7 +5,7 @@
     python benchmarks/emoji.py google/package/img/google/64 twitter/package/img/twitter/64 --save emoji.csv
     python evaluate.py --run NAME --data emoji.csv --protocol class-disjoint
 
-Instance retrieval: one right answer for each query, in another drawing. Every tenth emoji is left for training.
+Instance retrieval: one right answer for each query, in another drawing. Nothing is left for training.
 """
 
 import argparse
@@ -25,9 +25,9 @@ def main() -> None:
     with options.save.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
-        for number, name in enumerate(both):
+        for name in both:
             for split, folder in folders.items():
-                writer.writerow([folder / name, Path(name).stem, "train" if number % 10 == 9 else split])
+                writer.writerow([folder / name, Path(name).stem, split])
     print(f"{len(both):,} emoji of both vendors in {options.save}")
 
 

@@ -169,8 +169,9 @@ def test_the_images_may_lie_elsewhere_but_must_be_the_same(tmp_path, folders, co
     assert broken.config().data == config.data
     with pytest.raises(RunError, match="other values of --seed"):
         train(replace(config, seed=1), runs=tmp_path, resume=True)
-    model = train(replace(config, data=str(moved)), runs=tmp_path, resume=True)
+    model = train(replace(config, data=str(moved), onnx=True), runs=tmp_path, resume=True)
     assert model.run.config().data == str(moved)
+    assert model.run.config().onnx  # the exports read it there
     assert model.index.root == moved
     assert len(rows(broken)) == 7
 

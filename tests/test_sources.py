@@ -17,6 +17,7 @@ from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.sources.tfds import _folder_names
 from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError
+from dr_keras.evaluation.evaluate import evaluate_run
 from dr_keras.search_model import load as load_run
 
 
@@ -176,13 +177,33 @@ def test_a_manifests_missing_images_are_skipped_and_named(tmp_path):
         ("path,label,split\na.png,b,train\nc.png,b,tomorrow\n", "line 3: split is 'tomorrow'"),
         ("path,label\na.png,b\na.png,c\n", r"line 3: a\.png has a different class"),
         ("path,label\n./a.png,b\nx/../a.png,c\n", "line 3: x/../a.png has a different class"),
-        ("path,label,split\na.png,b,val\n", "no training images"),
         ('path,label\n"a.png,b\n', "cannot be read as a CSV file"),
     ],
 )
 def test_a_bad_manifest_says_where(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         load(manifest(tmp_path, text))
+
+
+@pytest.mark.parametrize("searched", ["gallery", "val"])
+def test_a_manifest_without_training_images_can_be_evaluated_on(tmp_path, folders, searched):
+    lines = [
+        f"{file},{file.parent.name},{'val' if number % 2 else searched}"
+        for number, file in enumerate(sorted(folders.rglob("*.png")))
+    ]
+    file = manifest(tmp_path, "\n".join(["path,label,split", *lines]))
+    catalog = load(file)
+    assert not catalog.missing
+    assert catalog.classes == CLASSES
+
+    found = evaluate_run(load_run("tiny-imagenet-64"), data=str(file), baselines=False)
+    assert found["queries"] == (len(lines) // 2 if searched == "gallery" else len(lines))
+    assert found["gallery"] == (len(lines) // 2 if searched == "gallery" else len(lines) - 1)  # all but the query
+
+    failed = script(tmp_path, "train.py", "--data", file, "--run", "none")
+    assert failed.returncode == 2
+    assert "has no training images; it can only be evaluated on" in failed.stderr
+    assert not (tmp_path / "runs" / "none").exists()
 
 
 def test_a_manifest_in_another_encoding_is_a_clear_error(tmp_path):

@@ -78,7 +78,7 @@ class _Listing:
     """The images that a data set lists, before missing splits are drawn; ids as in `Catalog`.
 
     Attributes:
-        train: The training images of each class, at least one.
+        train: The training images of each class, at least one; no classes if the data set is only for evaluation.
         held: The validation images with their classes; empty if the data set has no such split.
         gallery: The images that are ranked for `held`, with their classes; empty if these are the training images.
         monitor: The images of `train` that the data set assigns to the monitor split.
@@ -127,6 +127,8 @@ def load_catalog(
 
     Raises:
         InputError: The data set does not exist, cannot be fetched, or has no class folders with images.
+
+    A manifest may list no training images, for evaluation only.
     """
     disjoint = protocol == "class-disjoint"
     source = _locate(data, disjoint, console)
@@ -204,11 +206,10 @@ def _listing_of(entries: Sequence[ManifestEntry], file: Path, *, disjoint: bool)
     for entry in entries:
         if entry.split in (TRAIN, MONITOR):
             train.setdefault(entry.label, []).append(entry.id)
-    if not train:
-        raise InputError(f"{file} lists no training images")
     held = [(entry.id, entry.label) for entry in entries if entry.split == VALIDATION]
     gallery = [(entry.id, entry.label) for entry in entries if entry.split == GALLERY]
-    searched = {label for _, label in gallery} if gallery else train.keys()
+    # Without other images, held-out images are ranked against each other.
+    searched = {label for _, label in gallery or held} if gallery or not train else train.keys()
     known = [(image, label) for image, label in held if disjoint or label in searched]
     return _Listing(
         train=train,

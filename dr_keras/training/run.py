@@ -89,7 +89,10 @@ def run_training(
         require_onnx()
     run = _run(config, runs, overwrite=overwrite, resume=resume)
     if resume and run.finished:
-        console.print(f"{run.path} is finished; there is nothing to resume")
+        more = ""
+        if config.onnx and not run.onnx_file.is_file():
+            more = f"; for embedding.onnx: {command('train')} --export-only --onnx --run {run.path.name}"
+        console.print(f"{run.path} is finished; there is nothing to resume{more}")
         return run
     with (
         keras_defaults(),
@@ -182,6 +185,8 @@ class _Training:
             protocol=config.protocol,
             console=self.console,
         )
+        if not len(catalog.rows(TRAIN)):
+            raise InputError(f"--data {config.data} has no training images; it can only be evaluated on")
         store = "auto" if config.store == "device" else config.store  # from which they are copied to the device
         catalog, pixels, report = load_pixels(
             catalog, config.image_size, config.resize, store=store, console=self.console
@@ -206,8 +211,8 @@ class _Training:
         if fresh:
             report["leaks"] = _leaks(images.catalog, images.pixels)
             write_json(folder.report_file, report)
-        elif not config.host_index and self.run.config().data != config.data:  # the same images in another place
-            self.run.write_config(replace(self.run.config(), data=config.data))
+        elif not config.host_index:  # the same images, perhaps in another place
+            self.run.write_config(replace(self.run.config(), data=config.data, onnx=config.onnx))
         print_data(self.console, images.catalog, report, folder)
 
     def _fit(
