@@ -13,9 +13,10 @@ from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.evaluation.evaluate import CALIBRATION_K, SearchOptions, _calibrate, _ranked, _with_options
-from dr_keras.evaluation.metrics import evaluate, moved_gallery, nearest_others, triplet_distances
+from dr_keras.evaluation.metrics import evaluate, nearest_others
 from dr_keras.evaluation.query_expansion import average_gallery, average_without, expand_queries, unit_length
 from dr_keras.evaluation.ranked_images import RankedImages
+from dr_keras.evaluation.triplet_metrics import moved_gallery, ranked_triplets
 from dr_keras.index.index import Index
 from dr_keras.runs import Run
 
@@ -146,7 +147,8 @@ def test_leaving_one_out_equals_the_plain_loop(seed):
 def test_the_triplets_of_leaving_one_out_never_hold_the_query_itself():
     vectors, labels = people()
     own = np.flatnonzero(np.bincount(labels)[labels] > 1)
-    near, far = triplet_distances(vectors[own], labels[own], vectors, labels, seed=1, own=own)
+    triplets = ranked_triplets(vectors[own], labels[own], vectors, labels, seed=1, own=own)
+    near, far = triplets.near, triplets.far
     for row, query in enumerate(own):
         distances = np.linalg.norm(vectors - vectors[query], axis=1)
         same = labels == labels[query]
@@ -219,12 +221,10 @@ def test_search_options_leave_the_query_out_of_everything(seed):
         for figure, value in one_at_a_time(*expected[name], labels).items():
             assert figures[figure] == pytest.approx(value), (name, figure)
         if moved:
-            near, far = triplet_distances(
-                queries[:2], labels[:2], gallery, labels, seed=0, own=np.arange(2), moved=moved
-            )
+            triplets = ranked_triplets(queries[:2], labels[:2], gallery, labels, seed=0, own=np.arange(2), moved=moved)
             there = averaged(vectors if name != "together" else flipped)(0)
             distances = np.linalg.norm(there - queries[0], axis=1)
-            assert all(np.isclose(distances[1:], d, atol=1e-5).any() for d in (*near[0], *far[0]))
+            assert all(np.isclose(distances[1:], d, atol=1e-5).any() for d in (*triplets.near[0], *triplets.far[0]))
 
 
 class _Quiet:

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from dr_keras.errors import InputError
 from dr_keras.evaluation import metrics
-from dr_keras.evaluation.metrics import average_precision_at_r, class_table, confused_pairs, evaluate, triplet_distances
+from dr_keras.evaluation.metrics import average_precision_at_r, class_table, confused_pairs, evaluate
+from dr_keras.evaluation.triplet_metrics import ranked_triplets
 
 
 def clusters(seed=0, queries=40, gallery=200, classes=5, length=6, spread=1.0):
@@ -85,7 +86,8 @@ def test_similarity_precision_draws_from_the_right_classes(seed, classes):
     gl = np.concatenate([np.arange(classes), random.integers(0, classes, 20)])
     ql = random.integers(0, classes, 7)
     # One-dimensional vectors equal to the class: positives are at distance 0, negatives at 1 or more.
-    near, far = triplet_distances(ql[:, None], ql, gl[:, None], gl, seed=seed)
+    triplets = ranked_triplets(ql[:, None], ql, gl[:, None], gl, seed=seed)
+    near, far = triplets.near, triplets.far
     assert near.shape == far.shape == (7, 10)
     assert (near == 0).all()
     assert (far >= 1).all()
@@ -102,6 +104,33 @@ def test_a_single_class_has_no_similarity_precision():
     figures = evaluate(q, np.zeros(len(q), int), g, np.zeros(len(g), int), class_count=1).figures
     assert figures["precision@30"] == 1
     assert figures["similarity_precision"] is None
+    assert figures["score_at_top_30"] is None
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_score_at_top_30_equals_the_definition(seed, leave_one_out):
+    q, ql, g, gl = clusters(seed, gallery=90)
+    if leave_one_out:
+        q, ql = g, gl
+    own = np.arange(len(q)) if leave_one_out else None
+    triplets = ranked_triplets(q, ql, g, gl, seed=seed, own=own)
+    score = counted = 0
+    for query in range(len(q)):
+        distances = np.linalg.norm(g.astype(np.float64) - q[query], axis=1)
+        if leave_one_out:
+            distances[query] = np.inf
+        nearest = set(np.argsort(distances)[:30].tolist())
+        for p, n in zip(triplets.positive[query].tolist(), triplets.negative[query].tolist(), strict=True):
+            assert (gl[p], gl[n] != ql[query]) == (ql[query], True)
+            if {p, n} & nearest:
+                counted += 1
+                score += 1 if distances[p] < distances[n] else -1
+    figures = evaluate(q, ql, g, gl, class_count=5, seed=seed, leave_one_out=leave_one_out).figures
+    assert (figures["score_at_top_30"], figures["triplets_at_top_30"]) == (score, counted)
+    assert 0 < counted < 10 * len(q)
+    low, high = figures["intervals"]["score_at_top_30"]
+    assert low < score < high
 
 
 def test_tables():

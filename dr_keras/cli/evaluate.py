@@ -19,7 +19,7 @@ from dr_keras.invocation import program
 
 FIGURES = (
     *("precision@1", "precision@10", "precision@30", "recall@1", "recall@10", "recall@30"),
-    *("map@r", "similarity_precision"),
+    *("map@r", "similarity_precision", "score_at_top_30"),
 )
 
 
@@ -88,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints the figures as tables."""
     from rich.console import Console
@@ -101,7 +107,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for figure in FIGURES:
         values = (found[figure] for found in rankers.values())
-        table.add_row(figure.replace("_", " "), *("-" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(figure.replace("_", " "), *map(_shown, values))
     console.print(table)
     console.print(f"ranking took {result['ranking_seconds']:.1f} s", highlight=False)
     if result.get("leave_one_out"):

@@ -134,9 +134,9 @@ def load_catalog(
     source = _locate(data, disjoint, console)
     root = source
     if source.suffix.lower() == ".csv":
-        root, listing = source.parent, _list_manifest(source, disjoint)
+        root, listing = source.parent, _listing_of(read_manifest(source), disjoint=disjoint)
     elif partition := in_shop.partition_file(source):
-        listing = _listing_of(in_shop.read_partition(partition, source), source, disjoint=True)
+        listing = _listing_of(in_shop.read_partition(partition, source), disjoint=True)
     else:
         listing = _list_folders(source, disjoint)
     if disjoint:
@@ -196,11 +196,7 @@ def _locate(data: str | os.PathLike[str] | None, disjoint: bool, console: Consol
     return path.resolve()
 
 
-def _list_manifest(file: Path, disjoint: bool) -> _Listing:
-    return _listing_of(read_manifest(file), file, disjoint=disjoint)
-
-
-def _listing_of(entries: Sequence[ManifestEntry], file: Path, *, disjoint: bool) -> _Listing:
+def _listing_of(entries: Sequence[ManifestEntry], *, disjoint: bool) -> _Listing:
     """The listing of a manifest; unless `disjoint`, held-out images of classes that are not trained on are missing."""
     train: dict[str, list[str]] = {}
     for entry in entries:

@@ -1,19 +1,16 @@
-"""Retrieval metrics of a ranked gallery: precision@k, recall@k, MAP@R, similarity precision, and confused classes."""
+"""Retrieval metrics of a ranked gallery: precision@k, recall@k, MAP@R, those of triplets, and confused classes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dr_keras.errors import InputError
+from dr_keras.evaluation.triplet_metrics import Moved, RankedTriplets, moved_gallery, ranked_triplets
 from dr_keras.index.exact_search import nearest
 
-Moved = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""Takes the gallery row that is left out; returns the rows (n,) that move because of it, and their vectors (n, D)."""
-
 KS = (1, 10, 30)
-TRIPLETS_PER_QUERY = 10
+SCORE = f"score_at_top_{max(KS)}"
 BOOTSTRAP_DRAWS = 1000
 BLOCK_QUERIES = 1024  # ranked at a time; fewer if classes are large,
 BLOCK_NEIGHBORS = 1 << 22  # so that a block has at most this many neighbors, about 0.2 GB
@@ -24,8 +21,9 @@ class Ranking:
     """The result of `evaluate`.
 
     Attributes:
-        figures: `precision@k`, `recall@k`, `map@r`, and `similarity_precision` (None if the gallery has a single
-            class); the counts behind them; and `intervals`, a 95% bootstrap interval over the queries for each.
+        figures: `precision@k`, `recall@k`, `map@r`, `similarity_precision` and `score_at_top_30` (both None if the
+            gallery has a single class); the counts behind them; and `intervals`, a 95% bootstrap interval over the
+            queries for each.
         class_precision: (C,) mean precision@30 of the queries of each class; NaN for a class without queries.
         confusion: (C, C), the share of class b (columns) among the 30 nearest images of the queries of class a (rows).
     """
@@ -42,11 +40,13 @@ class _PerQuery:
     Attributes:
         hits: By k, (Q,) the share of the k nearest images that are of the query's class.
         average_precision: (Q,), see `average_precision_at_r`.
+        nearest: (Q, 30) gallery rows, the nearest first.
         confusion: (C, C), as in `Ranking`, but summed over the queries.
     """
 
     hits: dict[int, np.ndarray]
     average_precision: np.ndarray
+    nearest: np.ndarray
     confusion: np.ndarray
 
 
@@ -70,6 +70,8 @@ def evaluate(
     - similarity_precision: the share of triplets with D(q, p+) < D(q, p-), for ten seeded triplets per query with p+
       and p- drawn uniformly from the gallery images of the query's class and of the other classes (Wang et al. 2014,
       section 6.3).
+    - score_at_top_30: over those of these triplets whose p+ or p- is among the 30 nearest images of the query, the
+      number that are ordered correctly minus the number of others (section 6.3); `triplets_at_top_30` counts them.
 
     Queries whose class is not in the gallery have no right answer. They are counted, and left out of every mean.
 
@@ -97,8 +99,8 @@ def evaluate(
     own = answerable if leave_one_out else None
 
     found = _rank(queries, query_labels, gallery, gallery_labels, relevant, class_count, own, moved)
-    near, far = triplet_distances(queries, query_labels, gallery, gallery_labels, seed=seed, own=own, moved=moved)
-    figures = _figures(found, near, far, seed)
+    triplets = ranked_triplets(queries, query_labels, gallery, gallery_labels, seed=seed, own=own, moved=moved)
+    figures = _figures(found, triplets, seed)
     figures |= {"queries": len(queries), "queries_without_positive": left_out, "gallery": len(gallery) - leave_one_out}
     if leave_one_out:
         figures["leave_one_out"] = True
@@ -122,6 +124,7 @@ def _rank(
     """Ranks the gallery for each query; `relevant` (Q,) is R, and `own` (Q,) the query's own row in the gallery."""
     hits = {k: np.empty(len(queries)) for k in KS}
     average = np.empty(len(queries))
+    nearest_rows = np.empty((len(queries), min(max(KS), len(gallery) - (own is not None))), np.int64)
     confusion = np.zeros((class_count, class_count))
     depth = max(*KS, int(relevant.max()))
     step = max(1, min(BLOCK_QUERIES, BLOCK_NEIGHBORS // depth))
@@ -137,22 +140,27 @@ def _rank(
         for k in KS:
             hits[k][block] = right[:, :k].mean(axis=1)
         average[block] = average_precision_at_r(right, relevant[block])
+        nearest_rows[block] = rows[:, : max(KS)]
         top = found[:, : max(KS)]
         np.add.at(confusion, (np.broadcast_to(query_labels[block, None], top.shape), top), 1 / top.shape[1])
-    return _PerQuery(hits, average, confusion)
+    return _PerQuery(hits, average, nearest_rows, confusion)
 
 
-def _figures(found: _PerQuery, near: np.ndarray, far: np.ndarray, seed: int) -> dict[str, Any]:
-    """The means over the queries, and their intervals; `near` and `far` (Q, 10) as from `triplet_distances`."""
-    hits, average = found.hits, found.average_precision
-    figures: dict[str, Any] = {f"precision@{k}": float(hits[k].mean()) for k in KS}
-    figures |= {f"recall@{k}": float((hits[k] > 0).mean()) for k in KS}
-    figures["map@r"] = float(average.mean())
-    figures["similarity_precision"] = float((near < far).mean()) if near.size else None
-    values = {f"precision@{k}": hits[k] for k in KS} | {f"recall@{k}": hits[k] > 0 for k in KS} | {"map@r": average}
-    if near.size:
-        values["similarity_precision"] = (near < far).mean(axis=1)
-    return figures | {"intervals": bootstrap_intervals(values, seed)}
+def _figures(found: _PerQuery, triplets: RankedTriplets, seed: int) -> dict[str, Any]:
+    """The means over the queries, the score of the triplets, and their intervals."""
+    values = {f"precision@{k}": found.hits[k] for k in KS} | {f"recall@{k}": found.hits[k] > 0 for k in KS}
+    values["map@r"] = found.average_precision
+    figures: dict[str, Any] = {name: float(value.mean()) for name, value in values.items()}
+    figures |= {"similarity_precision": None, SCORE: None}
+    if not len(triplets):
+        return figures | {"intervals": bootstrap_intervals(values, seed)}
+    at_top = triplets.at_top(found.nearest)
+    score = np.where(at_top, np.where(triplets.correct, 1, -1), 0).sum(axis=1)  # (Q,)
+    values |= {"similarity_precision": triplets.correct.mean(axis=1), SCORE: score}
+    figures |= {"similarity_precision": float(triplets.correct.mean()), SCORE: int(score.sum())}
+    intervals = bootstrap_intervals(values, seed)
+    intervals[SCORE] = [bound * len(score) for bound in intervals[SCORE]]  # of the sum
+    return figures | {"triplets_at_top_30": int(at_top.sum()), "intervals": intervals}
 
 
 def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None) -> np.ndarray:
@@ -171,25 +179,6 @@ def nearest_others(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.nda
     # The query comes first, or among the first if the gallery contains copies of it.
     order = np.argsort(rows == own[:, None], axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)[:, :-1]
-
-
-def moved_gallery(gallery: np.ndarray, row: int, moved: Moved | None) -> np.ndarray:
-    """Returns the gallery of one query in a leave-one-out evaluation.
-
-    Args:
-        gallery: (N, D).
-        row: The row of the query.
-        moved: As for `evaluate`; None if no vector moves.
-
-    Returns:
-        (N, D), the gallery itself if no vector moves.
-    """
-    if moved is None:
-        return gallery
-    there = np.array(gallery)
-    rows, vectors = moved(row)
-    there[rows] = vectors
-    return there
 
 
 def _nearest_moved(queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray, moved: Moved) -> np.ndarray:
@@ -233,62 +222,6 @@ def average_precision_at_r(right: np.ndarray, relevant: np.ndarray) -> np.ndarra
     counted = right & (ranks <= relevant[:, None])
     precision = np.cumsum(counted, axis=1) / ranks
     return (precision * counted).sum(axis=1) / relevant
-
-
-def triplet_distances(
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    gallery: np.ndarray,
-    gallery_labels: np.ndarray,
-    *,
-    seed: int,
-    own: np.ndarray | None = None,
-    moved: Moved | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns D(q, p+) and D(q, p-) of ten seeded triplets per query, with positives and negatives from the gallery.
-
-    Args:
-        queries, query_labels, gallery, gallery_labels: As for `evaluate`. The gallery has an image of every query's
-            class, other than the query itself.
-        seed: Seeds the draws.
-        own: (Q,) the gallery row of each query; None if no query is in the gallery.
-        moved: As for `evaluate`.
-
-    Returns:
-        Two (Q, 10) float32 arrays; empty if the gallery has a single class.
-    """
-    order = np.argsort(gallery_labels, kind="stable")
-    sorted_labels = gallery_labels[order]
-    first = np.searchsorted(sorted_labels, query_labels, side="left")[:, None]
-    last = np.searchsorted(sorted_labels, query_labels, side="right")[:, None]
-    others = len(gallery) - (last - first)
-    if others.min() == 0:
-        return np.empty((0, TRIPLETS_PER_QUERY), np.float32), np.empty((0, TRIPLETS_PER_QUERY), np.float32)
-    random = np.random.default_rng(seed)
-    shape = (len(queries), TRIPLETS_PER_QUERY)
-    if own is None:
-        positive = order[random.integers(np.broadcast_to(first, shape), last)]
-    else:
-        place = random.integers(np.broadcast_to(first, shape), last - 1)
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        positive = order[place + (place >= rank[own][:, None])]  # skips the query
-    place = random.integers(0, np.broadcast_to(others, shape))
-    negative = order[place + np.where(place >= first, last - first, 0)]
-
-    near, far = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    if moved:
-        assert own is not None
-        for query, row in enumerate(own.tolist()):
-            there = moved_gallery(gallery, row, moved)
-            near[query] = np.linalg.norm(there[positive[query]] - queries[query], axis=1)
-            far[query] = np.linalg.norm(there[negative[query]] - queries[query], axis=1)
-        return near, far
-    for column in range(TRIPLETS_PER_QUERY):  # one column at a time, so that memory is Q x D
-        for rows, out in ((positive, near), (negative, far)):
-            difference = gallery[rows[:, column]].astype(np.float32) - queries.astype(np.float32)
-            out[:, column] = np.sqrt(np.einsum("qd,qd->q", difference, difference))
-    return near, far
 
 
 def class_table(ranking: Ranking, classes: tuple[str, ...], class_names: tuple[str, ...]) -> list[dict[str, Any]]:

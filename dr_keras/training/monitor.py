@@ -9,7 +9,8 @@ from dr_keras.data.catalog import Catalog
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import Pixels
 from dr_keras.data.splits import MONITOR, TRAIN
-from dr_keras.evaluation.metrics import KS, evaluate, nearest_others, triplet_distances
+from dr_keras.evaluation.metrics import KS, evaluate, nearest_others
+from dr_keras.evaluation.triplet_metrics import ranked_triplets
 from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbor, Tile, from_pixels, grid, neighbor_tiles
 from dr_keras.index.exact_search import distances as exact_distances
 from dr_keras.training.reporters import Board
@@ -75,7 +76,7 @@ class Monitor:
         known = (name for name in chosen if figures[name] is not None)
         shown = {name.replace("@", "_at_"): figures[name] for name in known}  # TensorBoard does not accept "@"
         self.board.scalars("monitor", shown, step)
-        near, far = triplet_distances(
+        triplets = ranked_triplets(
             queries[self._answerable],
             labels[self.queries[self._answerable]],
             gallery,
@@ -83,9 +84,9 @@ class Monitor:
             seed=self._seed,
             own=self._answerable if self._leave_one_out else None,
         )
-        if near.size:
-            self.board.histogram("monitor/distance_to_positives", near.ravel(), step)
-            self.board.histogram("monitor/distance_to_negatives", far.ravel(), step)
+        if len(triplets):
+            self.board.histogram("monitor/distance_to_positives", triplets.near.ravel(), step)
+            self.board.histogram("monitor/distance_to_negatives", triplets.far.ravel(), step)
         places = np.searchsorted(self.queries, self._shown)
         rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBORS, places if self._leave_one_out else None)
         far = exact_distances(queries[places], gallery, rows)
