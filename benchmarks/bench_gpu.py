@@ -144,7 +144,7 @@ def measure(config: Config, product: float, options: argparse.Namespace) -> None
     from dr_keras.model.operations import multiply_adds
     from dr_keras.training.compile import compiled_model, precision, training_precision
     from dr_keras.training.devices import set_up_devices
-    from dr_keras.training.run import training_sources
+    from dr_keras.training.sources import training_sources
 
     set_up_devices(config, batch_size=config.batch_size, store=config.store)
     random = np.random.default_rng(0)

@@ -4,9 +4,10 @@
     python benchmarks/bench_tuning.py [--size 128] [--freeze 3] [--steps 20] [--rounds 3]
 
 MobileNet of keras.applications, by default on 128 px images, in steps of 96 images. A run reads, crops and mirrors the
-images itself and trains with Muon and a rate for each layer. Plain Keras gets the images as one array, without any
-augmentation, trains a classifier on the same features with AdamW, and may choose float32 or mixed_bfloat16. Each has
-its own process, and they take turns; the first two steps, in which graphs are traced, do not count.
+images itself and trains with Muon, the default, or AdamW, with a rate for each layer. Plain Keras gets the images as
+one array, without any augmentation, trains a classifier on the same features with AdamW, and may choose float32 or
+mixed_bfloat16. Each has its own process, and they take turns; the first two steps, in which graphs are traced, do not
+count.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from dr_keras.config import Config
 
 BATCH, CLASSES, WARM = 96, 200, 2  # images per step; classes; steps that do not count
 PLAIN = ("plain Keras, float32", "plain Keras, mixed_bfloat16")
-CONTENDERS = ("dr_keras", *PLAIN)
+OURS = {"dr_keras, Muon": "muon", "dr_keras, AdamW": "adamw"}
+CONTENDERS = (*OURS, *PLAIN)
 
 
 def main() -> None:
@@ -50,8 +52,9 @@ def main() -> None:
     for name, values in rates.items():
         print(f"{name}: {spread(values, 'images/s', 1)}")
     best = max(PLAIN, key=lambda name: float(np.median(rates[name])))
-    ratios = [ours / plain for ours, plain in zip(rates["dr_keras"], rates[best], strict=True)]
-    print(f"dr_keras / {best}: {spread(ratios, '', 2)}")
+    for name in OURS:
+        ratios = [ours / plain for ours, plain in zip(rates[name], rates[best], strict=True)]
+        print(f"{name} / {best}: {spread(ratios, '', 2)}")
 
 
 def images_per_second(contender: str, size: int, freeze: str, steps: int) -> float:
@@ -71,8 +74,9 @@ def images_per_second(contender: str, size: int, freeze: str, steps: int) -> flo
         batch_size=BATCH // 3,
         backbone_rate=0.1,
         freeze=freeze,
+        optimizer=OURS.get(contender, "adamw"),
     )
-    fit = own_fit if contender == "dr_keras" else plain_fit
+    fit = own_fit if contender in OURS else plain_fit
     if contender.endswith("bfloat16"):
         keras.config.set_dtype_policy("mixed_bfloat16")
     times: list[float] = []
@@ -91,7 +95,7 @@ def own_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, 
     from dr_keras.model.network import initial_network
     from dr_keras.training.compile import compiled_model, training_precision
     from dr_keras.training.phases import SOFTMAX
-    from dr_keras.training.run import training_sources
+    from dr_keras.training.sources import training_sources
     from dr_keras.training.tuning import prepare
 
     source = training_sources(config, pixels, np.arange(len(pixels)), labels, Share())[SOFTMAX]

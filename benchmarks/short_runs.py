@@ -62,7 +62,7 @@ def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> li
     from dr_keras.progress import stderr
     from dr_keras.training.compile import compiled_model, training_precision
     from dr_keras.training.phases import SOFTMAX
-    from dr_keras.training.run import training_sources
+    from dr_keras.training.sources import training_sources
     from dr_keras.training.tuning import prepare
 
     console = stderr()

@@ -15,7 +15,7 @@ from dr_keras.data.augment_pillow import augmented, mixed
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.batches import Share
 from dr_keras.runs import Run
-from dr_keras.training.run import training_sources
+from dr_keras.training.sources import training_sources
 from dr_keras.training.weight_average import _blended, _blended_on_device
 
 jax = pytest.importorskip("jax")

@@ -20,6 +20,7 @@ from dr_keras.config.network import (
     NetworkConfig,
     RankingConfig,
 )
+from dr_keras.config.sampling import COLOR, NETWORK, SAMPLINGS, SamplingConfig
 from dr_keras.config.training import (
     OPTIMIZERS,
     PRECISIONS,
@@ -35,9 +36,11 @@ from dr_keras.presets import with_preset
 __all__ = [
     "ARCHITECTURE",
     "BACKBONES",
+    "COLOR",
     "DISTANCES",
     "HUB",
     "MININGS",
+    "NETWORK",
     "OPTIMIZERS",
     "PARTS",
     "POOLINGS",
@@ -46,6 +49,7 @@ __all__ = [
     "RATES",
     "RESIZES",
     "RESNETS",
+    "SAMPLINGS",
     "STORES",
     "TUNING",
     "AugmentationConfig",
@@ -55,6 +59,7 @@ __all__ = [
     "OptimizerConfig",
     "RankingConfig",
     "RunConfig",
+    "SamplingConfig",
     "ScheduleConfig",
 ]
 
@@ -63,7 +68,14 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Config(
-    RunConfig, ScheduleConfig, OptimizerConfig, AugmentationConfig, RankingConfig, NetworkConfig, DataConfig
+    RunConfig,
+    ScheduleConfig,
+    OptimizerConfig,
+    AugmentationConfig,
+    SamplingConfig,
+    RankingConfig,
+    NetworkConfig,
+    DataConfig,
 ):  # fields are collected from the last base to the first
     """The settings of a training run; every field is also a flag of train.py (`image_size` is `--image-size`).
 
@@ -90,6 +102,8 @@ class Config(
             raise InputError("--progressive needs a network whose weights fit every image size; alexnet's do not")
         if len(self.sizes) > 1 and self.lora:
             raise InputError("--lora needs one image size: --progressive none")
+        if self.sampling == "relevance" and self.images_per_class > 1:
+            raise InputError("--images-per-class is for --sampling uniform")
         if self.shift >= self.image_size:
             raise InputError(f"--shift is {self.shift}; it must be below --image-size ({self.image_size})")
 
@@ -145,7 +159,16 @@ class Config(
         return cls(**values)
 
 
-PARTS = (DataConfig, NetworkConfig, RankingConfig, AugmentationConfig, OptimizerConfig, ScheduleConfig, RunConfig)
+PARTS = (
+    DataConfig,
+    NetworkConfig,
+    RankingConfig,
+    SamplingConfig,
+    AugmentationConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    RunConfig,
+)
 
 
 def _read_sizes(progressive: str, image_size: int) -> tuple[tuple[int, float], ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from dr_keras.data import augment_pillow as augment
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.data.pixel_store import Pixels
-from dr_keras.data.samplers import ImageSampler, TripletSampler
+from dr_keras.data.samplers import ImageSampler, Sampler
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -114,7 +114,7 @@ class TripletSource:
 
     pixels: Pixels
     rows: np.ndarray
-    sampler: TripletSampler
+    sampler: Sampler
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
     size: int | None = None
     share: Share = Share()

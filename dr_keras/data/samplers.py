@@ -4,6 +4,7 @@ Triplets are sampled as in section 5.1 of Wang et al. 2014, with uniform relevan
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,6 +26,19 @@ class Triplets:
     positive: np.ndarray
     negative: np.ndarray
     classes: np.ndarray
+
+
+class Sampler(Protocol):
+    """Samples the triplets of any step, in any order of steps."""
+
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of steps of an epoch."""
+
+    def batch(self, step: int) -> Triplets:
+        """Returns the triplets of global step `step`, counted from 0."""
 
 
 class TripletSampler:

@@ -19,7 +19,7 @@ class TripletRanking(keras.layers.Layer):
     model's losses. The hinge is applied to each triplet, not to the mean. All of it is computed in float32.
 
     Mining (`dr_keras.model.mining`) replaces the negatives that were drawn, and in one case the positives, by others of
-    the 3B embeddings of the batch.
+    the 3B embeddings of the batch. Triplets whose negative is of the query's class are kept as they were drawn.
 
     Class proxies, if given, are additional positives and negatives (Movshovitz-Attias et al. 2017): each of the 3B
     embeddings is a query whose positive is the nearest proxy of its class and whose negative is a proxy of another
@@ -92,7 +92,7 @@ class TripletRanking(keras.layers.Layer):
                 statistics["proxy_loss"] = ops.mean(ops.reshape(hinge, (3, -1)), axis=0)
                 self.add_loss(ops.mean(hinge))
             if self._miner:
-                positive, negative = self._miner.mine(query, positive, everything, labels)
+                positive, negative = self._mined(query, positive, negative, everything, labels, classes)
         near = self._measure(squared_distance(query, positive))  # (B,)
         far = self._measure(squared_distance(query, negative))  # (B,)
         loss = ops.relu(self.margin + near - far)
@@ -103,6 +103,13 @@ class TripletRanking(keras.layers.Layer):
             "negative_distance": far,
             "pairwise_distance": mean_distance_to_others(ops.stop_gradient(query)),
         }
+
+    def _mined(self, query: Any, positive: Any, negative: Any, everything: Any, labels: Any, classes: Any) -> Any:
+        """The positives and negatives after mining; a triplet within a class, which labels cannot order, is kept."""
+        assert self._miner
+        mined = self._miner.mine(query, positive, everything, labels)
+        inside = classes[:, :1] == classes[:, 1:]  # (B, 1)
+        return ops.where(inside, positive, mined[0]), ops.where(inside, negative, mined[1])
 
     def _proxy_hinge(self, embeddings: Any, labels: Any, proxies: Any) -> Any:
         """(M, D), (M,), (C, N, D) -> (M,): the hinge of each embedding against the proxies."""

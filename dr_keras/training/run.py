@@ -24,13 +24,10 @@ from dr_keras.config import (
     RunConfig,
     ScheduleConfig,
 )
-from dr_keras.data import augment_pillow as augment
-from dr_keras.data.augmentation_draws import Augmentation
-from dr_keras.data.batches import Augmenter, ImageSource, Share, TripletSource
+from dr_keras.data.batches import ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.drawings import drawn_images
 from dr_keras.data.pixel_store import Pixels, StreamedImages, load_pixels
-from dr_keras.data.samplers import ImageSampler, TripletSampler
 from dr_keras.data.splits import TRAIN, VALIDATION
 from dr_keras.duplicates.leaks import leaks_between
 from dr_keras.embedders import embed_with_network
@@ -54,7 +51,9 @@ from dr_keras.training.general_head import SAMPLE_IMAGES, write_general_head
 from dr_keras.training.messages import other_images, print_data, print_lost, settings_table
 from dr_keras.training.monitor import Monitor
 from dr_keras.training.phase_models import PhaseModels
-from dr_keras.training.phases import SOFTMAX, TRIPLETS, phases
+from dr_keras.training.phases import phases
+from dr_keras.training.relevance import relevance_sampler
+from dr_keras.training.sources import training_sources
 from dr_keras.training.tuning import prepare
 
 
@@ -168,7 +167,10 @@ class _Training:
             raise RunError(other_images(images.catalog, run))
         rows = images.catalog.rows(TRAIN)
         share = Share(self.devices.host, self.devices.hosts, self.devices.count)
-        sources = training_sources(config, images.pixels, rows, images.catalog.labels[rows], share)
+        sampler = None
+        if config.sampling == "relevance":
+            sampler = relevance_sampler(config, images.catalog, images.pixels, rows, self.runs, self.console)
+        sources = training_sources(config, images.pixels, rows, images.catalog.labels[rows], share, sampler)
         with self._folder(fresh=not done) as folder, _writing(folder):
             self._begin(folder, images, fresh=not done)
             trained = self._fit(folder, images, sources, network, done)
@@ -333,56 +335,6 @@ def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
     with on_one_device():
         weights = run_network(other).get_weights()
     network.set_weights(weights)
-
-
-def training_sources(
-    config: Config, pixels: Pixels, rows: np.ndarray, labels: np.ndarray, share: Share
-) -> dict[str, TripletSource | ImageSource]:
-    """Returns what makes the batches of each stage; a step of either passes equally many images through the network.
-
-    On the device, incomplete batches are padded with their own first elements, because JAX compiles a network for each
-    shape.
-
-    Args:
-        config: The settings.
-        pixels: The pixels of all images.
-        rows: (n,) rows of the training images in `pixels`.
-        labels: (n,) classes of the training images.
-        share: The part of each batch that this host computes.
-
-    Raises:
-        InputError: There are too many images to store them on the device.
-    """
-    count, whole = config.batch_size, False
-    augmenter: Augmenter = augment
-    if config.store == "device":
-        from dr_keras.data import augment_jax as on_device
-
-        if isinstance(pixels, StreamedImages):
-            raise InputError("--store device needs all images in memory, but they do not fit; use --store stream")
-        pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
-    strong = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
-    gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as search does (docs/quality.md)
-    triplets = TripletSampler(labels, count, config.seed, config.images_per_class)
-    images = ImageSampler(len(rows), 3 * count, config.seed)
-
-    def part(batch: int) -> Share:
-        return replace(share, multiple=batch) if whole else share
-
-    return {
-        TRIPLETS: TripletSource(pixels, rows, triplets, gentle, share=part(count), augmenter=augmenter),
-        SOFTMAX: ImageSource(
-            pixels,
-            rows,
-            labels,
-            images,
-            strong,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            share=part(3 * count),
-            augmenter=augmenter,
-        ),
-    }
 
 
 def _export(run: Run, console: Console) -> dict[str, float]:

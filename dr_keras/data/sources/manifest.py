@@ -1,10 +1,10 @@
 """Manifests: CSV files that list images, with the columns path, label and, optionally, split."""
 
-import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dr_keras.data.sources.table import read_table
 from dr_keras.data.splits import NUMBER_OF_NAME
 from dr_keras.errors import InputError
 from dr_keras.filenames import existing
@@ -40,29 +40,19 @@ def read_manifest(file: Path) -> list[ManifestEntry]:
     """
     root = file.parent
     entries: dict[str, ManifestEntry] = {}
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
-            columns = [name.strip().lower() for name in rows.fieldnames or ()]
-            if not {"path", "label"} <= set(columns):
-                raise InputError(f"{file} has the columns {', '.join(columns) or '(none)'}; expected path, label")
-            rows.fieldnames = columns
-            for row in rows:
-                path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
-                where = f"{file}, line {rows.line_num}"
-                if not path or not label or "\0" in path:
-                    raise InputError(f"{where}: path is {path!r} and label is {label!r}; both are required")
-                number = NUMBER_OF_NAME.get(split.casefold() or "train")
-                if number is None:
-                    raise InputError(
-                        f"{where}: split is {split.casefold()!r}; expected one of {', '.join(NUMBER_OF_NAME)}"
-                    )
-                entry = ManifestEntry(_id(path, root), label, number)
-                known = entries.setdefault(entry.id, entry)
-                if known != entry:
-                    raise InputError(f"{where}: {path} has a different class or split than in an earlier line")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read as a CSV file in UTF-8: {error}") from error
+    for line in read_table(file, "path", "label"):
+        path, label, split = (line.values.get(name, "") for name in ("path", "label", "split"))
+        if not path or not label or "\0" in path:
+            raise InputError(f"{line.where}: path is {path!r} and label is {label!r}; both are required")
+        number = NUMBER_OF_NAME.get(split.casefold() or "train")
+        if number is None:
+            raise InputError(
+                f"{line.where}: split is {split.casefold()!r}; expected one of {', '.join(NUMBER_OF_NAME)}"
+            )
+        entry = ManifestEntry(_id(path, root), label, number)
+        known = entries.setdefault(entry.id, entry)
+        if known != entry:
+            raise InputError(f"{line.where}: {path} has a different class or split than in an earlier line")
     if not entries:
         raise InputError(f"{file} lists no images")
     return list(entries.values())

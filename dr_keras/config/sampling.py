@@ -1,0 +1,57 @@
+"""The settings of the triplet sampling layer."""
+
+from dataclasses import dataclass
+
+from dr_keras.errors import InputError
+from dr_keras.options import check_at_least, check_choice, check_positive, option
+
+SAMPLINGS = ("uniform", "relevance")
+COLOR, NETWORK = "color", "network"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the triplets are drawn (Wang et al. 2014, section 5.1)."""
+
+    sampling: str = option(
+        "uniform",
+        "how triplets are drawn: uniform, or by how relevant the images of a class are to each other",
+        choices=SAMPLINGS,
+    )
+    relevance: str = option(
+        COLOR,
+        "with --sampling relevance, how alike two images of a class are: by color and gradients; by the embedding of a "
+        "network, which is that of --initial-weights or the released one; by that of any other run; or by a file "
+        "of pairs with the columns query, positive and perhaps relevance",
+        metavar=f"{COLOR}|{NETWORK}|RUN|FILE.csv",
+    )
+    out_of_class: float = option(
+        1.0,
+        "share of negatives that are of other classes; the rest, which needs --sampling relevance, is of the query's "
+        "class and less relevant to it than the positive (the paper's best: 0.2)",
+        metavar="SHARE",
+    )
+    positive_bound: float = option(
+        1.0, "T_p of the paper: pairs more relevant than this are drawn as positives no more often", metavar="R"
+    )
+    relevance_gap: float = option(
+        0.1, "T_r of the paper: by how much a negative of the query's class is less relevant to it", metavar="R"
+    )
+    buffer: int = option(
+        1024,
+        "images of a class among which triplets are drawn by relevance at a time; of larger classes, others follow",
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        if self.relevance == "colour":
+            object.__setattr__(self, "relevance", COLOR)
+        check_choice(self, sampling=SAMPLINGS)
+        check_at_least(self, buffer=2)
+        check_positive(self, "positive_bound", "relevance_gap")
+        if not 0 <= self.out_of_class <= 1:
+            raise InputError(f"--out-of-class is {self.out_of_class}; it must be from 0 to 1")
+        if self.out_of_class < 1 and self.sampling != "relevance":
+            raise InputError(
+                "--out-of-class below 1 needs --sampling relevance, which says which images are less alike"
+            )
