@@ -34,7 +34,7 @@ def config(folders, **settings):
 
 
 @pytest.fixture
-def pairs(tmp_path, folders):
+def pairs(tmp_path):
     file = tmp_path / "pairs.csv"
     lines = [f"{name}/{name}_{n}.png,{name}_{n + 1}.png,0.{n + 1}" for name in ("bars", "disc") for n in range(0, 9, 2)]
     file.write_text("\n".join(["query,positive,relevance", *lines]))
@@ -96,7 +96,7 @@ def test_a_bad_file_of_pairs_says_where(tmp_path, folders, line, message):
         pair_relevance(file, catalog, catalog.rows(TRAIN))
 
 
-def test_pairs_with_held_out_images_do_not_count(tmp_path, folders, pairs):
+def test_pairs_with_held_out_images_do_not_count(folders, pairs):
     catalog = load_catalog(folders, monitor=0.3, validation=0, seed=0)
     rows = catalog.rows(TRAIN)
     total = pair_relevance(pairs, catalog, rows).totals.sum()
@@ -108,7 +108,7 @@ def test_settings_that_contradict_each_other(folders, tmp_path):
         Config(out_of_class=0.5)
     with pytest.raises(InputError, match="--images-per-class is for --sampling uniform"):
         config(folders, images_per_class=2)
-    with pytest.raises(InputError, match="--out-of-class is 1.5"):
+    with pytest.raises(InputError, match=r"--out-of-class is 1\.5"):
         config(folders, out_of_class=1.5)
     with pytest.raises(InputError, match="--relevance-gap is 0"):
         config(folders, relevance_gap=0.0)
