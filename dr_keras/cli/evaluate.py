@@ -6,6 +6,7 @@ dr-keras evaluate --run first
 dr-keras evaluate --run first --data other-folders --no-baselines --json
 dr-keras evaluate --run first --flip-average --query-expansion 5 --gallery-average 10
 dr-keras evaluate --run first --calibrate 0.95
+dr-keras evaluate --run first --triplets judgments.csv
 """
 
 import argparse
@@ -15,7 +16,9 @@ from typing import Any
 
 from dr_keras.cli.parser import add_head, command_parser
 from dr_keras.config import PROTOCOLS
+from dr_keras.errors import InputError
 from dr_keras.invocation import program
+from dr_keras.options import flags
 
 FIGURES = (
     *("precision@1", "precision@10", "precision@30", "recall@1", "recall@10", "recall@30"),
@@ -27,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this subcommand to `parser`."""
     parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
     parser.add_argument("--data", metavar="DATA", help=f"evaluate on another data set, named as for {program('train')}")
+    parser.add_argument(
+        "--triplets",
+        metavar="FILE.csv",
+        help="compare with people's judgments instead: a file as for train.py --triplets, whose paths are relative to "
+        "its folder or name images of --data",
+    )
     add_head(parser)
     parser.add_argument(
         "--baselines",
@@ -71,6 +80,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dr_keras.evaluation.evaluate import SearchOptions, evaluate_run
     from dr_keras.search_model import load
 
+    if options.triplets:
+        from dr_keras.evaluation.judgments import evaluate_judgments
+
+        wrong = [
+            name
+            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate")
+            if getattr(options, name)
+        ]
+        if wrong or options.protocol != "standard":
+            raise InputError(f"--triplets cannot be combined with {flags(wrong) if wrong else '--protocol'}")
+        found = evaluate_judgments(
+            load(options.run), options.triplets, data=options.data, head=options.head, baselines=options.baselines
+        )
+        print(json.dumps(found, indent=2)) if options.json else show_judgments(found)
+        return 0
     search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
     result = evaluate_run(
         load(options.run),
@@ -86,6 +110,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         show(result)
     return 0
+
+
+def show_judgments(result: dict[str, Any]) -> None:
+    """Prints the figures of judgments as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False)
+    rankers = {"this run": result, **result.get("baselines", {})}
+    table = Table(title=f"{result['judgments']:,} judgments, {result['votes']:,} votes", title_justify="left")
+    table.add_column("")
+    for name in rankers:
+        table.add_column(name, justify="right")
+    for figure in ("agreement", "vote_agreement"):
+        cells = ((found[figure], *found["intervals"][figure]) for found in rankers.values())
+        shown = (f"{value:.4f} ({low:.4f} to {high:.4f})" for value, low, high in cells)
+        table.add_row(figure.replace("_", " "), *shown)
+    console.print(table)
+    console.print(
+        f"{result['vote_ceiling']:.4f} of the votes are with the majority; {result['ties']:,} judgments have none",
+        highlight=False,
+    )
 
 
 def _shown(value: float | None) -> str:

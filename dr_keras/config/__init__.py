@@ -31,6 +31,7 @@ from dr_keras.config.training import (
     ScheduleConfig,
 )
 from dr_keras.errors import InputError
+from dr_keras.options import flags
 from dr_keras.presets import with_preset
 
 __all__ = [
@@ -96,6 +97,8 @@ class Config(
     def __post_init__(self) -> None:
         if self.backbone_rate is None and self.pretrained:
             object.__setattr__(self, "backbone_rate", TUNING)
+        if self.triplets:
+            self._train_on_judgments()
         for part in PARTS:
             part.__post_init__(self)
         if len(self.sizes) > 1 and self.backbone == "alexnet":
@@ -106,6 +109,19 @@ class Config(
             raise InputError("--images-per-class is for --sampling uniform")
         if self.shift >= self.image_size:
             raise InputError(f"--shift is {self.shift}; it must be below --image-size ({self.image_size})")
+
+    def _train_on_judgments(self) -> None:
+        """Turns off what needs classes; images that are held out would take their judgments with them."""
+        off = {"mining": "none", "classifier_weight": 0.0, "pretrain_epochs": 0, "monitor": 0.0, "validation": 0.0}
+        for name, value in off.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        wrong = [
+            name for name in ("mining", "classifier_weight", "pretrain_epochs") if getattr(self, name) != off[name]
+        ]
+        wrong += ["proxies"] if self.proxies else []
+        if wrong:
+            raise InputError(f"--triplets trains on judgments alone, without classes; leave out {flags(wrong)}")
 
     def part(self, kind: type[Part]) -> Part:
         """Returns the settings of one part, such as `config.part(NetworkConfig)`.
@@ -124,7 +140,7 @@ class Config(
         """
         if self.progressive != "auto":
             return _read_sizes(self.progressive, self.image_size)
-        small_first = self.backbone in RESNETS and self.image_size >= 64
+        small_first = self.backbone in RESNETS and self.image_size >= 64 and not self.triplets
         shares = ((1 / 2, 0.4), (3 / 4, 0.3)) if small_first else ()
         sizes = [(round(self.image_size * part / 8) * 8, share) for part, share in shares]
         return (*sizes, (self.image_size, 1 - sum(share for _, share in sizes)))

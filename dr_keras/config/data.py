@@ -10,6 +10,7 @@ from dr_keras.options import check_at_least, check_choice, check_share, flag, op
 RESIZES = ("stretch", "crop", "pad")
 PROTOCOLS = ("standard", "class-disjoint")
 STORES = ("auto", "memory", "disk", "stream", "device")
+MONITOR, VALIDATION = 0.01, 0.1  # shares of each class
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,16 @@ class DataConfig:
         "decoded each time); or device (GPU memory, where they are also augmented; needs JAX)",
         choices=STORES,
     )
-    monitor: float = option(0.01, "share of each class's training images held out to monitor the run", metavar="SHARE")
+    monitor: float = option(
+        None,
+        f"share of each class's training images held out to monitor the run (default: {MONITOR}; 0 with --triplets)",
+        metavar="SHARE",
+    )
     validation: float = option(
-        0.1, "share of each class held out for evaluation if the data set has no validation split", metavar="SHARE"
+        None,
+        "share of each class held out for evaluation if the data set has no validation split "
+        f"(default: {VALIDATION}; 0 with --triplets)",
+        metavar="SHARE",
     )
     protocol: str = option(
         "standard",
@@ -47,6 +55,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.data is not None:
             object.__setattr__(self, "data", os.fspath(self.data))  # a Path is accepted, but config.json needs a string
+        for name, value in (("monitor", MONITOR), ("validation", VALIDATION)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         check_choice(self, resize=RESIZES, store=STORES, protocol=PROTOCOLS)
         check_at_least(self, seed=0)
         check_share(self, "monitor", "validation")

@@ -109,9 +109,9 @@ class RankingConfig:
         "squared", "distance inside the triplet loss (the search is always Euclidean)", choices=DISTANCES
     )
     mining: str = option(
-        "semi-hard",
+        None,
         "how negatives are chosen: none keeps the ones that were drawn, the others choose among all embeddings of the "
-        "batch; hard also chooses the positives",
+        "batch; hard also chooses the positives (default: semi-hard; none with --triplets)",
         choices=MININGS,
     )
     images_per_class: int = option(1, "queries per class that are placed in the same batch, for mining", metavar="K")
@@ -120,10 +120,15 @@ class RankingConfig:
     )
     label_smoothing: float = option(0.1, "label smoothing of the classifier", metavar="SHARE")
     scale: float = option(10.0, "the classifier's logits are the cosines times this", metavar="S")
-    classifier_weight: float = option(1.0, "weight of the classifier's loss in the triplet stage", metavar="W")
+    classifier_weight: float = option(
+        None, "weight of the classifier's loss in the triplet stage (default: 1; 0 with --triplets)", metavar="W"
+    )
     seed: int = seed_option()
 
     def __post_init__(self) -> None:
+        for name, value in (("mining", "semi-hard"), ("classifier_weight", 1.0)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         check_choice(self, distance=DISTANCES, mining=MININGS)
         check_at_least(self, images_per_class=1, proxies=0, classifier_weight=0, seed=0)
         check_positive(self, "margin", "scale")

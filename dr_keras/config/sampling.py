@@ -1,5 +1,6 @@
 """The settings of the triplet sampling layer."""
 
+import os
 from dataclasses import dataclass
 
 from dr_keras.errors import InputError
@@ -13,6 +14,12 @@ COLOR, NETWORK = "color", "network"
 class SamplingConfig:
     """How the triplets are drawn (Wang et al. 2014, section 5.1)."""
 
+    triplets: str | None = option(
+        None,
+        "train on people's judgments: a CSV file with the columns query, positive, negative, and perhaps votes and "
+        "votes_against; the images need no class folders, and there is no softmax stage",
+        metavar="FILE.csv",
+    )
     sampling: str = option(
         "uniform",
         "how triplets are drawn: uniform, or by how relevant the images of a class are to each other",
@@ -44,6 +51,8 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.triplets is not None:
+            object.__setattr__(self, "triplets", os.fspath(self.triplets))
         if self.relevance == "colour":
             object.__setattr__(self, "relevance", COLOR)
         check_choice(self, sampling=SAMPLINGS)
@@ -51,6 +60,8 @@ class SamplingConfig:
         check_positive(self, "positive_bound", "relevance_gap")
         if not 0 <= self.out_of_class <= 1:
             raise InputError(f"--out-of-class is {self.out_of_class}; it must be from 0 to 1")
+        if self.triplets and self.sampling != "uniform":
+            raise InputError("--triplets and --sampling relevance both choose the triplets; give one of them")
         if self.out_of_class < 1 and self.sampling != "relevance":
             raise InputError(
                 "--out-of-class below 1 needs --sampling relevance, which says which images are less alike"

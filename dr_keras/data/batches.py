@@ -99,7 +99,7 @@ class TripletSource:
     """Makes the batches of the triplet stage: augmented images of triplets that a sampler draws.
 
     A batch consists of `query`, `positive`, and `negative`, (B, S, S, 3) uint8, and `classes`, (B, 2) int32, the class
-    of the query and that of the negative.
+    of the query and that of the negative; with `weighted`, also of `weights`, (B,) float32.
 
     Attributes:
         pixels: (N, H, W, 3) uint8, the images of all splits.
@@ -110,6 +110,7 @@ class TripletSource:
         share: The part of a batch that this host makes.
         begin: The first global step of the stage, from which the sampler's epochs are counted.
         augmenter: Gathers the images from `pixels` and augments them.
+        weighted: Whether its triplets have weights.
     """
 
     pixels: Pixels
@@ -120,6 +121,7 @@ class TripletSource:
     share: Share = Share()
     begin: int = 0
     augmenter: Augmenter = augment
+    weighted: bool = False
 
     @property
     def signature(self) -> Signature:
@@ -127,7 +129,8 @@ class TripletSource:
         side = self.size or self.pixels.shape[1]
         width = self.size or self.pixels.shape[2]
         images: Signature = dict.fromkeys(BRANCHES, ((None, side, width, 3), "uint8"))
-        return images | {"classes": ((None, 2), "int32")}
+        weights: Signature = {"weights": ((None,), "float32")} if self.weighted else {}
+        return images | {"classes": ((None, 2), "int32")} | weights
 
     @property
     def steps_per_epoch(self) -> int:
@@ -149,6 +152,8 @@ class TripletSource:
             )
             for branch, name in enumerate(BRANCHES)
         }
+        if triplets.weights is not None:
+            batch["weights"] = triplets.weights[chosen[part]]
         return batch | {"classes": triplets.classes[chosen[part]]}
 
 

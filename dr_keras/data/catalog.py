@@ -102,6 +102,7 @@ def load_catalog(
     validation: float,
     seed: int,
     protocol: str = "standard",
+    one_class: bool = False,
     console: Console | None = None,
 ) -> Catalog:
     """Lists the images of a data set and splits them.
@@ -123,6 +124,7 @@ def load_catalog(
         seed: Seeds both splits, see `dr_keras.data.held_out.split`.
         protocol: 'standard', or 'class-disjoint': the splits of the data set if they have no class in common, else the
             first half of the classes for training and all images of the second half held out.
+        one_class: Whether a folder without class folders is accepted, as a single class.
         console: Shows the progress of downloads; standard error by default.
 
     Raises:
@@ -138,7 +140,7 @@ def load_catalog(
     elif partition := in_shop.partition_file(source):
         listing = _listing_of(in_shop.read_partition(partition, source), disjoint=True)
     else:
-        listing = _list_folders(source, disjoint)
+        listing = _list_folders(source, disjoint, one_class)
     if disjoint:
         listing = _class_disjoint(listing, data)
     return _split(root, source, listing, monitor, validation, seed)
@@ -237,12 +239,14 @@ def _class_disjoint(listing: _Listing, data: object) -> _Listing:
     )
 
 
-def _list_folders(root: Path, disjoint: bool) -> _Listing:
+def _list_folders(root: Path, disjoint: bool, one_class: bool) -> _Listing:
     place, splits = data_folder(root)
     train_root = place / splits.train if splits else place
     train_root = _without_wrappers(train_root) if splits else train_root
     walker = Walker()
     found = {name: walker.pictures(train_root / name) for name in walker.folders(train_root)}
+    if one_class and not any(found.values()):
+        found = {train_root.name: walker.pictures(train_root)}
     if walker.troubles:
         name, reason = walker.troubles[0]
         raise InputError(

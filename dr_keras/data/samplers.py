@@ -20,12 +20,14 @@ class Triplets:
     Attributes:
         query, positive, negative: (B,) int64, rows.
         classes: (B, 2) int32, the class of the query and that of the negative.
+        weights: (B,) float32, by which their losses are multiplied; None if all are 1.
     """
 
     query: np.ndarray
     positive: np.ndarray
     negative: np.ndarray
     classes: np.ndarray
+    weights: np.ndarray | None = None
 
 
 class Sampler(Protocol):

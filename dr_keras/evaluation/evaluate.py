@@ -4,7 +4,7 @@ If whole classes were held out (`dr_keras.data.held_out`), the gallery of a quer
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.atomic_files import read_json, write_json
-from dr_keras.backend import import_framework
 from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import load_pixels
 from dr_keras.data.splits import VALIDATION
-from dr_keras.embedders import check_finite, embed_with_network
+from dr_keras.embedders import check_finite
 from dr_keras.errors import InputError
+from dr_keras.evaluation.baselines import baselines_of
 from dr_keras.evaluation.calibration import at, calibrate
 from dr_keras.evaluation.metric_learning import metric_learning_figures
 from dr_keras.evaluation.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
@@ -136,7 +136,7 @@ def evaluate_run(
         assert pixels is not None
         result["baselines"] = {
             name: _rank(images, vectors(), model.config.seed).figures
-            for name, vectors in _baselines(model, pixels, console).items()
+            for name, vectors in baselines_of(model, pixels, console).items()
         }
     if data is None and head == TRAINED:
         _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
@@ -259,21 +259,6 @@ def _calibrate(images: RankedImages, wanted: float) -> dict[str, Any]:
     found = calibrate(*neighbors(images.monitor, watched), wanted)
     figures = at(*neighbors(images.held, images.gallery), found.max_distance)
     return found.to_dict() | {"held_out": dict(zip(("precision", "recall", "coverage"), figures, strict=True))}
-
-
-def _baselines(model: Model, pixels: np.ndarray, console: Console) -> dict[str, Callable[[], np.ndarray]]:
-    def raw() -> np.ndarray:
-        console.print("ranking by raw pixels")
-        return pixels.reshape(len(pixels), -1)
-
-    def untrained() -> np.ndarray:
-        import_framework()
-        from dr_keras.model.network import initial_network
-
-        with bar("embedding with the untrained network", len(pixels), console) as advance:
-            return embed_with_network(initial_network(model.config), pixels, advance=advance)
-
-    return {"pixels": raw, "untrained": untrained}
 
 
 def _with_options(

@@ -145,17 +145,21 @@ class StatisticsModel(keras.Model):
 
 
 @keras_defaults()
-def training_network(network: keras.Model, config: RankingConfig, classes: int | None = None) -> StatisticsModel:
+def training_network(
+    network: keras.Model, config: RankingConfig, classes: int | None = None, *, weighted: bool = False
+) -> StatisticsModel:
     """Joins three branches that share `network` in the ranking layer (fig. 2), next to the classifier if it is kept.
 
     Args:
         network: Maps (B, H, W, 3) to (B, D).
         config: The settings of the losses.
         classes: Number of classes of the classifier and the proxies; None for neither.
+        weighted: Whether the losses of triplets are weighted.
 
     Returns:
         A functional model of the inputs `query`, `positive`, `negative` (B, H, W, 3) uint8 and `classes` (B, 2) int32,
-        whose outputs are the statistics of `TripletRanking`, its loss as `triplet_loss`, and of `CosineClassifier`.
+        and perhaps `weights` (B,) float32, whose outputs are the statistics of `TripletRanking`, its loss as
+        `triplet_loss`, and of `CosineClassifier`.
 
     Example:
         >>> network = embedding_network(NetworkConfig(image_size=32, backbone="resnet10", width=8))
@@ -186,9 +190,12 @@ def training_network(network: keras.Model, config: RankingConfig, classes: int |
     needed = {"classes": pair} if config.mining != "none" or (config.proxies and classes) else {}
     if config.proxies and classes:
         needed["proxies"] = proxies
+    inputs["classes"] = pair
+    if weighted:
+        inputs["weights"] = needed["weights"] = keras.Input((), dtype="float32", name="weights")
     ranked = ranking(embeddings, **needed)
     statistics |= {"triplet_loss": ranked.pop("loss")} | ranked
-    return StatisticsModel(inputs | {"classes": pair}, statistics, name="training_network")
+    return StatisticsModel(inputs, statistics, name="training_network")
 
 
 @keras_defaults()

@@ -35,6 +35,7 @@ class TripletRanking(keras.layers.Layer):
         embeddings: (B, 3D), query, positive and negative side by side.
         classes: (B, 2) integers, the query's class and the negative's; only mining and proxies need them.
         proxies: (C, N, D), N vectors of unit length for each class.
+        weights: (B,), by which the losses of the triplets are multiplied; 1 by default.
 
     Returns:
         A dict of (B,) statistics: `loss`, `positive_distance`, `negative_distance` (in the chosen distance, of the
@@ -77,7 +78,7 @@ class TripletRanking(keras.layers.Layer):
             raise InputError(f"the ranking layer got {input_shape}; it expects (B, 3D), three embeddings side by side")
         self.built = True
 
-    def call(self, embeddings: Any, classes: Any = None, proxies: Any = None) -> dict[str, Any]:
+    def call(self, embeddings: Any, classes: Any = None, proxies: Any = None, weights: Any = None) -> dict[str, Any]:
         query, positive, negative = ops.split(embeddings, 3, axis=-1)  # 3 x (B, D)
         statistics = {}
         if self._miner or proxies is not None:
@@ -96,6 +97,8 @@ class TripletRanking(keras.layers.Layer):
         near = self._measure(squared_distance(query, positive))  # (B,)
         far = self._measure(squared_distance(query, negative))  # (B,)
         loss = ops.relu(self.margin + near - far)
+        if weights is not None:
+            loss = loss * ops.cast(weights, loss.dtype)
         self.add_loss(ops.mean(loss))
         return statistics | {
             "loss": loss,

@@ -56,6 +56,7 @@ def compiled_model(
     steps: int,
     classes: int | None = None,
     stage: str = TRIPLETS,
+    weighted: bool = False,
 ) -> keras.Model:
     """Returns the model of a stage around `network`, compiled, with its optimizer built.
 
@@ -66,12 +67,13 @@ def compiled_model(
         steps: Number of steps of the whole run, which the learning rate schedule covers.
         classes: Number of classes, for the classifier and the proxies; None for triplets without them.
         stage: SOFTMAX or TRIPLETS.
+        weighted: Whether the losses of triplets are weighted.
     """
     if stage == SOFTMAX:
         assert classes
         model = classification_network(network, ranking, classes)
     else:
-        model = training_network(network, ranking, classes)
+        model = training_network(network, ranking, classes, weighted=weighted)
     set_calls_per_step(network, 1 if stage == SOFTMAX else CALLS_PER_STEP)
     built = _optimizer(optimizer, steps, network)
     built.build(model.trainable_variables)  # built within the first step, it would cause the step to be traced twice

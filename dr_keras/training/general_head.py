@@ -66,6 +66,7 @@ def fit_again(run: Run, data: str, console: Console | None = None) -> None:
         validation=config.validation,
         seed=config.seed,
         protocol=config.protocol,
+        one_class=bool(config.triplets),
         console=console,
     )
     if not len(catalog.rows(TRAIN)):

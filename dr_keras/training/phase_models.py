@@ -24,6 +24,7 @@ class PhaseModels:
         optimizer: Settings of the optimizer.
         classes: Number of classes.
         steps: Number of steps of the whole run.
+        weighted: Whether the losses of triplets are weighted.
     """
 
     network: NetworkConfig
@@ -31,6 +32,7 @@ class PhaseModels:
     optimizer: OptimizerConfig
     classes: int
     steps: int
+    weighted: bool = False
 
     def first(self, phase: Phase, network: keras.Model) -> keras.Model:
         """Returns the compiled model of a phase that starts with the weights of `network`.
@@ -53,6 +55,7 @@ class PhaseModels:
             steps=self.steps,
             classes=self.classes,
             stage=phase.stage,
+            weighted=self.weighted,
         )
 
     def following(self, phase: Phase, before: keras.Model, network: keras.Model, step: int) -> keras.Model:

@@ -28,6 +28,7 @@ from dr_keras.data.batches import ImageSource, Share, TripletSource
 from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.drawings import drawn_images
 from dr_keras.data.pixel_store import Pixels, StreamedImages, load_pixels
+from dr_keras.data.samplers import Sampler
 from dr_keras.data.splits import TRAIN, VALIDATION
 from dr_keras.duplicates.leaks import leaks_between
 from dr_keras.embedders import embed_with_network
@@ -48,6 +49,7 @@ from dr_keras.training.compile import training_precision
 from dr_keras.training.devices import Devices, devices_for, on_one_device
 from dr_keras.training.fit import Fit
 from dr_keras.training.general_head import SAMPLE_IMAGES, write_general_head
+from dr_keras.training.judgments import judgment_sampler
 from dr_keras.training.messages import other_images, print_data, print_lost, settings_table
 from dr_keras.training.monitor import Monitor
 from dr_keras.training.phase_models import PhaseModels
@@ -167,9 +169,11 @@ class _Training:
             raise RunError(other_images(images.catalog, run))
         rows = images.catalog.rows(TRAIN)
         share = Share(self.devices.host, self.devices.hosts, self.devices.count)
-        sampler = None
+        sampler: Sampler | None = None
         if config.sampling == "relevance":
             sampler = relevance_sampler(config, images.catalog, images.pixels, rows, self.runs, self.console)
+        elif config.triplets:
+            sampler = judgment_sampler(config, images.catalog, rows, self.console)
         sources = training_sources(config, images.pixels, rows, images.catalog.labels[rows], share, sampler)
         with self._folder(fresh=not done) as folder, _writing(folder):
             self._begin(folder, images, fresh=not done)
@@ -185,6 +189,7 @@ class _Training:
             validation=config.validation,
             seed=config.seed,
             protocol=config.protocol,
+            one_class=bool(config.triplets),
             console=self.console,
         )
         if not len(catalog.rows(TRAIN)):
@@ -256,6 +261,7 @@ class _Training:
             config.part(OptimizerConfig),
             classes=classes,
             steps=course[-1].last_step,
+            weighted=bool(config.triplets),
         )
         return Fit(models, schedule, course, sources, folder, monitor, self.console)
 

@@ -55,7 +55,15 @@ def training_sources(
         return replace(share, multiple=batch) if whole else share
 
     return {
-        TRIPLETS: TripletSource(pixels, rows, triplets, gentle, share=part(count), augmenter=augmenter),
+        TRIPLETS: TripletSource(
+            pixels,
+            rows,
+            triplets,
+            gentle,
+            share=part(count),
+            augmenter=augmenter,
+            weighted=bool(config.triplets),
+        ),
         SOFTMAX: ImageSource(
             pixels,
             rows,
