@@ -7,13 +7,14 @@ the images of the call.
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from dr_keras.backend import import_framework, keras_defaults
+from dr_keras.cells import Maps
 from dr_keras.data.augment_pillow import augmented
 from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.errors import MissingPackage, NotNumbers, RunError
@@ -94,15 +95,24 @@ def embed_with_network(
     return check_finite(vectors)
 
 
-OUTPUTS = (TRAINED, GENERAL)  # of an exported file, in this order
+MAP = "map_"  # before the name of a map, in the names of the outputs of an exported file
 
 
-def _output(count: int, head: str, file: Path) -> int:
-    """The number of the output of a head, of `count` that a LiteRT file has."""
-    number = OUTPUTS.index(head)
-    if number >= count:
+def _output(outputs: Sequence[tuple[str, int]], head: str, file: Path) -> int:
+    """The number of the output of a head.
+
+    Args:
+        outputs: The name and the rank of each output of a LiteRT file. Vectors have rank 2, maps have rank 4. With
+            maps, the names end in the alphabetical place of what they are; without, the trained head comes first.
+        head: TRAINED or GENERAL.
+        file: The file, for messages.
+    """
+    vectors = [number for number, (_, rank) in enumerate(outputs) if rank == 2]
+    if len(vectors) < len(outputs):
+        vectors.sort(key=lambda number: int(outputs[number][0].rpartition(":")[2]), reverse=True)  # "trained" is last
+    if head == GENERAL and len(vectors) < 2:
         raise RunError(f"{file} has no general head; export it again: {command('train')} --export-only")
-    return number
+    return vectors[0 if head == TRAINED else 1]
 
 
 class LiteRTEmbedder:
@@ -127,7 +137,8 @@ class LiteRTEmbedder:
             raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
         self._input = self._interpreter.get_input_details()[0]
         outputs = self._interpreter.get_output_details()
-        self._output = outputs[_output(len(outputs), head, file)]
+        named = [(output["name"], len(output["shape"])) for output in outputs]
+        self._output = outputs[_output(named, head, file)]
         self._batch = 0
         self._guard = threading.Lock()
 
@@ -148,6 +159,48 @@ class LiteRTEmbedder:
         self._interpreter.set_tensor(self._input["index"], images)
         self._interpreter.invoke()
         return self._interpreter.get_tensor(self._output["index"])
+
+
+class LiteRTMaps:
+    """Runs the LiteRT file of a run for the maps that explain its embeddings.
+
+    Args:
+        file: The LiteRT file.
+
+    Raises:
+        RunError: The file does not exist or cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        if not file.is_file():
+            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
+        try:
+            self._interpreter = Interpreter(str(file), num_threads=os.cpu_count() or 1)
+        except ValueError as error:
+            raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
+        signatures = self._interpreter.get_signature_list().values()
+        names = next(iter(signatures))["outputs"] if signatures else []
+        self.available = any(name.startswith(MAP) for name in names)
+        self._guard = threading.Lock()
+
+    def __call__(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], list[Maps]]:
+        """Returns the vectors and the maps of images.
+
+        Args:
+            images: (N, H, W, 3) uint8 of the model's size.
+
+        Returns:
+            By head, (N, D) float32; and for each image its maps.
+        """
+        with self._guard:
+            runner = self._interpreter.get_signature_runner()
+            (name,) = runner.get_input_details()
+            found = runner(**{name: images})
+        maps = {name.removeprefix(MAP): values for name, values in found.items() if name.startswith(MAP)}
+        vectors = {name: values for name, values in found.items() if not name.startswith(MAP)}
+        return vectors, [{name: values[row] for name, values in maps.items()} for row in range(len(images))]
 
 
 def _import_openvino() -> Any:
@@ -198,7 +251,8 @@ class OpenVINOEmbedder:
         height, width, channels = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
         self._images = STREAM_IMAGES if height < LARGE else LARGE_STREAM_IMAGES
         model.reshape([self._images, height, width, channels])  # a fixed shape is a few percent faster
-        self._output = _output(len(model.outputs), head, file)
+        named = [(output.any_name, len(output.partial_shape)) for output in model.outputs]
+        self._output = _output(named, head, file)
         self._length = model.output(self._output).partial_shape[1].get_length()
         settings = {
             "INFERENCE_PRECISION_HINT": precision,  # OpenVINO's own default is bf16 on some processors

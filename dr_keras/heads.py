@@ -21,6 +21,7 @@ TRAINED, GENERAL = "trained", "general"
 FITTED = "fitted"  # a general head that was fitted on the images of an index, and belongs to it
 HEADS = ("auto", TRAINED, GENERAL)
 GENERAL_DIM = 256
+LOW_RESOLUTION_WEIGHT = 0.5  # of the features of these paths, beside those of the ConvNet path
 WHITENING = 0.2  # components are divided by their standard deviation to the power of twice this
 FIT_IMAGES = 16_384  # more make no difference
 SMALLEST = 1e-6  # variance of a component, as a share of the largest; below it there is only rounding

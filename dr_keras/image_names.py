@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dr_keras.data.image_ids import image_id
+from dr_keras.data.image_ids import image_id, image_path
 from dr_keras.errors import InputError
 from dr_keras.filenames import existing
 from dr_keras.index.index import Index
@@ -50,6 +50,23 @@ def resolve(index: Index, name: str) -> int | Path:
         if exists and not os.path.isdir(file):
             return Path(file)
         raise
+
+
+def file_named(index: Index | None, name: str) -> Path:
+    """Returns the file of an image of an index, or of any other image; see `resolve`.
+
+    Args:
+        index: The index; None if names are only those of files.
+        name: As in `resolve`.
+
+    Raises:
+        InputError: As in `resolve`.
+    """
+    if index is None:
+        return Path(os.path.expanduser(name))
+    with index.held():
+        found = resolve(index, name)
+        return found if isinstance(found, Path) else Path(image_path(index.records.entries([found])[0].id, index.root))
 
 
 def _row_of_file(index: Index, file: str) -> int | None:

@@ -54,6 +54,11 @@ class Run:
         return self.path / "weights.npz"
 
     @property
+    def projection_file(self) -> Path:
+        """The linear layer, for explanations without Keras; only where these are exact."""
+        return self.path / "projection.npz"
+
+    @property
     def saved_model(self) -> Path:
         """The export for TensorFlow."""
         return self.path / "saved_model"

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dr_keras.atomic_files import read_json
+from dr_keras.calibrated import calibrated_distance
+from dr_keras.data.images import ImageInput
 from dr_keras.errors import InputError, RunError
-from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED
-from dr_keras.image_names import resolve
+from dr_keras.explanation import Explainer, Explanation
+from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED, GeneralHead
+from dr_keras.image_names import file_named, resolve
 from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader, folder_classes
 from dr_keras.index_results import describe, neighbors, row_of
-from dr_keras.invocation import command
 from dr_keras.progress import stderr
 from dr_keras.run_embedder import Images, RunEmbedder
 from dr_keras.runs import Run, open_run
@@ -51,6 +52,7 @@ class Model:
         self.config = run.config()
         self._embedder = RunEmbedder(run, runtime)
         self._asked = head
+        self._explainer = Explainer(run, self._embedder.vectors)
         self._index: Index | None = None
         self._guard = threading.Lock()  # guards the index
 
@@ -299,26 +301,41 @@ class Model:
         path = known[0].path if known[0] else files[names[0]]
         return make_answer(names, path, known, results, negatives=negatives, max_distance=limit)
 
+    def explain(self, query: ImageInput, neighbor: ImageInput) -> Explanation:
+        """Explains why two pictures are alike: how much each part of one adds to the cosine of their embeddings.
+
+        For networks that end in global average pooling, as the built-in ResNets do, the parts are the cells of the last
+        map, and their sum is the cosine exactly; for others, parts are covered one by one.
+
+        Args:
+            query, neighbor: Images of the gallery by name, as in `retrieve`; or paths, encoded bytes, or PIL images.
+
+        Raises:
+            InputError: No image has this name, or it is not a usable image.
+
+        Example:
+            >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
+            >>> found = model.explain("red.png", "maroon.png")
+            >>> found.query_map.shape, abs(found.query_map.sum() + found.bias - found.cosine) < 1e-5
+            ((4, 4), np.True_)
+        """
+        with self._guard:
+            index = self._index
+        files = [file_named(index, image) if isinstance(image, str) else image for image in (query, neighbor)]
+        one, other = self._embedder.pixels(files)
+        head = self.head
+        if head == FITTED:
+            assert index is not None
+            return self._explainer(one, other, TRAINED, GeneralHead.load(index.head_file))
+        return self._explainer(one, other, head)
+
     def calibrated_distance(self) -> float:
         """Returns the distance that `evaluate.py --calibrate` found for the head in use.
 
         Raises:
             RunError: The run is not calibrated for this head.
         """
-        file, head = self.run.calibration_file(self.head), self.head
-        try:
-            return float(read_json(file)["max_distance"])
-        except FileNotFoundError:
-            of = "" if head == TRAINED else f" for the {head} head"
-            how = (
-                "give a distance"
-                if head == FITTED
-                else f"run {command('evaluate')} --run {self.run.path.name} --calibrate 0.95"
-                + ("" if head == TRAINED else f" --head {head}")
-            )
-            raise RunError(f"{self.run.path} is not calibrated{of}; {how}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
+        return calibrated_distance(self.run, self.head)
 
     def neighbors(
         self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] | np.ndarray = (), where: str | None = None

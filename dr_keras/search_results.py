@@ -4,12 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 NEGATIVE_WEIGHT = 0.5  # of negatives, relative to positives (Rocchio 1971)
 
@@ -123,12 +126,25 @@ class Answer:
         tiles = image_grid.neighbor_tiles(image_grid.open_or_missing(self.path), self.class_name, neighbors)
         width = min(8, len(tiles))
         picture = image_grid.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
-        try:
-            with new_file(file) as temporary:
-                picture.save(temporary)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error  # the system's own text names the temporary file
-            raise InputError(f"the picture {file} cannot be saved: {reason}") from error
+        save_picture(picture, file)
+
+
+def save_picture(picture: "Image.Image", file: Path) -> None:
+    """Saves an image.
+
+    Args:
+        picture: The image.
+        file: The file to write; its ending says the format.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    try:
+        with new_file(file) as temporary:
+            picture.save(temporary)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error  # the system's own text names the temporary file
+        raise InputError(f"the picture {file} cannot be saved: {reason}") from error
 
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff", ".pdf")

@@ -3,6 +3,7 @@
 dr-keras retrieve --query n01443537_0.JPEG
 dr-keras retrieve --query ./my-photo.jpg --top 10 --save neighbors.png
 dr-keras retrieve --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg
+dr-keras retrieve --run tiny-imagenet-64 --gallery my-pictures --query ./my-photo.jpg --why why.png
 dr-keras retrieve --query a.jpg --query b.jpg --negative c.jpg --where 'label = n01443537' --max-distance auto
 
 Exit status: 0; 2 if the query cannot be answered; 3 if no image is near enough.
@@ -21,9 +22,12 @@ from dr_keras.search_model import load
 from dr_keras.search_results import check_picture_name
 
 if TYPE_CHECKING:
+    from dr_keras.explanation import Explanation
+    from dr_keras.search_model import Model
     from dr_keras.search_results import Answer
 
 NO_MATCH = 3
+SHOWN = 12  # neighbors in the picture that explains them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include-self", action="store_true", help="let a query from the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--save", metavar="PICTURE", help="save a picture of the query and its neighbors")
+    parser.add_argument(
+        "--why",
+        metavar="PICTURE",
+        help="save a picture that shows where the query and each neighbor are alike; with --json, add the numbers",
+    )
     add_runtime(parser)
 
 
@@ -75,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.gallery and options.index:
         raise InputError("--gallery and --index both say what to search; give only one of them")
-    if options.save:
-        check_picture_name(options.save)  # before the search, which may take a while
+    for picture in filter(None, (options.save, options.why)):
+        check_picture_name(picture)  # before the search, which may take a while
+    if options.why and (len(options.query) > 1 or options.negative):
+        raise InputError("--why explains the search for a single query")
     model = load(options.run, runtime=options.runtime, head=options.head, index=options.index)
     if options.gallery:
         model.use_gallery(options.gallery)
@@ -90,13 +101,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if options.save:
         answer.save(Path(options.save))
+    explanations = explain(model, answer, Path(options.why)) if options.why else []
     if options.json:
-        print(json.dumps(answer.to_dict()))
+        found = answer.to_dict()
+        for result, explanation in zip(found["results"], explanations, strict=False):
+            result["explanation"] = explanation.to_dict()
+        print(json.dumps(found))
     else:
         show(answer, options.where)
-        if options.save:
-            print(f"saved {options.save}")
+        for picture in filter(None, (options.save, options.why)):
+            print(f"saved {picture}")
     return 0 if answer.results else NO_MATCH
+
+
+def explain(model: "Model", answer: "Answer", picture: Path) -> "list[Explanation]":
+    """Explains each result, and saves a picture of the first of them."""
+    from dr_keras.search_results import save_picture
+    from dr_keras.why_picture import why_picture
+
+    found = [model.explain(answer.path, result.path) for result in answer.results]
+    shown = [
+        (result.path, result.class_name, explanation)
+        for result, explanation in zip(answer.results[:SHOWN], found, strict=False)
+    ]
+    save_picture(why_picture(answer.path, shown, model.config.resize), picture)
+    return found
 
 
 def distance(text: str) -> float | str:

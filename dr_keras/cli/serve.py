@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=int, default=64, metavar="N", help="how many requests to handle at a time (default: 64)"
     )
+    parser.add_argument(
+        "--judge",
+        metavar="FILE.csv",
+        help="ask visitors, at /judge, which of two images is more like a third, and add their answers to this file, "
+        f"for {program('train')} --triplets",
+    )
     parser.add_argument("--writable", action="store_true", help="let clients with the token add and remove images")
     parser.add_argument(
         "--uploads", metavar="FOLDER", help="with --writable: the folder that added images are stored in"
@@ -94,6 +100,7 @@ def serve(options: argparse.Namespace) -> None:
         uploads=Path(options.uploads).absolute() if options.uploads else None,
         hosts=hosts,
         root_path=options.root_path.rstrip("/"),
+        judge=Path(options.judge).expanduser().absolute() if options.judge else None,
         show_paths=options.show_paths,
         concurrency=options.concurrency,
     )

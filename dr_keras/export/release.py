@@ -40,6 +40,7 @@ def release(run: Run, place: Run) -> dict[str, float]:
     from dr_keras.embedders import embed_with_network
     from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
     from dr_keras.model.general_head import with_general_head
+    from dr_keras.model.maps import map_tensors, projection_of
     from dr_keras.model.released import rounded, run_network, write_weights
 
     if not (run.finished and (run.network_file.is_file() or run.weights_file.is_file())):
@@ -77,6 +78,8 @@ def release(run: Run, place: Run) -> dict[str, float]:
                 raise RunError(f"{name} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
     if general is not None:
         general.save(place.general_file)
+    if map_tensors(network) is not None:
+        projection_of(network).save(place.projection_file)
     if run.classes_file.is_file():
         write_json(place.classes_file, read_json(run.classes_file))
     # Without the run's name and the paths of the machine it was trained on.

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -13,11 +13,12 @@ from PIL import Image
 from dr_keras.atomic_files import new_file, new_folder
 from dr_keras.backend import keras_defaults
 from dr_keras.data.images import PADDING, decode
-from dr_keras.embedders import LiteRTEmbedder, SavedModelEmbedder, embed_with_network
+from dr_keras.embedders import MAP, LiteRTEmbedder, SavedModelEmbedder, embed_with_network
 from dr_keras.errors import RunError
 from dr_keras.export.onnx import OnnxEmbedder, require_onnx, write_onnx
 from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.model.general_head import with_general_head
+from dr_keras.model.maps import map_tensors, projection_of
 from dr_keras.model.released import run_network
 from dr_keras.runs import Run
 
@@ -61,8 +62,10 @@ def export(run: Run) -> dict[str, float]:
             _check("SavedModel", SavedModelEmbedder(temporary, head), samples, expected[head]) for head in networks
         )
         differences["saved_model_bytes"] = _check_bytes(networks[TRAINED], temporary, samples)
+    if map_tensors(networks[TRAINED]) is not None:
+        projection_of(networks[TRAINED]).save(run.projection_file)
     with new_file(run.litert_file) as temporary:
-        temporary.write_bytes(_litert(run.saved_model, list(networks)))
+        temporary.write_bytes(_litert(run.saved_model))
         differences["litert"] = check_litert(temporary, samples, expected)
     if run.config().onnx:
         require_onnx()
@@ -75,13 +78,19 @@ def export(run: Run) -> dict[str, float]:
 
 
 def _write_saved_model(network: keras.Model, general: GeneralHead | None, folder: Path, resize: str) -> None:
-    """Writes a SavedModel of up to four signatures.
+    """Writes a SavedModel of up to five signatures.
 
     `serve`, also `serving_default`, takes pixels; `serve_bytes` takes encoded JPEG or PNG files. With a general head,
-    `serve_heads` and `serve_bytes_heads` return both vectors, named `trained` and `general`.
+    `serve_heads` and `serve_bytes_heads` return both vectors, named `trained` and `general`. Where maps explain the
+    embedding (`dr_keras.cells`), `serve_maps` returns them beside the vectors.
     """
     _, height, width, channels = network.input_shape
     both = None if general is None else with_general_head(network, general)
+    maps = map_tensors(network)
+    mapped = None
+    if maps is not None:
+        vectors = {TRAINED: network.output} if both is None else both.output
+        mapped = keras.Model(network.input, vectors | {MAP + name: tensor for name, tensor in maps.items()})
 
     def serve(images: tf.Tensor) -> tf.Tensor:
         return network(images, training=False)
@@ -89,6 +98,10 @@ def _write_saved_model(network: keras.Model, general: GeneralHead | None, folder
     def serve_heads(images: tf.Tensor) -> dict[str, tf.Tensor]:
         assert both is not None
         return both(images, training=False)
+
+    def serve_maps(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert mapped is not None
+        return mapped(images, training=False)
 
     def decode_one(encoded: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")  # decodes PNG as well
@@ -105,7 +118,7 @@ def _write_saved_model(network: keras.Model, general: GeneralHead | None, folder
         return serve_heads(decode_all(encoded))
 
     archive = keras.export.ExportArchive()
-    archive.track(network if both is None else both)
+    archive.track(mapped or both or network)
     pixels = [tf.TensorSpec((None, height, width, channels), tf.uint8, "image")]
     files = [tf.TensorSpec((None,), tf.string, "encoded")]
     archive.add_endpoint("serve", serve, pixels)
@@ -113,6 +126,8 @@ def _write_saved_model(network: keras.Model, general: GeneralHead | None, folder
     if both is not None:
         archive.add_endpoint("serve_heads", serve_heads, pixels)
         archive.add_endpoint("serve_bytes_heads", serve_bytes_heads, files)
+    if mapped is not None:
+        archive.add_endpoint("serve_maps", serve_maps, pixels)
     archive.write_out(str(folder), verbose=False)
 
 
@@ -129,17 +144,18 @@ def _to_size(image: tf.Tensor, height: int, width: int, resize: str) -> tf.Tenso
     return tf.image.resize(image, (height, width), antialias=True)
 
 
-def _litert(saved_model: Path, heads: Sequence[str]) -> bytes:
-    """The SavedModel with built-in operations only, for any batch size; its outputs are the heads, in this order.
+def _litert(saved_model: Path) -> bytes:
+    """The SavedModel with built-in operations only, for any batch size; its outputs are the heads and the maps.
 
     It is converted from the SavedModel, not from the Keras model, because that freezes the weights: as variables they
     would need an initializer, which LiteRT does not run.
     """
-    return _converter(saved_model, heads).convert()
+    return _converter(saved_model).convert()
 
 
-def _converter(saved_model: Path, heads: Sequence[str]) -> tf.lite.TFLiteConverter:
-    signature = "serve_heads" if len(heads) > 1 else "serve"
+def _converter(saved_model: Path) -> tf.lite.TFLiteConverter:
+    known = tf.saved_model.load(str(saved_model)).signatures
+    signature = next(name for name in ("serve_maps", "serve_heads", "serve") if name in known)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[signature])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     return converter
@@ -150,7 +166,7 @@ def half_litert(network: keras.Model, general: GeneralHead | None, resize: str) 
     """A LiteRT file whose weights are stored in half precision; it computes in float32."""
     with tempfile.TemporaryDirectory() as folder:
         _write_saved_model(network, general, Path(folder), resize)
-        converter = _converter(Path(folder), [TRAINED] if general is None else [TRAINED, GENERAL])
+        converter = _converter(Path(folder))
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
         return converter.convert()

@@ -4,11 +4,10 @@ import keras
 from keras import layers
 
 from dr_keras.backend import keras_defaults
-from dr_keras.heads import GENERAL, TRAINED, GeneralHead
+from dr_keras.heads import GENERAL, LOW_RESOLUTION_WEIGHT, TRAINED, GeneralHead
 from dr_keras.model.normalization import L2Normalization
 
 TRAINED_LAYER = "embedding"
-LOW_RESOLUTION_WEIGHT = 0.5  # docs/quality.md
 
 
 @keras_defaults()

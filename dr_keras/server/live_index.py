@@ -16,6 +16,7 @@ from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, Opened, open_image, remove_upload, store_upload
+from dr_keras.server.judging import uncertain_triplet
 from dr_keras.server.map import Map, Mapper, Snapshot
 from dr_keras.server.queries import Query, Resolved, answer_to, find_row, resolve
 
@@ -142,6 +143,17 @@ class LiveIndex:
             self.refresh()
             return self.model.result(find_row(self.index, name))
 
+    def has(self, id: str) -> None:
+        """Checks that the index has an image of this id.
+
+        Raises:
+            Problem: 404 if it has not.
+        """
+        with self._guard:
+            self.refresh()
+            if self.index.records.row(id) is None:
+                raise Problem(404, "the index has no image of this id")
+
     def open_image(self, id: str) -> Opened:
         """Opens the file of an image of the index.
 
@@ -170,6 +182,20 @@ class LiveIndex:
             searched = self.index.searched_rows()
             rows = np.random.default_rng().choice(searched, min(count, len(searched)), replace=False)
             return [self.model.result(row) for row in rows.tolist()]
+
+    def question(self) -> tuple[Result, Result, Result]:
+        """Chooses an image, and two others of which the network is unsure which is more like it.
+
+        Raises:
+            Problem: 409 if there are fewer than three images.
+        """
+        with self._guard:
+            self.refresh()
+            searched = self.index.searched_rows()
+            if len(searched) < 3:
+                raise Problem(409, "a question needs three images")
+            query, first, second = uncertain_triplet(self.index.vectors, searched, np.random.default_rng())
+            return self.model.result(query), self.model.result(first), self.model.result(second)
 
     def stats(self) -> dict[str, Any]:
         """Returns what `index.py stats` reports, without the server's paths, and what the page needs."""

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from dr_keras.server.errors import Problem
-from dr_keras.server.schemas import MAX_ID, MAX_IDS, MAX_LABEL, SearchRequest
+from dr_keras.server.schemas import MAX_ID, MAX_IDS, MAX_LABEL, Judgment, SearchRequest
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 FORM = "multipart/form-data"
 FIELD_BYTES = 2**16  # limit for a form field that is not an image
@@ -55,7 +57,7 @@ async def read_search(request: Request) -> tuple[SearchRequest, list[bytes]]:
     values, images = await _read_form(
         request, IMAGES_OF_A_QUERY, ("positives", "negatives"), ("where", "max_distance", "include_self")
     )
-    return check_search({name: value for name, value in values.items() if value != ""}), images
+    return check(SearchRequest, {name: value for name, value in values.items() if value != ""}), images
 
 
 def parse_search(data: bytes) -> SearchRequest:
@@ -67,26 +69,41 @@ def parse_search(data: bytes) -> SearchRequest:
     Raises:
         Problem: 400 if the body is not JSON, 422 if it is not a search.
     """
+    return check(SearchRequest, _parse_json(data))
+
+
+async def read_judgment(request: Request) -> Judgment:
+    """Reads a judgment from a request.
+
+    Raises:
+        Problem: 415, 400 or 422; the message says what is wrong.
+    """
+    if _content_type(request) != "application/json":
+        raise Problem(415, "send application/json")
+    return check(Judgment, _parse_json(await request.body()))
+
+
+def _parse_json(data: bytes) -> Any:
     try:
-        value = json.loads(data)  # not pydantic's parser: an id need not be UTF-8, its bytes arrive as lone surrogates
+        return json.loads(data)  # not pydantic's parser: an id need not be UTF-8, its bytes arrive as lone surrogates
     except RecursionError:
         raise Problem(400, "the JSON nests too deeply") from None
     except ValueError as error:
         raise Problem(400, f"the body is not JSON: {error}") from None
-    return check_search(value)
 
 
-def check_search(value: Any) -> SearchRequest:
-    """Makes a search from plain values.
+def check(kind: type[Checked], value: Any) -> Checked:
+    """Makes a model from plain values.
 
     Args:
+        kind: The class of the model.
         value: What the client sent, as Python values.
 
     Raises:
         Problem: 422; the message names the field.
     """
     try:
-        return SearchRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         raise Problem(422, describe_errors(error.errors(include_url=False))) from None
 

@@ -20,8 +20,9 @@ from dr_keras.search_model import Model
 from dr_keras.server import schemas
 from dr_keras.server.errors import Problem
 from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, MIN_THUMBNAIL_PIXELS
+from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.limits import HEADERS, Guard
-from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id
+from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_judgment
 from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store
 from dr_keras.server.root_path import RootPath
 from dr_keras.server.schemas import MAX_ID, MAX_K, MAX_LABEL, SearchRequest
@@ -128,7 +129,9 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
     _add_images(app, service)
     _add_changes(app, service)
     _add_watch(app, service)
-    _add_page(app, settings.root_path)
+    if settings.judge:
+        _add_judging(app, service, JudgmentFile(settings.judge))
+    _add_page(app, settings.root_path, judging=settings.judge is not None)
     _add_heads(app)
     return app
 
@@ -288,6 +291,30 @@ def _add_changes(app: FastAPI, service: Service) -> None:
         return no_store({"id": named, "file_removed": await service.write(service.live_index.remove, named)})
 
 
+def _add_judging(app: FastAPI, service: Service, file: JudgmentFile) -> None:
+    live_index = service.live_index
+
+    @app.get("/v1/judgment", response_model=schemas.Question, responses=errors(409), tags=["judgments"])
+    async def question() -> Response:
+        """Asks which of two images is more like a third: one of the questions of which the network is least sure."""
+        names = ("query", "first", "second")
+        found = zip(names, await service.read(live_index.question), strict=True)
+        return no_store({name: image_content(result) for name, result in found})
+
+    @app.post(
+        "/v1/judgments",
+        response_model=schemas.Judged,
+        status_code=201,
+        responses=errors(400, 404, 408, 413, 415, 422, 507),
+        openapi_extra=body(("application/json", schemas.Judgment.model_json_schema())),
+        tags=["judgments"],
+    )
+    async def judge(request: Request) -> Response:
+        """Keeps the answer to a question, as one vote."""
+        count = await service.judge(await read_judgment(request), file)
+        return no_store({"judgments": count}, 201)
+
+
 def _add_watch(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", response_model=schemas.Health, tags=["server"])
     async def healthz() -> Response:
@@ -312,7 +339,7 @@ def _add_watch(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), headers={"Content-Type": service.metrics.content_type})
 
 
-def _add_page(app: FastAPI, root_path: str) -> None:
+def _add_page(app: FastAPI, root_path: str, *, judging: bool) -> None:
     # Read once, so that no URL becomes a path. Starlette's StaticFiles supports neither `*` nor several
     # If-None-Match headers, and derives entity tags from file times, which differ between installations.
     files = {file.name: file.read_bytes() for file in STATIC.iterdir() if file.suffix in STATIC_TYPES}
@@ -329,6 +356,12 @@ def _add_page(app: FastAPI, root_path: str) -> None:
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return static(request, "index.html")
+
+    if judging:
+
+        @app.get("/judge", include_in_schema=False)
+        async def judge(request: Request) -> Response:
+            return static(request, "judge.html")
 
     @app.get("/static/{name}", include_in_schema=False)
     async def part(request: Request, name: str) -> Response:

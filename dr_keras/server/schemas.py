@@ -99,6 +99,30 @@ class Removed(BaseModel):
     file_removed: bool = Field(description="Whether its file was removed too: only uploaded files are.")
 
 
+class Question(BaseModel):
+    """Which of two images is more like the query?"""
+
+    query: Image
+    first: Image
+    second: Image
+
+
+class Judgment(BaseModel):
+    """The answer to a question."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: Id = Field(description="The id of the query.")
+    positive: Id = Field(description="The id of the image that is more like it.")
+    negative: Id = Field(description="The id of the other image.")
+
+
+class Judged(BaseModel):
+    """An answer has been kept."""
+
+    judgments: int = Field(description="How many the file has now.")
+
+
 class Class(BaseModel):
     """A class of images."""
 

@@ -23,12 +23,13 @@ from dr_keras.search_results import Answer, Result
 from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, Opened, Thumbnails, examine
+from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.live_index import LiveIndex
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.queries import Query
 from dr_keras.server.requests import path_id, read_search, read_upload
 from dr_keras.server.responses import FileResponse, matches_etag, requested_range
-from dr_keras.server.schemas import SearchRequest
+from dr_keras.server.schemas import Judgment, SearchRequest
 from dr_keras.server.settings import Settings
 
 T = TypeVar("T")
@@ -217,6 +218,33 @@ class Service:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_unused)
             raise
+
+    async def judge(self, judgment: Judgment, file: JudgmentFile) -> int:
+        """Keeps a judgment about three images of the index.
+
+        Args:
+            judgment: The judgment.
+            file: Where to.
+
+        Returns:
+            The number of judgments in the file.
+
+        Raises:
+            Problem: 404 if the index has not all three images, 422 if they are not three, 507 if the file cannot be
+                written.
+        """
+        ids = (judgment.query, judgment.positive, judgment.negative)
+        if len(set(ids)) < 3:
+            raise Problem(422, "a judgment is about three different images")
+        if any("\udc80" <= character <= "\udcff" for id in ids for character in id):
+            raise Problem(422, "an id is not UTF-8, which the file is in")
+        for id in ids:
+            await self.read(self.live_index.has, id)
+        try:
+            return await self.write(file.append, *ids)
+        except OSError as error:
+            log.error("%s", error)
+            raise Problem(507, "the judgment could not be written; the server's log says why") from None
 
     async def add(self, request: Request) -> tuple[Result, bool]:
         """Adds an uploaded image to the index.

@@ -26,6 +26,7 @@ class Settings:
         uploads: The folder that stores added images; it is created when the server starts.
         hosts: The names that the Host header may have, to prevent DNS rebinding; if empty, any name.
         root_path: The path below which a reverse proxy serves the application, such as /photos.
+        judge: The CSV file that visitors' judgments are added to; None to not ask for any.
         show_paths: Whether search results contain the paths of files on this machine.
         concurrency: Limit of requests in progress; further clients are told to try again.
         body_bytes: Limit of an upload: twice the largest JPEG that a phone takes.
@@ -40,6 +41,7 @@ class Settings:
     uploads: Path | None = None
     hosts: tuple[str, ...] = ()
     root_path: str = ""
+    judge: Path | None = None
     show_paths: bool = False
     concurrency: int = 64
     body_bytes: int = 20 * 2**20

@@ -71,5 +71,12 @@ export const findImage = (name, signal) => json(`v1/find?name=${encodeId(name)}`
 export const sampleImages = (k, signal) => json(`v1/sample?k=${k}`, { signal });
 export const getStats = () => json("v1/stats");
 export const getClasses = () => json("v1/classes");
+export const getQuestion = () => json("v1/judgment");
+export const sendJudgment = (body) =>
+  json("v1/judgments", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
 export const getMap = async () => (await request("v1/map")).arrayBuffer();
 export const getPoint = (key, number) => json(`v1/map/${encodeURIComponent(key)}/${number}`);
