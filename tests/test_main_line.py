@@ -33,7 +33,15 @@ def model(run):
 def test_the_run_folder_is_complete(run):
     expected = {
         *("config.json", "embedding.keras", "saved_model", "embedding.tflite", "index", "metrics.json"),
-        *("history.csv", "data-report.json", "samples.npy", "tensorboard", "general.npz", "classes.json"),
+        *(
+            "history.csv",
+            "data-report.json",
+            "samples.npy",
+            "tensorboard",
+            "general.npz",
+            "classes.json",
+            "projection.npz",
+        ),
     }
     assert {path.name for path in run.path.iterdir()} == expected
     assert run.finished
