@@ -322,12 +322,15 @@ class Model:
         with self._guard:
             index = self._index
         files = [file_named(index, image) if isinstance(image, str) else image for image in (query, neighbor)]
-        one, other = self._embedder.pixels(files)
-        head = self.head
-        if head == FITTED:
-            assert index is not None
-            return self._explainer(one, other, TRAINED, GeneralHead.load(index.head_file))
-        return self._explainer(one, other, head)
+        return self.explain_pixels(*self._embedder.pixels(files))
+
+    def explain_pixels(self, query: np.ndarray, neighbor: np.ndarray) -> Explanation:
+        """Explains why two decoded images are alike; (H, W, 3) uint8 of the run's size, see `explain`."""
+        with self._guard:
+            index = self._index
+        if index is not None and index.head == FITTED:
+            return self._explainer(query, neighbor, TRAINED, GeneralHead.load(index.head_file))
+        return self._explainer(query, neighbor, self.head)
 
     def calibrated_distance(self) -> float:
         """Returns the distance that `evaluate.py --calibrate` found for the head in use.

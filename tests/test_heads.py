@@ -173,6 +173,27 @@ def test_evaluation_by_head(run, unknown):
         evaluate_run(model, head="all")
 
 
+def test_images_that_do_not_fit_into_memory_are_streamed(run, folders, tmp_path, monkeypatch, capsys):
+    from dr_keras.evaluation import evaluate as module
+
+    monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
+    model = load(run.path)
+    options = module.SearchOptions(flip_average=True)
+
+    def figures(**settings):
+        found = module.evaluate_run(model, options=options, **settings)
+        return found["precision@30"], found["search_options"]["flip average"], found["baselines"]
+
+    before = [figures(), figures(data=str(folders))]
+    monkeypatch.setattr(module, "MEMORY_SHARE", 0)
+    monkeypatch.setattr("dr_keras.evaluation.baselines.BLOCK_BYTES", 20_000)  # several blocks
+    for plain, settings in zip(before, ({}, {"data": str(folders)}), strict=True):
+        streamed = figures(**settings)
+        assert streamed[:2] == plain[:2]
+        assert streamed[2] == {"untrained": plain[2]["untrained"]}
+    assert "no ranking by raw pixels" in capsys.readouterr().err
+
+
 def test_each_head_has_its_own_calibration(run, unknown, tmp_path, monkeypatch):
     from dr_keras.evaluation.evaluate import evaluate_run
 

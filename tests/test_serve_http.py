@@ -12,7 +12,7 @@ from served import BEARER, TOKEN, client, proxy, raw, refused, search
 from dr_keras.errors import InputError
 from dr_keras.index.index import Index
 from dr_keras.server.map import decode_map
-from dr_keras.server.routes import STATIC
+from dr_keras.server.page import STATIC
 
 IMAGE = "/v1/images/disc/disc_0.png"
 SMALL = f"{IMAGE}?thumbnail=32"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from rich.console import Console
 
 from dr_keras.atomic_files import read_json, write_json
@@ -17,11 +18,11 @@ from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
-from dr_keras.data.pixel_store import load_pixels
+from dr_keras.data.pixel_store import Pixels, StreamedImages, load_pixels
 from dr_keras.data.splits import VALIDATION
 from dr_keras.embedders import check_finite
 from dr_keras.errors import InputError
-from dr_keras.evaluation.baselines import baselines_of
+from dr_keras.evaluation.baselines import baselines_of, vectors_of
 from dr_keras.evaluation.calibration import at, calibrate
 from dr_keras.evaluation.metric_learning import metric_learning_figures
 from dr_keras.evaluation.metrics import Moved, Ranking, class_table, confused_pairs, evaluate, nearest_others
@@ -39,6 +40,7 @@ from dr_keras.progress import bar, stderr
 from dr_keras.runs import Run
 from dr_keras.search_model import Model
 
+MEMORY_SHARE = 0.25  # of the memory that is available, for decoded images
 WORST_CLASSES = 10
 CALIBRATION_K = 30  # as many results as retrieve.py shows
 
@@ -115,7 +117,7 @@ def evaluate_run(
         head = TRAINED if head == "auto" else head
         if head != TRAINED:
             pixels = _decode(images, model.config, console)
-            images = replace(images, vectors=model.vectors(pixels, head))
+            images = replace(images, vectors=vectors_of(model, pixels, head))
     else:
         images, pixels, head = _other_images(model, data, head, protocol, console)
     _check(images)
@@ -262,14 +264,14 @@ def _calibrate(images: RankedImages, wanted: float) -> dict[str, Any]:
 
 
 def _with_options(
-    model: Model, images: RankedImages, pixels: np.ndarray | None, options: SearchOptions, head: str, console: Console
+    model: Model, images: RankedImages, pixels: Pixels | None, options: SearchOptions, head: str, console: Console
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Moved | None]]:
     """Yields name, queries, gallery, and moved vectors, for each option alone and for all of them together."""
     flipped = images.vectors
     if options.flip_average:
         assert pixels is not None
         console.print("embedding mirror images")
-        flipped = unit_length(images.vectors + model.vectors(np.ascontiguousarray(pixels[:, :, ::-1]), head))
+        flipped = unit_length(images.vectors + vectors_of(model, pixels, head, mirrored=True))
         yield "flip average", *_sides(images, flipped), None
 
     def averaged(gallery: np.ndarray) -> tuple[np.ndarray, Moved | None]:
@@ -295,9 +297,16 @@ def _with_options(
         yield "together", expanded(queries, gallery, moved) if options.query_expansion else queries, gallery, moved
 
 
-def _decode(images: RankedImages, config: Config, console: Console) -> np.ndarray:
-    with bar("reading images", len(images.paths), console) as advance:
-        pixels, failures = decode_files(images.paths, config.image_size, config.resize, advance=advance)
+def _decode(images: RankedImages, config: Config, console: Console) -> Pixels:
+    pixels: Pixels
+    if _fits(len(images.paths), config):
+        with bar("reading images", len(images.paths), console) as advance:
+            pixels, failures = decode_files(images.paths, config.image_size, config.resize, advance=advance)
+    else:
+        nothing = np.empty((0, config.image_size, config.image_size, 3), np.uint8)
+        with bar("checking images", len(images.paths), console) as advance:
+            failures = decode_files(images.paths, config.image_size, config.resize, out=nothing, advance=advance)[1]
+        pixels = StreamedImages(images.paths, config.image_size, config.resize)
     if failures:
         row, reason = next(iter(failures.items()))
         raise InputError(
@@ -307,23 +316,33 @@ def _decode(images: RankedImages, config: Config, console: Console) -> np.ndarra
     return pixels
 
 
+def _fits(count: int, config: Config) -> bool:
+    """Whether the pixels of images fit into memory with room to spare."""
+    return count * config.image_size**2 * 3 <= psutil.virtual_memory().available * MEMORY_SHARE
+
+
 def _other_images(
     model: Model, data: str, head: str, protocol: str, console: Console
-) -> tuple[RankedImages, np.ndarray, str]:
+) -> tuple[RankedImages, Pixels, str]:
     config = model.config
     share = config.validation or Config().validation
     catalog = load_catalog(
         data, monitor=config.monitor, validation=share, seed=config.seed, protocol=protocol, console=console
     )
-    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, console=console)
-    assert isinstance(pixels, np.ndarray)  # in memory
+    store = "memory" if _fits(len(catalog), config) else "stream"
+    catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, store=store, console=console)
     if report["skipped_count"]:
         console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
     # Held-out images last, so that queries and gallery are views of the pixels and not copies.
     order = np.argsort(catalog.splits == VALIDATION, kind="stable")
-    catalog, pixels = catalog.take(order), pixels[order]
+    catalog = catalog.take(order)
+    if isinstance(pixels, np.ndarray):
+        pixels = pixels[order]
+    else:
+        pixels = StreamedImages(catalog.paths(), config.image_size, config.resize)
     if head == "auto":
         known = set(catalog.classes) <= model.run.classes() or not model.run.general_file.is_file()
         head = TRAINED if known else GENERAL
-    console.print(f"embedding {len(pixels):,} images by the {head} head", highlight=False)
-    return RankedImages.of_catalog(catalog, model.vectors(pixels, head)), pixels, head
+    with bar(f"embedding images by the {head} head", len(pixels), console) as advance:
+        vectors = vectors_of(model, pixels, head, advance=advance)
+    return RankedImages.of_catalog(catalog, vectors), pixels, head

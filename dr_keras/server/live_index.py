@@ -10,6 +10,7 @@ import numpy as np
 
 from dr_keras.data.image_ids import image_id, image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
+from dr_keras.explanation import Explanation
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.writer_lock import Locked
 from dr_keras.search_model import Model
@@ -182,6 +183,10 @@ class LiveIndex:
             searched = self.index.searched_rows()
             rows = np.random.default_rng().choice(searched, min(count, len(searched)), replace=False)
             return [self.model.result(row) for row in rows.tolist()]
+
+    def explain(self, query: np.ndarray, neighbor: np.ndarray) -> Explanation:
+        """Explains why two decoded images are alike, see `Model.explain_pixels`."""
+        return self.model.explain_pixels(query, neighbor)
 
     def question(self) -> tuple[Result, Result, Result]:
         """Chooses an image, and two others of which the network is unsure which is more like it.

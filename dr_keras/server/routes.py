@@ -1,8 +1,6 @@
 """The FastAPI application: its routes and their OpenAPI descriptions."""
 
-import hashlib
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -11,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 
 import dr_keras
@@ -22,6 +20,7 @@ from dr_keras.server.errors import Problem
 from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, MIN_THUMBNAIL_PIXELS
 from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.limits import HEADERS, Guard
+from dr_keras.server.page import add_page
 from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_judgment
 from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store
 from dr_keras.server.root_path import RootPath
@@ -30,9 +29,6 @@ from dr_keras.server.service import Service
 from dr_keras.server.settings import Settings
 
 log = logging.getLogger("uvicorn.error")
-
-STATIC = Path(__file__).parent / "static"
-STATIC_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 class AnyBytes(Convertor[str]):
@@ -124,6 +120,7 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
         app.add_middleware(RootPath, root_path=settings.root_path)
     _handle_errors(app)
     _add_search(app, service)
+    _add_explanations(app, service)
     _add_index(app, service)
     _add_map(app, service)
     _add_images(app, service)
@@ -131,7 +128,7 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
     _add_watch(app, service)
     if settings.judge:
         _add_judging(app, service, JudgmentFile(settings.judge))
-    _add_page(app, settings.root_path, judging=settings.judge is not None)
+    add_page(app, settings.root_path, judging=settings.judge is not None)
     _add_heads(app)
     return app
 
@@ -174,6 +171,20 @@ def _add_search(app: FastAPI, service: Service) -> None:
         """Finds the images nearest to uploaded images, to images of the index, or to both together."""
         answer = await service.search(await service.query(request), k)
         return no_store(answer_content(answer, service.settings.show_paths))
+
+
+def _add_explanations(app: FastAPI, service: Service) -> None:
+    name = Parameter(min_length=1, max_length=MAX_ID, description="An id or a unique base name.")
+
+    @app.get(
+        "/v1/explain",
+        response_model=schemas.Explanation,
+        responses=errors(403, 404, 415, 422),
+        tags=["search"],
+    )
+    async def explain(query: Annotated[str, name], neighbor: Annotated[str, name]) -> Response:
+        """Explains why two images of the index are alike."""
+        return no_store(await service.explain(query, neighbor))
 
 
 def _add_index(app: FastAPI, service: Service) -> None:
@@ -337,46 +348,6 @@ def _add_watch(app: FastAPI, service: Service) -> None:
         """Returns the metrics for Prometheus."""
         service.metrics.images.set(len(service.live_index))
         return Response(service.metrics.text(), headers={"Content-Type": service.metrics.content_type})
-
-
-def _add_page(app: FastAPI, root_path: str, *, judging: bool) -> None:
-    # Read once, so that no URL becomes a path. Starlette's StaticFiles supports neither `*` nor several
-    # If-None-Match headers, and derives entity tags from file times, which differ between installations.
-    files = {file.name: file.read_bytes() for file in STATIC.iterdir() if file.suffix in STATIC_TYPES}
-
-    def static(request: Request, name: str) -> Response:
-        if name not in files:
-            raise Problem(404, "there is no such page")
-        etag = f'"{hashlib.sha256(files[name]).hexdigest()[:20]}"'
-        headers = {"ETag": etag, "Cache-Control": "no-cache"}
-        if matches_etag(request, etag):
-            return Response(status_code=304, headers=headers)
-        return Response(files[name], media_type=STATIC_TYPES[Path(name).suffix], headers=headers)
-
-    @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        return static(request, "index.html")
-
-    if judging:
-
-        @app.get("/judge", include_in_schema=False)
-        async def judge(request: Request) -> Response:
-            return static(request, "judge.html")
-
-    @app.get("/static/{name}", include_in_schema=False)
-    async def part(request: Request, name: str) -> Response:
-        return static(request, name)
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def icon(request: Request) -> Response:
-        return static(request, "icon.svg")
-
-    if root_path:
-
-        @app.get(root_path, include_in_schema=False)
-        async def below(request: Request) -> Response:
-            query = request.url.query
-            return RedirectResponse(f"{root_path}/" + (query and f"?{query}"))  # the page's references are relative
 
 
 def _add_heads(app: FastAPI) -> None:

@@ -99,6 +99,23 @@ class Removed(BaseModel):
     file_removed: bool = Field(description="Whether its file was removed too: only uploaded files are.")
 
 
+class Explanation(BaseModel):
+    """Why two images are alike: how much each part of them adds to the cosine of their embeddings."""
+
+    query: str = Field(description="The id of the query.")
+    neighbor: str = Field(description="The id of the neighbor.")
+    resize: str = Field(description="How the network sees an image: stretched, cropped or padded to a square.")
+    exact: bool = Field(description="Whether each map and the bias sum to the total.")
+    cosine: float
+    total: float | None = Field(description="The sum of all parts; null if not exact.")
+    bias: float | None = Field(description="What does not come from the images; null if not exact.")
+    query_map: list[list[float]] = Field(description="What each part of the query adds, from the top left.")
+    neighbor_map: list[list[float]] = Field(description="What each part of the neighbor adds.")
+    pairs: list[list[list[list[float]]]] | None = Field(
+        description="What each part of the query (row, column) adds with each of the neighbor; null if not exact."
+    )
+
+
 class Question(BaseModel):
     """Which of two images is more like the query?"""
 

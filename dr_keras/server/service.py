@@ -41,6 +41,7 @@ SEARCH_BATCH_QUERIES = 64  # the default limit of requests in progress
 READER_THREADS = 4  # the index serves one at a time; another may be busy with a map
 CACHED_VECTORS = 256  # of uploaded images: whoever changes a filter sends the same image again
 REFRESH_SECONDS = 10.0  # after this an idle server releases an old state, so that the writer's log does not grow
+PAIR_DIGITS = 6  # of the pairs of an explanation
 IMAGE_CACHE_CONTROL = "private, max-age=300"  # an image may be replaced; five minutes are enough for scrolling back
 
 
@@ -218,6 +219,32 @@ class Service:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_unused)
             raise
+
+    async def explain(self, query: str, neighbor: str) -> dict[str, Any]:
+        """Explains why two images of the index are alike, as in `dr_keras.server.schemas.Explanation`.
+
+        Args:
+            query, neighbor: Their ids or unique base names.
+
+        Raises:
+            Problem: There is no such image, or its file cannot be used.
+        """
+        ids = [(await self.read(self.live_index.find, name)).id for name in (query, neighbor)]
+        one, other = [await self._pixels(id) for id in ids]
+        found = await self._decoding(self.live_index.explain, one, other)
+        pairs = None if found.pairs is None else found.pairs.round(PAIR_DIGITS).tolist()
+        about = {"query": ids[0], "neighbor": ids[1], "resize": self._resize}
+        return about | found.to_dict() | {"pairs": pairs}
+
+    async def _pixels(self, id: str) -> np.ndarray:
+        """The pixels of an image of the index, as the network sees them."""
+        opened = await self._open(id)
+        try:
+            return await self._decoding(decode, await self._decoding(opened.content), self._size, self._resize)
+        except ImageError as error:
+            raise Problem(415, f"the image {error}") from None
+        finally:
+            opened.close()
 
     async def judge(self, judgment: Judgment, file: JudgmentFile) -> int:
         """Keeps a judgment about three images of the index.

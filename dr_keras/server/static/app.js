@@ -16,6 +16,7 @@ import {
   withMarks,
 } from "./state.js";
 import * as view from "./view.js";
+import { explanationOf, forgetExplanations, shade, WhyDialog } from "./why.js";
 
 const { $ } = view;
 const SAMPLE_IMAGES = 48;
@@ -41,7 +42,43 @@ function clearMarks() {
   view.showMarks();
 }
 
-Object.assign(view.actions, { go, searchWith, mark });
+// The one image of the gallery that is searched for, if nothing else is: the only query that is explained.
+function explained() {
+  const { q, not, upload } = readState();
+  return q.length === 1 && !not.length && !upload ? q[0] : null;
+}
+
+let dialog = null;
+
+function why(id) {
+  dialog ??= new WhyDialog($("why"));
+  dialog.show(explained(), id);
+}
+
+const REST_MILLISECONDS = 250; // the pointer rests for this long before an image is explained
+let resting = 0;
+
+// Darkens the image of a card where it is not like the query, while the pointer is on it.
+function shadeCard(id, find) {
+  clearTimeout(resting);
+  find.querySelector("canvas")?.remove();
+  if (id === null || !explained()) return;
+  resting = setTimeout(async () => {
+    try {
+      const found = await explanationOf(explained(), id);
+      const image = find.querySelector("img");
+      if (!image || !find.matches(":hover")) return;
+      const canvas = document.createElement("canvas");
+      canvas.setAttribute("aria-hidden", "true");
+      shade(canvas, image, found.neighbor_map, found.resize);
+      find.append(canvas);
+    } catch (error) {
+      report(error); // the dialog says why
+    }
+  }, REST_MILLISECONDS);
+}
+
+Object.assign(view.actions, { go, searchWith, mark, shade: shadeCard });
 
 // ---- Searching
 
@@ -137,6 +174,8 @@ async function render() {
     }
     state = await lookUp(state, control.signal);
     view.showQuery(state);
+    forgetExplanations();
+    view.actions.why = explained() ? why : null;
     if (state.view === "map") await showMap();
     if (hasQuery(state)) await showSearch(state, control);
     else await showSample(state, control.signal);

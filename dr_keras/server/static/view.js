@@ -15,7 +15,7 @@ import {
 } from "./state.js";
 
 export const $ = (id) => document.getElementById(id);
-export const actions = { go: null, searchWith: null, mark: null };
+export const actions = { go: null, searchWith: null, mark: null, why: null, shade: null };
 
 const number = new Intl.NumberFormat("en");
 const RETRY_MILLISECONDS = 1500; // until a failed thumbnail is requested again
@@ -70,6 +70,17 @@ function markButtons(image) {
   });
 }
 
+function whyButton(image, find) {
+  const button = element("button", { type: "button", className: "mark why-button", title: "Why is it alike?" }, "?");
+  button.setAttribute("aria-label", `Why is ${printable(description(image))} alike?`);
+  button.addEventListener("click", () => actions.why(image.id));
+  find.addEventListener("pointerenter", (event) => {
+    if (event.pointerType === "mouse") actions.shade(image.id, find);
+  });
+  find.addEventListener("pointerleave", () => actions.shade(null, find));
+  return button;
+}
+
 function card(image, label) {
   known.set(image.id, image);
   const find = element("button", { type: "button", className: "find", title: printable(image.id) });
@@ -80,7 +91,9 @@ function card(image, label) {
   const title = element("span", { className: "class" }, printable(className(image) || image.name));
   const below = found ? image.distance.toFixed(3) : className(image) ? printable(image.name) : "";
   const distance = element("span", { className: "distance" }, below);
-  const line = element("div", { className: "line" }, distance, ...markButtons(image));
+  const buttons = markButtons(image);
+  if (found && actions.why) buttons.push(whyButton(image, find));
+  const line = element("div", { className: "line" }, distance, ...buttons);
   const made = element("li", { className: "card" }, find, title, line);
   made.dataset.id = image.id;
   if (label !== null && found) {
