@@ -71,7 +71,7 @@ function markButtons(image) {
 }
 
 function whyButton(image, find) {
-  const button = element("button", { type: "button", className: "mark why-button", title: "Why is it alike?" }, "?");
+  const button = element("button", { type: "button", className: "why-button", title: "Why is it alike?" }, "?");
   button.setAttribute("aria-label", `Why is ${printable(description(image))} alike?`);
   button.addEventListener("click", () => actions.why(image.id));
   find.addEventListener("pointerenter", (event) => {
@@ -91,10 +91,9 @@ function card(image, label) {
   const title = element("span", { className: "class" }, printable(className(image) || image.name));
   const below = found ? image.distance.toFixed(3) : className(image) ? printable(image.name) : "";
   const distance = element("span", { className: "distance" }, below);
-  const buttons = markButtons(image);
-  if (found && actions.why) buttons.push(whyButton(image, find));
-  const line = element("div", { className: "line" }, distance, ...buttons);
+  const line = element("div", { className: "line" }, distance, ...markButtons(image));
   const made = element("li", { className: "card" }, find, title, line);
+  if (found && actions.why) made.append(whyButton(image, find));
   made.dataset.id = image.id;
   if (label !== null && found) {
     made.classList.add(image.label === label ? "same" : "other");
