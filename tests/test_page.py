@@ -360,7 +360,7 @@ def test_why_two_images_are_alike(opened, address):
     shade = card.locator(".find canvas")
     expect(shade).to_have_count(1)
     alphas = shade.evaluate(ALPHAS)
-    assert min(alphas) < 20 < 150 < max(alphas)  # bright where it is alike, dark elsewhere
+    assert max(alphas) - min(alphas) > 80  # bright where it is alike, dark elsewhere
     page.locator("#about").hover()
     expect(shade).to_have_count(0)
 
