@@ -324,13 +324,13 @@ class Model:
         files = [file_named(index, image) if isinstance(image, str) else image for image in (query, neighbor)]
         return self.explain_pixels(*self._embedder.pixels(files))
 
-    def explain_pixels(self, query: np.ndarray, neighbor: np.ndarray) -> Explanation:
+    def explain_pixels(self, query: np.ndarray, neighbor: np.ndarray, head: str | None = None) -> Explanation:
         """Explains why two decoded images are alike; (H, W, 3) uint8 of the run's size, see `explain`."""
         with self._guard:
             index = self._index
-        if index is not None and index.head == FITTED:
+        if head is None and index is not None and index.head == FITTED:
             return self._explainer(query, neighbor, TRAINED, GeneralHead.load(index.head_file))
-        return self._explainer(query, neighbor, self.head)
+        return self._explainer(query, neighbor, head or self.head)
 
     def calibrated_distance(self) -> float:
         """Returns the distance that `evaluate.py --calibrate` found for the head in use.

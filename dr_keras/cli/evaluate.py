@@ -6,6 +6,7 @@ dr-keras evaluate --run first
 dr-keras evaluate --run first --data other-folders --no-baselines --json
 dr-keras evaluate --run first --flip-average --query-expansion 5 --gallery-average 10
 dr-keras evaluate --run first --calibrate 0.95
+dr-keras evaluate --run first --report report.html
 dr-keras evaluate --run first --triplets judgments.csv
 """
 
@@ -69,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find the distance within which this share of the neighbors is correct, "
         f"for {program('retrieve')} --max-distance auto",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a page with the figures, curves, confused classes, and the best and the worst queries",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
@@ -85,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         wrong = [
             name
-            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate")
+            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate", "report")
             if getattr(options, name)
         ]
         if wrong or options.protocol != "standard":
@@ -104,11 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options=search,
         calibrate_to=options.calibrate,
         protocol=options.protocol,
+        report=options.report,
     )
     if options.json:
         print(json.dumps(result, indent=2))
     else:
         show(result)
+        if options.report:
+            print(f"saved {options.report}")
     return 0
 
 

@@ -3,6 +3,7 @@
 If whole classes were held out (`dr_keras.data.held_out`), the gallery of a query is the other held-out images.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from dr_keras.evaluation.query_expansion import (
     unit_length,
 )
 from dr_keras.evaluation.ranked_images import RankedImages
+from dr_keras.evaluation.report import write_report
 from dr_keras.heads import GENERAL, HEADS, TRAINED
 from dr_keras.index.exact_search import distances
 from dr_keras.progress import bar, stderr
@@ -74,6 +76,7 @@ def evaluate_run(
     options: SearchOptions = SearchOptions(),
     calibrate_to: float | None = None,
     protocol: str = "standard",
+    report: str | os.PathLike[str] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on its own held-out images, or on another data set.
@@ -92,6 +95,7 @@ def evaluate_run(
             `retrieve.py --max-distance auto`.
         protocol: 'class-disjoint' adds the figures of metric learning; the held-out images must be of classes that were
             not trained on. Another data set is split in that way.
+        report: An HTML file to write, see `dr_keras.evaluation.report`.
         console: Shows the progress; standard error by default.
 
     Returns:
@@ -140,6 +144,9 @@ def evaluate_run(
             name: _rank(images, vectors(), model.config.seed).figures
             for name, vectors in baselines_of(model, pixels, console).items()
         }
+    if report is not None:
+        console.print("writing the report")
+        write_report(model, images, head, result, Path(report))
     if data is None and head == TRAINED:
         _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     return result
