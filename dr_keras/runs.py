@@ -21,7 +21,7 @@ RUNS = Path("runs")
 MODELS = Path(__file__).parent / "released"  # the models that come with the package
 # Settings that may differ when a run is resumed, because they do not affect the result. The images themselves are
 # compared, wherever they are.
-MAY_CHANGE = {"data", "checkpoint_minutes", "store", "onnx", "hosts", "host_index", "coordinator"}
+MAY_CHANGE = {"data", "checkpoint_minutes", "store", "onnx", "projector", "hosts", "host_index", "coordinator"}
 
 
 @dataclass(frozen=True)

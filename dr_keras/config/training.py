@@ -130,6 +130,7 @@ class RunConfig:
 
     run: str | None = option(None, "name of the run folder in runs/ (default: date and time)", metavar="NAME")
     onnx: bool = option(False, "also export embedding.onnx, for ONNX Runtime and other runtimes")
+    projector: int = option(0, "images shown as thumbnails in TensorBoard's projector at the end; 0: none", metavar="N")
     hosts: int = option(
         1, "machines that train together (with JAX); each runs this command with the same flags", metavar="N"
     )
@@ -137,7 +138,7 @@ class RunConfig:
     coordinator: str | None = option(None, "address at which the other hosts reach host 0", metavar="ADDRESS:PORT")
 
     def __post_init__(self) -> None:
-        check_at_least(self, hosts=1, host_index=0)
+        check_at_least(self, hosts=1, host_index=0, projector=0)
         if self.host_index >= self.hosts:
             raise InputError(f"--host-index is {self.host_index}; it counts from 0 and must be below --hosts")
         if self.hosts > 1 and self.coordinator is None:

@@ -8,9 +8,9 @@ import numpy as np
 from dr_keras.data.catalog import Catalog
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import Pixels
-from dr_keras.data.splits import MONITOR, TRAIN
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES, TRAIN
 from dr_keras.evaluation.metrics import KS, evaluate, nearest_others
-from dr_keras.evaluation.triplet_metrics import ranked_triplets
+from dr_keras.evaluation.triplet_metrics import RankedTriplets, ranked_triplets
 from dr_keras.image_grid import OTHER, QUERY, SAME, Neighbor, Tile, from_pixels, grid, neighbor_tiles
 from dr_keras.index.exact_search import distances as exact_distances
 from dr_keras.training.reporters import Board
@@ -19,6 +19,8 @@ SHOWN_QUERIES = 16
 SHOWN_NEIGHBORS = 8
 SHOWN_TRIPLETS = 8
 SHOWN_IMAGES = 24
+MATRIX_SIDE = 600  # pixels, about, of the matrix of classes
+PROJECTED_SIDE, MAX_SPRITE = 64, 8192  # pixels, of a thumbnail and of all of them together in TensorBoard's projector
 
 
 class Monitor:
@@ -41,6 +43,7 @@ class Monitor:
             self.gallery = self.queries
         same = np.bincount(catalog.labels[self.gallery], minlength=len(catalog.classes))[catalog.labels[self.queries]]
         self._answerable = np.flatnonzero(same > self._leave_one_out)  # whose class has another image in the gallery
+        self._neighbors: dict[int, np.ndarray] = {}  # that were shown, by step
         self._shown = np.random.default_rng(seed).permutation(self.queries)[:SHOWN_QUERIES]
 
     @property
@@ -84,14 +87,37 @@ class Monitor:
             seed=self._seed,
             own=self._answerable if self._leave_one_out else None,
         )
+        self.board.picture("monitor/class_similarity", _class_similarity(gallery, labels[self.gallery]), step)
         if len(triplets):
+            self.board.picture("monitor/hardest_triplets", self._hardest(triplets), step)
             self.board.histogram("monitor/distance_to_positives", triplets.near.ravel(), step)
             self.board.histogram("monitor/distance_to_negatives", triplets.far.ravel(), step)
         places = np.searchsorted(self.queries, self._shown)
         rows = nearest_others(queries[places], gallery, SHOWN_NEIGHBORS, places if self._leave_one_out else None)
         far = exact_distances(queries[places], gallery, rows)
-        self.board.picture("monitor/neighbors", self._picture(self.gallery[rows], far), step)
+        neighbors = self.gallery[rows]
+        before = self._neighbors.get(max((earlier for earlier in self._neighbors if earlier < step), default=-1))
+        self.board.picture("monitor/neighbors", self._picture(neighbors, far, before), step)
+        self._neighbors[step] = neighbors
         return figures
+
+    def project(self, vectors: np.ndarray, count: int, step: int) -> None:
+        """Shows images in TensorBoard's projector, as thumbnails with the class, the split and the id of each.
+
+        Args:
+            vectors: (N, D), of all images.
+            count: How many images, at most; chosen at random.
+            step: The global step.
+        """
+        catalog = self._catalog
+        rows = np.sort(np.random.default_rng(self._seed).permutation(len(catalog))[:count])
+        side = min(PROJECTED_SIDE, MAX_SPRITE // int(np.ceil(len(rows) ** 0.5)))
+        thumbnails = np.stack([np.asarray(from_pixels(self.pixels[row]).resize((side, side))) for row in rows])
+        about = [
+            (catalog.class_names[catalog.labels[row]], SPLIT_NAMES[catalog.splits[row]], catalog.ids[row])
+            for row in rows
+        ]
+        self.board.embedding("embedding", vectors[rows], thumbnails, about, ("class", "split", "id"), step)
 
     def show_batch(self, batch: dict[str, Any], step: int) -> None:
         """Shows the first triplets or images of a batch in TensorBoard, as the network sees them.
@@ -127,16 +153,54 @@ class Monitor:
         ]  # one triplet per column
         self.board.picture("data/triplets", grid(rows), step)
 
-    def _picture(self, neighbors: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    def _hardest(self, triplets: RankedTriplets) -> np.ndarray:
+        """The triplets of the monitor images that are ordered most wrongly, one per column."""
+        names, labels = self._catalog.class_names, self._catalog.labels
+        excess = triplets.near - triplets.far
+        worst = np.unravel_index(np.argsort(-excess, axis=None)[:SHOWN_TRIPLETS], excess.shape)
+        queries = self.queries[self._answerable[worst[0]]]
+        rows = [
+            [
+                Tile(from_pixels(self.pixels[row]), (names[labels[row]], text), color)
+                for row, text in zip(images, texts, strict=True)
+            ]
+            for images, texts, color in (
+                (queries, ["query"] * len(queries), QUERY),
+                (self.gallery[triplets.positive[worst]], [f"{d:.3f}" for d in triplets.near[worst]], SAME),
+                (self.gallery[triplets.negative[worst]], [f"{d:.3f}" for d in triplets.far[worst]], OTHER),
+            )
+        ]
+        return np.asarray(grid(rows))
+
+    def _picture(self, neighbors: np.ndarray, distances: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+        """The queries with their neighbors; a plus marks those that were not among them `before`."""
         names, labels = self._catalog.class_names, self._catalog.labels
         rows = []
-        for query, found, far in zip(self._shown, neighbors, distances, strict=True):
+        earlier = neighbors if before is None else before
+        for query, found, far, last in zip(self._shown, neighbors, distances, earlier, strict=True):
             own = labels[query]
             near = [
-                Neighbor(from_pixels(self.pixels[row]), names[labels[row]], float(d), bool(labels[row] == own))
+                Neighbor(
+                    from_pixels(self.pixels[row]),
+                    names[labels[row]] if row in last else f"+ {names[labels[row]]}",
+                    float(d),
+                    bool(labels[row] == own),
+                )
                 for row, d in zip(found, far, strict=True)
             ]
             rows.append(neighbor_tiles(from_pixels(self.pixels[query]), names[own], near))
         half = -(-len(rows) // 2)  # two queries per line: an image wider than it is high suits a screen
         lines = [[*rows[line], *(rows[line + half] if line + half < len(rows) else ())] for line in range(half)]
         return np.asarray(grid(lines, side=80))
+
+
+def _class_similarity(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The cosines between the mean vectors of the classes, (S, S, 3) uint8: blue for 0 and below, to yellow for 1."""
+    classes, own = np.unique(labels, return_inverse=True)
+    means = np.zeros((len(classes), vectors.shape[1]))
+    np.add.at(means, own, vectors)
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    share = np.clip(means @ means.T, 0, 1)[..., None]
+    colors = ((1 - share) * (38, 56, 112) + share * (250, 220, 90)).astype(np.uint8)
+    each = max(1, MATRIX_SIDE // len(classes))
+    return colors.repeat(each, axis=0).repeat(each, axis=1)

@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,20 @@ class Board:
     def histogram(self, name: str, values: np.ndarray, step: int) -> None:
         """Writes a histogram of (n,) values."""
         self._writer.add_histogram(name, values, step, bins=64)
+
+    def embedding(
+        self,
+        name: str,
+        vectors: np.ndarray,
+        thumbnails: np.ndarray,
+        about: Sequence[tuple[str, ...]],
+        header: tuple[str, ...],
+        step: int,
+    ) -> None:
+        """Writes (n, D) vectors for the projector, with (n, S, S, 3) uint8 thumbnails and a line about each."""
+        printable = [[text.encode("utf-8", "replace").decode() for text in line] for line in about]
+        images = thumbnails.transpose(0, 3, 1, 2) / 255
+        self._writer.add_embedding(vectors, printable, images, step, name, list(header))
 
     def close(self) -> None:
         """Flushes and closes the files."""

@@ -245,6 +245,8 @@ class _Training:
             with on_one_device(), bar("embedding images", len(catalog), self.console) as advance:
                 vectors = embed_with_network(network, pixels, advance=advance)
             figures = monitor.look(lambda wanted: vectors[wanted], steps)
+            if config.projector:
+                monitor.project(vectors, config.projector, steps)
         finally:
             board.close()
         return _Trained(network=network, steps=steps, vectors=vectors, figures=figures)
