@@ -40,7 +40,7 @@ def test_pictures_at_each_ranking(run):
         assert len(found) == 2  # after each epoch; that of the end is of the same step
         assert all((picture != PAPER).any() for picture in found)
     triplets = pictures(run, "monitor/hardest_triplets")[0]
-    assert triplets.shape[1] > 2 * triplets.shape[0]  # eight columns of three
+    assert triplets.shape[1] > 1.5 * triplets.shape[0]  # eight columns of three
 
 
 def test_the_projector_has_a_thumbnail_and_a_line_for_each_image(run):
