@@ -416,7 +416,9 @@ def litert_embed(place: Place, threads: int) -> Embed:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(place.litert), num_threads=threads)
-    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    source = interpreter.get_input_details()[0]["index"]
+    outputs = interpreter.get_signature_runner().get_output_details()
+    target = outputs["trained" if "trained" in outputs else next(iter(outputs))]["index"]
     shape: tuple[int, ...] = ()
 
     def embed(pixels: np.ndarray) -> np.ndarray:
