@@ -46,6 +46,7 @@ def test_a_released_model_is_small_and_embeds_the_same_by_all_its_files(released
         "config.json",
         "embedding.tflite",
         "general.npz",
+        "projection.npz",
         "weights.npz",
     ]
     for head, tolerance in (("trained", 1e-3), ("general", 2e-3)):  # the second rounds the first once more
