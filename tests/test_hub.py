@@ -22,6 +22,7 @@ from dr_keras.model.hub import Pooling, _interpolated, hub_features, load_preset
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.model.source_card import source_card
 from dr_keras.runs import Run
+from dr_keras.search_model import load
 
 keras_hub = pytest.importorskip("keras_hub")
 
@@ -238,6 +239,32 @@ def test_from_the_network_as_it_is_to_a_tuned_one(kind, presets, folders, tmp_pa
     for run in ("as-it-is", "tuned"):
         result = script(tmp_path, "evaluate.py", "--run", run, "--data", folders, "--no-baselines")
         assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kinds()[:1])
+def test_jax_needs_no_tensorflow(kind, presets, folders, tmp_path, refuse):
+    place = {"KERAS_BACKEND": "jax"} | refuse("tensorflow")
+    network = (
+        "--backbone",
+        f"hub:{presets / kind}",
+        "--image-size",
+        sizes(kind)[0],
+        "--epochs",
+        0,
+        "--run",
+        "as-it-is",
+    )
+    result = script(tmp_path, "train.py", *network, env=place)
+    assert result.returncode == 0, result.stderr
+    assert "TensorFlow is not installed here" in result.stderr
+    query = ("--gallery", folders, "--query", "disc_0.png", "--json")
+    result = script(tmp_path, "retrieve.py", "--run", "as-it-is", *query, env=place | {"DR_KERAS_CACHE": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    by_tensorflow = load(tmp_path / "runs" / "as-it-is", runtime="keras").use_gallery(folders).retrieve("disc_0.png")
+    found = {one["id"]: one["distance"] for one in json.loads(result.stdout)["results"]}
+    for one in by_tensorflow.results[:10]:
+        assert found[one.id] == pytest.approx(one.distance, abs=1e-4)
 
 
 def check_exports(path, folders):

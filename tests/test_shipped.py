@@ -21,7 +21,15 @@ def test_there_is_one():
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_small_and_no_image_is_among_them(name):
     files = {path.name: path.stat().st_size for path in (MODELS / name).iterdir()}
-    wanted = {"README.md", "classes.json", "config.json", "embedding.tflite", "general.npz", "projection.npz", "weights.npz"}
+    wanted = {
+        "README.md",
+        "classes.json",
+        "config.json",
+        "embedding.tflite",
+        "general.npz",
+        "projection.npz",
+        "weights.npz",
+    }
     assert set(files) - {"calibration.json"} == wanted
     assert max(files.values()) <= MAX_BYTES
     with np.load(MODELS / name / "weights.npz") as archive:
