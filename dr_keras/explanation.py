@@ -56,6 +56,15 @@ class Explanation:
         """Whether the maps and the bias sum to the cosine."""
         return self.pairs is not None
 
+    def pooled_pairs(self, side: int) -> np.ndarray | None:
+        """Returns `pairs` of fewer, larger parts, (S, S, S, S) with S at most `side`; None if there are none."""
+        if self.pairs is None:
+            return None
+        full = len(self.pairs)
+        step = next(step for step in range(1, full + 1) if full % step == 0 and full // step <= side)
+        part = full // step
+        return self.pairs.reshape(part, step, part, step, part, step, part, step).sum(axis=(1, 3, 5, 7))
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the explanation as plain values, for JSON, without the pairs."""
         return {

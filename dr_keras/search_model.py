@@ -108,7 +108,7 @@ class Model:
         """
         if self._asked != "auto":
             return self._asked
-        if not self.run.general_file.is_file():
+        if self.config.triplets or not self.run.general_file.is_file():  # judgments are about any picture
             return TRAINED
         classes, known = frozenset[str]().union(*map(folder_classes, folders)), self.run.classes()
         return TRAINED if classes and classes <= known else GENERAL

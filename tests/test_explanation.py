@@ -1,6 +1,7 @@
 """Why two pictures are alike: exact sums over the cells of the maps, and covering for other networks."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from conftest import draw, script
 from PIL import Image
 
+from dr_keras.cells import Cells
 from dr_keras.config import NetworkConfig
 from dr_keras.embedders import LiteRTMaps, embed_with_network
 from dr_keras.errors import InputError
@@ -157,6 +159,37 @@ def test_retrieve_why(tmp_path, folders):
         failed = script(tmp_path, *arguments, *more)
         assert failed.returncode == 2
         assert message in failed.stderr
+
+
+def test_nothing_to_explain_and_a_picture_that_is_gone(tmp_path, folders):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders, copy)
+    arguments = ("retrieve.py", "--run", RELEASED, "--gallery", copy, "--query", "disc_0.png", "--why", "why.png")
+    nothing = script(tmp_path, *arguments, "--max-distance", "0")
+    assert nothing.returncode == 3
+    assert not (tmp_path / "why.png").exists()
+    answer = json.loads(script(tmp_path, *arguments, "--json", "--top", 5).stdout)
+    gone = answer["results"][1]["id"]
+    model = load(RELEASED).use_gallery(copy)
+    (copy / gone).unlink()
+    found: list = []
+    for result in model.retrieve("disc_0.png", k=5).results:
+        try:
+            found.append(model.explain("disc_0.png", result.path))
+        except InputError:
+            found.append(result.id)
+    assert [one for one in found if isinstance(one, str)] == [gone]
+
+
+def test_pairs_are_pooled_to_fewer_parts():
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((2, 6, 6, 3)).astype(np.float32)
+    found = explain_cells(*(Cells(one, np.zeros(3, np.float32)) for one in vectors), cosine=0.0)
+    pooled = found.pooled_pairs(3)
+    assert pooled.shape == (3, 3, 3, 3)
+    np.testing.assert_allclose(pooled[0, 1, 2, 0], found.pairs[0:2, 2:4, 4:6, 0:2].sum())
+    np.testing.assert_allclose(found.pooled_pairs(6), found.pairs)
+    assert found.pooled_pairs(4).shape == (3, 3, 3, 3)
 
 
 def test_explaining_needs_no_framework(tmp_path, folders, refuse):

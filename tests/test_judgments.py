@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from dr_keras.config import Config, RankingConfig
 from dr_keras.data.judgments import Judgments, JudgmentSampler, read_judgments
 from dr_keras.data.sources.table import read_table
-from dr_keras.errors import InputError
+from dr_keras.errors import InputError, RunError
 from dr_keras.evaluation.judgments import evaluate_judgments, judgment_figures
 from dr_keras.model.network import embedding_network, training_network
 from dr_keras.model.ranking import TripletRanking
 from dr_keras.search_model import load
+from dr_keras.training import callbacks
 from dr_keras.training import run as run_module
 from dr_keras.training.train import train
 
@@ -201,6 +202,44 @@ def test_judgments_about_held_out_images_are_left_out_and_counted(pictures, caps
     shown = capsys.readouterr().err
     assert "are about held-out images" in shown
     assert "training on 12 judgments" not in shown
+
+
+def test_a_resumed_run_needs_the_same_judgments(pictures, monkeypatch):
+    monkeypatch.setattr(run_module, "_export", lambda *_: {})
+    file = pictures / "judgments.csv"
+    config = Config(data=str(pictures), triplets=str(file), run="r", epochs=2, batch_size=4, shift=1, **NETWORK)
+    ended = callbacks.Checkpoints.on_train_batch_end
+
+    def stop(self, batch, logs=None):
+        ended(self, batch, logs)
+        self._keep()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Checkpoints, "on_train_batch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, runs=pictures)
+    text = file.read_text()
+    file.write_text(text + "\npictures/3.png,pictures/5.png,pictures/6.png,1,0")
+    with pytest.raises(RunError, match=r"the lines of .*judgments\.csv have changed"):
+        train(config, runs=pictures, resume=True)
+    file.write_text(text)
+    assert train(config, runs=pictures, resume=True).run.finished
+
+
+def test_names_may_be_those_of_the_data(pictures, monkeypatch):
+    monkeypatch.setattr(run_module, "_export", lambda *_: {})
+    settings = NETWORK | {"epochs": 1, "batch_size": 4, "steps_per_epoch": 1, "shift": 1}
+    data = str(pictures / "pictures")
+    elsewhere = pictures / "elsewhere"
+    elsewhere.mkdir()
+    text = (pictures / "judgments.csv").read_text().replace("pictures/", "")
+    (elsewhere / "ids.csv").write_text(text)
+    model = train(Config(data=data, triplets=str(elsewhere / "ids.csv"), run="r", **settings), runs=pictures)
+    found = evaluate_judgments(model, elsewhere / "ids.csv", baselines=False)
+    same = evaluate_judgments(model, pictures / "judgments.csv", baselines=False)
+    assert (found["agreement"], found["vote_agreement"]) == (same["agreement"], same["vote_agreement"])
+    assert model.head_for(data) == "trained"
 
 
 def test_evaluate_script(pictures):

@@ -369,7 +369,9 @@ def test_why_two_images_are_alike(opened, address):
     text = dialog.locator("[data-part=text]")
     expect(text).to_contain_text("Similarity (cosine) ")
     neighbor = card.get_attribute("data-id")
-    found = httpx.get(f"{address}/v1/explain", params={"query": "disc_0.png", "neighbor": neighbor}).json()
+    found = httpx.get(
+        f"{address}/v1/explain", params={"query": "disc_0.png", "neighbor": neighbor, "pairs": True}
+    ).json()
     expect(text).to_contain_text(f"{found['cosine']:.3f}")
     figure = dialog.locator("figure").first
     box = figure.bounding_box()

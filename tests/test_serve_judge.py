@@ -104,8 +104,35 @@ def test_questions_are_about_near_images_at_nearly_equal_distances():
     assert set(uncertain_triplet(vectors, np.array([7, 9, 12]), random)) == {7, 9, 12}
 
 
+def test_near_copies_of_the_query_are_not_asked_about():
+    random = np.random.default_rng(1)
+    vectors = random.standard_normal((40, 8)).astype(np.float32)
+    vectors[:10] = vectors[0]  # ten copies of one picture
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for _ in range(100):
+        query, first, second = uncertain_triplet(vectors, np.arange(40), random)
+        assert np.linalg.norm(vectors[first] - vectors[second]) > 0.05
+        assert (query >= 10) or (min(first, second) >= 10)
+
+
+@pytest.mark.parametrize("last", [b"", b"\n"])
+def test_a_line_is_added_below_the_last_one(tmp_path, last):
+    file = tmp_path / "table.csv"
+    file.write_bytes(b"query,positive,negative,votes,votes_against\na,b,c,2,0" + last)
+    assert JudgmentFile(file).append("d", "e", "f") == 2
+    assert file.read_text().splitlines()[1:] == ["a,b,c,2,0", "d,e,f,1,0"]
+    (tmp_path / "empty.csv").touch()
+    assert JudgmentFile(tmp_path / "empty.csv").append("d", "e", "f") == 1
+    assert len((tmp_path / "empty.csv").read_text().splitlines()) == 2
+    (tmp_path / "header.csv").write_text("query,positive,negative,votes_against,votes\n")
+    with pytest.raises(InputError, match="has other columns"):
+        JudgmentFile(tmp_path / "header.csv")
+
+
 def test_an_explanation_by_the_api(place, page):
-    found = page.get("/v1/explain", params={"query": "disc_0.png", "neighbor": "disc/disc_1.png"})
+    asked = {"query": "disc_0.png", "neighbor": "disc/disc_1.png"}
+    assert page.get("/v1/explain", params=asked).json()["pairs"] is None
+    found = page.get("/v1/explain", params=asked | {"pairs": True})
     assert found.status_code == 200, found.text
     explanation = found.json()
     schemas.Explanation.model_validate(explanation)
@@ -118,4 +145,3 @@ def test_an_explanation_by_the_api(place, page):
     assert explanation["resize"] == "stretch"
     refused(page.get("/v1/explain", params={"query": "disc_0.png", "neighbor": "none.png"}), 404, "none.png")
     refused(page.get("/v1/explain", params={"query": "disc_0.png"}), 422, "neighbor")
-    (place / "pictures" / "disc" / "disc_1.png").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ Exit status: 0; 2 if the query cannot be answered; 3 if no image is near enough.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,30 +102,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if options.save:
         answer.save(Path(options.save))
-    explanations = explain(model, answer, Path(options.why)) if options.why else []
+    explained = len(answer.results) if options.json else SHOWN
+    explanations = explain(model, answer, Path(options.why), explained) if options.why else []
     if options.json:
         found = answer.to_dict()
         for result, explanation in zip(found["results"], explanations, strict=False):
-            result["explanation"] = explanation.to_dict()
+            result["explanation"] = explanation.to_dict() if explanation else None
         print(json.dumps(found))
     else:
         show(answer, options.where)
-        for picture in filter(None, (options.save, options.why)):
+        for picture in filter(None, (options.save, options.why if any(explanations) else None)):
             print(f"saved {picture}")
     return 0 if answer.results else NO_MATCH
 
 
-def explain(model: "Model", answer: "Answer", picture: Path) -> "list[Explanation]":
-    """Explains each result, and saves a picture of the first of them."""
+def explain(model: "Model", answer: "Answer", picture: Path, count: int) -> "list[Explanation | None]":
+    """Explains the first `count` results, and saves a picture of the first of them. Those that are gone have None."""
     from dr_keras.search_results import save_picture
     from dr_keras.why_picture import why_picture
 
-    found = [model.explain(answer.path, result.path) for result in answer.results]
+    found: list[Explanation | None] = []
+    for result in answer.results[:count]:
+        try:
+            found.append(model.explain(answer.path, result.path))
+        except InputError as error:
+            print(f"{result.id} is not explained: {error}", file=sys.stderr)
+            found.append(None)
     shown = [
         (result.path, result.class_name, explanation)
-        for result, explanation in zip(answer.results[:SHOWN], found, strict=False)
-    ]
-    save_picture(why_picture(answer.path, shown, model.config.resize), picture)
+        for result, explanation in zip(answer.results, found, strict=False)
+        if explanation is not None
+    ][:SHOWN]
+    if shown:
+        save_picture(why_picture(answer.path, shown, model.config.resize), picture)
     return found
 
 

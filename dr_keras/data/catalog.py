@@ -245,7 +245,7 @@ def _list_folders(root: Path, disjoint: bool, one_class: bool) -> _Listing:
     train_root = _without_wrappers(train_root) if splits else train_root
     walker = Walker()
     found = {name: walker.pictures(train_root / name) for name in walker.folders(train_root)}
-    if one_class and not any(found.values()):
+    if one_class and (not any(found.values()) or pictures_in(train_root)):
         found = {train_root.name: walker.pictures(train_root)}
     if walker.troubles:
         name, reason = walker.troubles[0]

@@ -35,7 +35,7 @@ from dr_keras.evaluation.query_expansion import (
     unit_length,
 )
 from dr_keras.evaluation.ranked_images import RankedImages
-from dr_keras.evaluation.report import write_report
+from dr_keras.evaluation.report import check_report, write_report
 from dr_keras.heads import GENERAL, HEADS, TRAINED
 from dr_keras.index.exact_search import distances
 from dr_keras.progress import bar, stderr
@@ -116,6 +116,8 @@ def evaluate_run(
     console = console or stderr()
     if head not in HEADS:
         raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
+    if report is not None:
+        check_report(Path(report))  # before the evaluation, which may take a while
     if data is None:
         images, pixels = RankedImages.of_index(model.index), None
         head = TRAINED if head == "auto" else head
@@ -144,11 +146,11 @@ def evaluate_run(
             name: _rank(images, vectors(), model.config.seed).figures
             for name, vectors in baselines_of(model, pixels, console).items()
         }
+    if data is None and head == TRAINED:
+        _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     if report is not None:
         console.print("writing the report")
         write_report(model, images, head, result, Path(report))
-    if data is None and head == TRAINED:
-        _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     return result
 
 

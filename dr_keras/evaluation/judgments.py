@@ -36,7 +36,8 @@ def evaluate_judgments(
     Args:
         model: The run, from `dr_keras.load`.
         file: A CSV file with the columns query, positive, negative, and perhaps votes and votes_against.
-        data: The images that the file names, as for `train.py --data`; by default, paths relative to the file's folder.
+        data: The images that the file names, as for `train.py --data`; by default, paths relative to the file's folder,
+            or else the images that the run was trained on.
         head: The vectors to compare by, see `dr_keras.heads`. 'auto' is the trained head of a run that was trained on
             judgments, and else the general head, if there is one.
         baselines: Whether to also compare by raw pixels and by the untrained network.
@@ -53,7 +54,13 @@ def evaluate_judgments(
         raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     if head == "auto":
         head = TRAINED if model.config.triplets or not model.run.general_file.is_file() else GENERAL
-    judgments, files = _judged_files(Path(file).expanduser(), data, console)
+    try:
+        judgments, files = _judged_files(Path(file).expanduser(), data, console)
+    except InputError:
+        if data is not None or model.config.data is None:
+            raise
+        # Not relative to the file: names of the images that the run was trained on.
+        judgments, files = _judged_files(Path(file).expanduser(), model.config.data, console)
     with bar("reading images", len(files), console) as advance:
         pixels, failures = decode_files(files, model.config.image_size, model.config.resize, advance=advance)
     if failures:

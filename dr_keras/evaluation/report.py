@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -72,8 +73,25 @@ def write_report(model: Model, images: RankedImages, head: str, result: dict[str
         raise InputError(f"the report {file} cannot be written: {error.strerror or error}") from error
 
 
+def check_report(file: Path) -> None:
+    """Checks that a report can be written.
+
+    Args:
+        file: The file.
+
+    Raises:
+        InputError: Its folder is not one, or cannot be written to.
+    """
+    folder = file.absolute().parent
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(f"the report {file} cannot be written: {folder} is not a folder that can be written to")
+
+
 def _rank(images: RankedImages) -> _Ranked:
     queries, gallery = np.flatnonzero(images.held), np.flatnonzero(images.gallery)
+    # Like the figures, without queries that have no right answer.
+    counts = np.bincount(images.labels[gallery], minlength=len(images.classes))
+    queries = queries[counts[images.labels[queries]] > images.among_themselves]
     own = np.searchsorted(gallery, queries) if images.among_themselves else None
     vectors = np.asarray(images.vectors[gallery])
     places = nearest_others(images.vectors[queries], vectors, SHOWN, own)
@@ -213,18 +231,21 @@ class _Report:
     def _confusions(self) -> str:
         """For each confused pair of classes, the query that is nearest to an image of the other class."""
         images, ranked = self._images, self._ranked
-        number = {name: place for place, name in enumerate(images.class_names)}
+        confusion = np.zeros((len(images.classes), len(images.classes)))
+        np.add.at(confusion, (images.labels[ranked.queries][:, None], images.labels[ranked.rows]), 1)
+        confusion /= np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+        np.fill_diagonal(confusion, 0)
         parts = []
-        for pair in self._result["confused_pairs"][:PAIRS]:
-            of, to = number[pair["query"]], number[pair["neighbor"]]
+        for flat in np.argsort(-confusion, axis=None, kind="stable")[:PAIRS].tolist():
+            of, to = divmod(flat, len(images.classes))
             hit = (images.labels[ranked.queries] == of)[:, None] & (images.labels[ranked.rows] == to)
             if not hit.any():
                 continue
             query, place = np.unravel_index(np.where(hit, ranked.far, np.inf).argmin(), hit.shape)
             row, neighbor = int(ranked.queries[query]), int(ranked.rows[query, place])
-            tiles = self._tile(row, pair["query"], "query")
-            tiles += self._tile(neighbor, pair["neighbor"], "other", f"{ranked.far[query, place]:.3f}")
-            caption = f"<figcaption>{pair['share']:.1%} of the neighbors</figcaption>"
+            tiles = self._tile(row, images.class_names[of], "query")
+            tiles += self._tile(neighbor, images.class_names[to], "other", f"{ranked.far[query, place]:.3f}")
+            caption = f"<figcaption>{confusion[of, to]:.1%} of the neighbors</figcaption>"
             parts.append(f"<figure><div class=tiles>{tiles}</div>{caption}</figure>")
         return f"<div class=pairs>{''.join(parts)}</div>" if parts else "<p>No class is mistaken for another.</p>"
 

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dr_keras.errors import InputError
 COLUMNS = ("query", "positive", "negative", "votes", "votes_against")
 CANDIDATES = 256  # images that a query is compared with
 NEAR = 32  # of them, the nearest are asked about
+COPY = 0.05  # distance of near-copies, which are not asked about
 APART = 0.5  # of their distance to the query: how far the two images are from each other, at least
 
 
@@ -33,10 +35,11 @@ class JudgmentFile:
         if not file.parent.is_dir():
             raise InputError(f"--judge {file}: there is no folder {file.parent}")
         self.count = 0
-        if file.exists():
-            lines = list(read_table(file, *COLUMNS))
-            self.count = len(lines)
-            if lines and tuple(lines[0].values) != COLUMNS:
+        if file.is_file() and file.stat().st_size:
+            self.count = len(list(read_table(file, *COLUMNS)))
+            with open(file, encoding="utf-8-sig", newline="") as stream:
+                header = next(csv.reader(stream))
+            if tuple(name.strip().lower() for name in header) != COLUMNS:
                 raise InputError(f"--judge {file} has other columns than {', '.join(COLUMNS)}; name a new file")
 
     def append(self, query: str, positive: str, negative: str) -> int:
@@ -50,14 +53,23 @@ class JudgmentFile:
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        with self._lock:
-            if not self._file.exists() or not self._file.stat().st_size:
+        with self._lock, open(self._file, "ab+") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            if not size:
                 writer.writerow(COLUMNS)
+            else:
+                stream.seek(size - 1)
+                if stream.read(1) != b"\n":  # a person has edited it
+                    text.write("\n")
             writer.writerow([query, positive, negative, 1, 0])
-            with open(self._file, "a", encoding="utf-8", newline="") as stream:
-                stream.write(text.getvalue())
+            try:
+                stream.write(text.getvalue().encode())
                 stream.flush()
                 os.fsync(stream.fileno())
+            except OSError:
+                with suppress(OSError):
+                    stream.truncate(size)  # half a line would spoil the next one
+                raise
             self.count += 1
             return self.count
 
@@ -80,12 +92,13 @@ def uncertain_triplet(vectors: np.ndarray, rows: np.ndarray, random: np.random.G
     query, others = chosen[0], chosen[1:]
     found = np.asarray(vectors[others], np.float32)
     distance = np.linalg.norm(found - vectors[query], axis=1)
-    order = np.argsort(distance, kind="stable")[: max(NEAR, 2)]
+    # Near-copies of the query only if there is nothing else.
+    order = np.lexsort((distance, distance < COPY))[: max(NEAR, 2)]
     others, found, distance = others[order], found[order], distance[order]
     unsure = np.diff(distance)
-    alike = np.linalg.norm(np.diff(found, axis=0), axis=1) < APART * distance[:-1]
-    if not alike.all():
-        unsure = np.where(alike, np.inf, unsure)
+    apart = np.linalg.norm(np.diff(found, axis=0), axis=1)
+    askable = (apart > np.maximum(APART * distance[:-1], COPY)) & (unsure >= 0)
+    unsure = np.where(askable, unsure, np.inf) if askable.any() else np.abs(unsure)
     place = int(np.argmin(unsure))
     first, second = random.permutation(others[place : place + 2]).tolist()
     return int(query), int(first), int(second)

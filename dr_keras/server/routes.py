@@ -182,9 +182,9 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         responses=errors(403, 404, 415, 422),
         tags=["search"],
     )
-    async def explain(query: Annotated[str, name], neighbor: Annotated[str, name]) -> Response:
-        """Explains why two images of the index are alike."""
-        return no_store(await service.explain(query, neighbor))
+    async def explain(query: Annotated[str, name], neighbor: Annotated[str, name], pairs: bool = False) -> Response:
+        """Explains why two images of the index are alike; with `pairs`, also what each part adds with each other."""
+        return no_store(await service.explain(query, neighbor, pairs=pairs))
 
 
 def _add_index(app: FastAPI, service: Service) -> None:

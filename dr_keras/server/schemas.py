@@ -112,7 +112,8 @@ class Explanation(BaseModel):
     query_map: list[list[float]] = Field(description="What each part of the query adds, from the top left.")
     neighbor_map: list[list[float]] = Field(description="What each part of the neighbor adds.")
     pairs: list[list[list[list[float]]]] | None = Field(
-        description="What each part of the query (row, column) adds with each of the neighbor; null if not exact."
+        description="What each part of the query (row, column) adds with each of the neighbor, in up to 16 x 16 parts; "
+        "null if not asked for, or not exact."
     )
 
 

@@ -41,7 +41,7 @@ SEARCH_BATCH_QUERIES = 64  # the default limit of requests in progress
 READER_THREADS = 4  # the index serves one at a time; another may be busy with a map
 CACHED_VECTORS = 256  # of uploaded images: whoever changes a filter sends the same image again
 REFRESH_SECONDS = 10.0  # after this an idle server releases an old state, so that the writer's log does not grow
-PAIR_DIGITS = 6  # of the pairs of an explanation
+PAIR_DIGITS, PAIRED_SIDE = 6, 16  # of the pairs of an explanation: decimal places, and parts in each direction
 IMAGE_CACHE_CONTROL = "private, max-age=300"  # an image may be replaced; five minutes are enough for scrolling back
 
 
@@ -70,6 +70,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         self._readers = ThreadPoolExecutor(READER_THREADS, "read")
         self._writer = ThreadPoolExecutor(1, "write")
+        self._explainers = ThreadPoolExecutor(1, "explain")  # they take a network's time, and thumbnails must not wait
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
@@ -88,7 +89,7 @@ class Service:
                 await refresher
             await self.embedder.stop()
             await self.searcher.stop()
-            for pool in (self._decoders, self._readers, self._writer):
+            for pool in (self._decoders, self._readers, self._writer, self._explainers):
                 pool.shutdown()
 
     async def _refresh(self) -> None:
@@ -220,21 +221,23 @@ class Service:
             opening.add_done_callback(_close_unused)
             raise
 
-    async def explain(self, query: str, neighbor: str) -> dict[str, Any]:
+    async def explain(self, query: str, neighbor: str, *, pairs: bool) -> dict[str, Any]:
         """Explains why two images of the index are alike, as in `dr_keras.server.schemas.Explanation`.
 
         Args:
             query, neighbor: Their ids or unique base names.
+            pairs: Whether to include the pairs of parts, which are many.
 
         Raises:
             Problem: There is no such image, or its file cannot be used.
         """
         ids = [(await self.read(self.live_index.find, name)).id for name in (query, neighbor)]
         one, other = [await self._pixels(id) for id in ids]
-        found = await self._decoding(self.live_index.explain, one, other)
-        pairs = None if found.pairs is None else found.pairs.round(PAIR_DIGITS).tolist()
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._explainers, self.live_index.explain, one, other)
+        several = found.pooled_pairs(PAIRED_SIDE) if pairs else None
         about = {"query": ids[0], "neighbor": ids[1], "resize": self._resize}
-        return about | found.to_dict() | {"pairs": pairs}
+        return about | found.to_dict() | {"pairs": None if several is None else several.round(PAIR_DIGITS).tolist()}
 
     async def _pixels(self, id: str) -> np.ndarray:
         """The pixels of an image of the index, as the network sees them."""
@@ -265,6 +268,8 @@ class Service:
             raise Problem(422, "a judgment is about three different images")
         if any("\udc80" <= character <= "\udcff" for id in ids for character in id):
             raise Problem(422, "an id is not UTF-8, which the file is in")
+        if any(id != id.strip() for id in ids):
+            raise Problem(422, "an id begins or ends with a space, which the file cannot hold")
         for id in ids:
             await self.read(self.live_index.has, id)
         try:

@@ -197,10 +197,11 @@ class Monitor:
 def _class_similarity(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The cosines between the mean vectors of the classes, (S, S, 3) uint8: blue for 0 and below, to yellow for 1."""
     classes, own = np.unique(labels, return_inverse=True)
-    means = np.zeros((len(classes), vectors.shape[1]))
+    means = np.zeros((len(classes), vectors.shape[1]), np.float32)
     np.add.at(means, own, vectors)
+    means = means[:: -(-len(classes) // MATRIX_SIDE)]  # of very many classes, some
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     share = np.clip(means @ means.T, 0, 1)[..., None]
     colors = ((1 - share) * (38, 56, 112) + share * (250, 220, 90)).astype(np.uint8)
-    each = max(1, MATRIX_SIDE // len(classes))
+    each = max(1, MATRIX_SIDE // len(means))
     return colors.repeat(each, axis=0).repeat(each, axis=1)

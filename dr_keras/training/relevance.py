@@ -21,7 +21,7 @@ from dr_keras.progress import bar
 from dr_keras.runs import open_run
 from dr_keras.training.devices import on_one_device
 
-BLOCK = 4096  # images at a time
+BLOCK_BYTES = 1 << 26  # of pixels that are looked at at a time
 DEFAULT_NETWORK = "tiny-imagenet-64"
 
 
@@ -60,7 +60,8 @@ def training_relevance(
     labels = catalog.labels[rows]
     if config.relevance.lower().endswith(".csv"):
         return pair_relevance(Path(config.relevance).expanduser(), catalog, rows)
-    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    step = max(1, BLOCK_BYTES // int(np.prod(pixels.shape[1:])))
+    blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
     with bar("relevance", len(rows), console) as advance:
 
         def by_color() -> Iterator[np.ndarray]:

@@ -61,13 +61,13 @@ let resting = 0;
 // Darkens the image of a card where it is not like the query, while the pointer is on it.
 function shadeCard(id, find) {
   clearTimeout(resting);
-  find.querySelector("canvas")?.remove();
+  for (const canvas of find.querySelectorAll("canvas")) canvas.remove();
   if (id === null || !explained()) return;
   resting = setTimeout(async () => {
     try {
       const found = await explanationOf(explained(), id);
       const image = find.querySelector("img");
-      if (!image || !find.matches(":hover")) return;
+      if (!image || !find.matches(":hover") || find.querySelector("canvas")) return;
       const canvas = document.createElement("canvas");
       canvas.setAttribute("aria-hidden", "true");
       shade(canvas, image, found.neighbor_map, found.resize);
@@ -299,7 +299,7 @@ function pressOnCard(event, here) {
 
 function listenForKeys() {
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || $("why").open) return;
     const typing = event.target.matches?.("input, canvas");
     const here = event.target.closest?.(".card");
     if (event.key === "/" && !typing) {

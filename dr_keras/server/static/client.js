@@ -71,7 +71,8 @@ export const findImage = (name, signal) => json(`v1/find?name=${encodeId(name)}`
 export const sampleImages = (k, signal) => json(`v1/sample?k=${k}`, { signal });
 export const getStats = () => json("v1/stats");
 export const getClasses = () => json("v1/classes");
-export const explain = (query, neighbor) => json(`v1/explain?query=${encodeId(query)}&neighbor=${encodeId(neighbor)}`);
+export const explain = (query, neighbor, pairs) =>
+  json(`v1/explain?query=${encodeId(query)}&neighbor=${encodeId(neighbor)}&pairs=${pairs}`);
 export const getQuestion = () => json("v1/judgment");
 export const sendJudgment = (body) =>
   json("v1/judgments", {

@@ -10,13 +10,14 @@ export function forgetExplanations() {
   explanations.clear();
 }
 
-export function explanationOf(query, neighbor) {
-  if (!explanations.has(neighbor)) {
-    const asked = explain(query, neighbor);
-    asked.catch(() => explanations.delete(neighbor));
-    explanations.set(neighbor, asked);
+export function explanationOf(query, neighbor, pairs = false) {
+  const key = `${neighbor} ${pairs}`;
+  if (!explanations.has(key)) {
+    const asked = explain(query, neighbor, pairs);
+    asked.catch(() => explanations.delete(key));
+    explanations.set(key, asked);
   }
-  return explanations.get(neighbor);
+  return explanations.get(key);
 }
 
 // The part of an image that the network sees: [left, top, width, height].
@@ -82,7 +83,7 @@ export class WhyDialog {
     const asked = `${query} ${neighbor}`;
     this.asked = asked;
     try {
-      const found = await explanationOf(query, neighbor);
+      const found = await explanationOf(query, neighbor, true);
       await Promise.all(Object.values(this.images).map((image) => image.decode()));
       if (this.asked !== asked) return;
       this.found = found;
