@@ -316,8 +316,8 @@ class Model:
         Example:
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
             >>> found = model.explain("red.png", "maroon.png")
-            >>> found.query_map.shape, abs(found.query_map.sum() + found.bias - found.cosine) < 1e-5
-            ((4, 4), np.True_)
+            >>> found.query_map.shape, bool(abs(found.query_map.sum() + found.bias - found.cosine) < 1e-4)
+            ((4, 4), True)
         """
         with self._guard:
             index = self._index

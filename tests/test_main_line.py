@@ -79,7 +79,8 @@ def test_tensorboard_holds_what_was_promised(run):
     wanted = {"training/loss", "training/accuracy", "training/triplet_accuracy", "training/learning_rate"}
     assert wanted | {"training/image_size", "monitor/precision_at_30"} <= set(tags["scalars"])
     assert "training/stage/text_summary" in tags["tensors"]
-    assert set(tags["images"]) == {"data/images", "data/triplets", "monitor/neighbors"}
+    pictures = {"neighbors", "hardest_triplets", "class_similarity"}
+    assert set(tags["images"]) == {"data/images", "data/triplets", *(f"monitor/{name}" for name in pictures)}
     assert {"monitor/distance_to_positives", "monitor/distance_to_negatives"} <= set(tags["histograms"])
     assert "configuration/text_summary" in tags["tensors"]
     assert [event.step for event in events.Scalars("monitor/precision_at_30")] == [6, 12]

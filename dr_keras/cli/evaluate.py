@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--triplets",
         metavar="FILE.csv",
-        help="compare with people's judgments instead: a file as for train.py --triplets, whose paths are relative to "
-        "its folder or name images of --data",
+        help=f"compare with people's judgments instead: a file as for {program('train')} --triplets, whose paths are "
+        "relative to its folder or name images of --data",
     )
     add_head(parser)
     parser.add_argument(

@@ -1,5 +1,6 @@
 """Ranks the training images for each monitor image during a run, and shows the nearest ones."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,12 +107,14 @@ class Monitor:
 
         Args:
             vectors: (N, D), of all images.
-            count: How many images, at most; chosen at random.
+            count: How many images, at most; chosen at random. Some fewer are shown, so that they fill a square:
+                tensorboardX leaves the rest of the picture of all thumbnails uninitialized.
             step: The global step.
         """
         catalog = self._catalog
-        rows = np.sort(np.random.default_rng(self._seed).permutation(len(catalog))[:count])
-        side = min(PROJECTED_SIDE, MAX_SPRITE // int(np.ceil(len(rows) ** 0.5)))
+        across = math.isqrt(min(count, len(catalog)))
+        rows = np.sort(np.random.default_rng(self._seed).permutation(len(catalog))[: across**2])
+        side = min(PROJECTED_SIDE, MAX_SPRITE // across)
         thumbnails = np.stack([np.asarray(from_pixels(self.pixels[row]).resize((side, side))) for row in rows])
         about = [
             (catalog.class_names[catalog.labels[row]], SPLIT_NAMES[catalog.splits[row]], catalog.ids[row])
