@@ -36,10 +36,12 @@ def main() -> None:
     parser.add_argument("--freeze", default="none", help="as for train.py; plain Keras freezes the same layers")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--constant", action="store_true", help="runs of dr_keras train on one batch, made once")
+    parser.add_argument("--backbone-rate", type=float, default=0.1, help="as for train.py; 1: one rate for all weights")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)  # in the child process
     options = parser.parse_args()
     if options.contender:
-        print(json.dumps(images_per_second(options.contender, options.size, options.freeze, options.steps)))
+        print(json.dumps(images_per_second(options.contender, options)))
         return
     print(f"{machine()}; MobileNet, {options.size} px, --freeze {options.freeze}, {options.steps} steps of {BATCH}\n")
     rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -57,11 +59,12 @@ def main() -> None:
         print(f"{name} / {best}: {spread(ratios, '', 2)}")
 
 
-def images_per_second(contender: str, size: int, freeze: str, steps: int) -> float:
+def images_per_second(contender: str, options: argparse.Namespace) -> float:
     """Trains for some steps; the rate of those that count."""
     import_framework()
     import keras
 
+    size, steps = options.size, options.steps
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (BATCH * 4, size, size, 3), np.uint8)
     labels = random.integers(0, CLASSES, len(pixels))
@@ -72,8 +75,8 @@ def images_per_second(contender: str, size: int, freeze: str, steps: int) -> flo
         multiscale=False,
         embedding_dim=0,
         batch_size=BATCH // 3,
-        backbone_rate=0.1,
-        freeze=freeze,
+        backbone_rate=options.backbone_rate,
+        freeze=options.freeze,
         optimizer=OURS.get(contender, "adamw"),
     )
     fit = own_fit if contender in OURS else plain_fit
@@ -85,11 +88,27 @@ def images_per_second(contender: str, size: int, freeze: str, steps: int) -> flo
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             times.append(time.perf_counter())
 
-    fit(config, pixels, labels, steps + WARM, Watch())
+    if options.constant and contender in OURS:
+        own_fit(config, pixels, labels, steps + WARM, Watch(), constant=True)
+    else:
+        fit(config, pixels, labels, steps + WARM, Watch())
     return BATCH * steps / (times[-1] - times[WARM - 1])
 
 
-def own_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, watch: Any) -> None:
+class Constant:
+    """Makes the first batch of another source once, and then always the same."""
+
+    def __init__(self, source: Any) -> None:
+        self.signature, self.steps_per_epoch = source.signature, source.steps_per_epoch
+        self._batch = source.batch(0)
+
+    def batch(self, _step: int) -> Any:
+        return self._batch
+
+
+def own_fit(
+    config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, watch: Any, *, constant: bool = False
+) -> None:
     """The softmax stage of a training run."""
     from dr_keras.data.batches import Share, batches
     from dr_keras.model.network import initial_network
@@ -98,7 +117,8 @@ def own_fit(config: Config, pixels: np.ndarray, labels: np.ndarray, steps: int, 
     from dr_keras.training.sources import training_sources
     from dr_keras.training.tuning import prepare
 
-    source = training_sources(config, pixels, np.arange(len(pixels)), labels, Share())[SOFTMAX]
+    source: Any = training_sources(config, pixels, np.arange(len(pixels)), labels, Share())[SOFTMAX]
+    source = Constant(source) if constant else source
     with training_precision(config):
         network = initial_network(config)
         prepare(network, config)
