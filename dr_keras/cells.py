@@ -6,17 +6,13 @@ embeddings is the sum over all pairs of their cells (Stylianou et al. 2019, Zhu 
 """
 
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dr_keras.atomic_files import new_file
-from dr_keras.errors import RunError
 from dr_keras.heads import LOW_RESOLUTION_WEIGHT, GeneralHead
+from dr_keras.number_files import halved, read_arrays, write_arrays
 
 CONVNET, PATH_A, PATH_B = "convnet", "path_a", "path_b"
 TINY = 1e-6  # a length; a network that ends in ReLU can give all zeros
@@ -66,12 +62,10 @@ class Projection:
         Raises:
             OSError: The file cannot be written.
         """
-        values: dict[str, Any] = {}
+        values = {}
         if self.kernel is not None and self.bias is not None:
-            half = self.kernel.astype(np.float16)
-            values = {"kernel": half if np.array_equal(half, self.kernel) else self.kernel, "bias": self.bias}
-        with new_file(file) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **values)
+            values = {"kernel": halved(self.kernel), "bias": self.bias}
+        write_arrays(file, **values)
 
     @classmethod
     def load(cls, file: Path) -> "Projection":
@@ -80,11 +74,8 @@ class Projection:
         Raises:
             RunError: The file is missing or damaged.
         """
-        try:
-            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                return cls(*(archive[name].astype(np.float32) for name in ("kernel", "bias") if name in archive))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise RunError(f"{file} cannot be read: {error}") from error
+        arrays = read_arrays(file, "a projection")
+        return cls(*(arrays[name].astype(np.float32) for name in ("kernel", "bias") if name in arrays))
 
     def cells(self, maps: Maps, general: GeneralHead | None = None) -> Cells:
         """Returns the cells of an image's embedding.

@@ -115,6 +115,17 @@ def _output(outputs: Sequence[tuple[str, int]], head: str, file: Path) -> int:
     return vectors[0 if head == TRAINED else 1]
 
 
+def _litert_interpreter(file: Path) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    if not file.is_file():
+        raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
+    try:
+        return Interpreter(str(file), num_threads=os.cpu_count() or 1)
+    except ValueError as error:
+        raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
+
+
 class LiteRTEmbedder:
     """Embeds with the LiteRT file of a run; starts in a tenth of a second and does not import TensorFlow.
 
@@ -127,14 +138,7 @@ class LiteRTEmbedder:
     """
 
     def __init__(self, file: Path, head: str = TRAINED) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        if not file.is_file():
-            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
-        try:
-            self._interpreter = Interpreter(str(file), num_threads=os.cpu_count() or 1)
-        except ValueError as error:
-            raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
+        self._interpreter = _litert_interpreter(file)
         self._input = self._interpreter.get_input_details()[0]
         outputs = self._interpreter.get_output_details()
         named = [(output["name"], len(output["shape"])) for output in outputs]
@@ -172,14 +176,7 @@ class LiteRTMaps:
     """
 
     def __init__(self, file: Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        if not file.is_file():
-            raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
-        try:
-            self._interpreter = Interpreter(str(file), num_threads=os.cpu_count() or 1)
-        except ValueError as error:
-            raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
+        self._interpreter = _litert_interpreter(file)
         signatures = self._interpreter.get_signature_list().values()
         names = next(iter(signatures))["outputs"] if signatures else []
         self.available = any(name.startswith(MAP) for name in names)

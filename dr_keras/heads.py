@@ -6,7 +6,6 @@ component analysis (PCA) of the training images reduces all of them to few numbe
 down, so that no direction dominates (docs/quality.md).
 """
 
-import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError, RunError
+from dr_keras.number_files import halved, read_arrays, write_arrays
 
 TRAINED, GENERAL = "trained", "general"
 FITTED = "fitted"  # a general head that was fitted on the images of an index, and belongs to it
@@ -61,10 +60,7 @@ class GeneralHead:
         Raises:
             OSError: The file cannot be written.
         """
-        half = self.matrix.astype(np.float16)
-        matrix = half if np.array_equal(half, self.matrix) else self.matrix
-        with new_file(file) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, mean=self.mean, matrix=matrix)
+        write_arrays(file, mean=self.mean, matrix=halved(self.matrix))
 
     @classmethod
     def load(cls, file: Path) -> "GeneralHead":
@@ -73,10 +69,10 @@ class GeneralHead:
         Raises:
             RunError: The file is missing or damaged.
         """
+        arrays = read_arrays(file, "a general head")
         try:
-            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                return cls(archive["mean"].astype(np.float32), archive["matrix"].astype(np.float32))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return cls(arrays["mean"].astype(np.float32), arrays["matrix"].astype(np.float32))
+        except KeyError as error:
             raise RunError(f"{file} cannot be read as a general head: {error}") from error
 
     def rounded(self) -> "GeneralHead":

@@ -14,8 +14,12 @@ from PIL import Image
 
 from dr_keras import load
 from dr_keras.atomic_files import new_file, new_folder
+from dr_keras.data.judgments import Judgments, JudgmentSampler
+from dr_keras.data.relevance import FeatureRelevance
+from dr_keras.data.relevance_sampler import RelevanceSampler
 from dr_keras.errors import RunError
 from dr_keras.index.index import Entry, Index
+from dr_keras.server.judging import JudgmentFile
 
 THREADS = 8
 
@@ -60,6 +64,48 @@ def test_both_heads_of_a_model_are_used_at_once(workplace, monkeypatch, runtime)
         return np.abs(model.vectors(given[rows], head) - want[head][rows]).max()
 
     assert max(in_threads(embed, 200)) < 1e-4
+
+
+@pytest.mark.parametrize("runtime", ["litert", "keras"])
+def test_each_caller_gets_the_explanation_of_its_own_pictures(workplace, runtime):
+    run = workplace / "runs" / "small"
+    given = pictures(24)
+    alone = load(run, runtime=runtime)
+    want = [alone.explain_pixels(given[n], given[n - 1]) for n in range(len(given))]
+    model = load(run, runtime=runtime)  # prepares its maps lazily, so the threads race there too
+    found = in_threads(lambda n: model.explain_pixels(given[n], given[n - 1]), len(given))
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_allclose(one.pairs, other.pairs, atol=1e-6)
+        assert one.cosine == pytest.approx(other.cosine, abs=1e-6)
+
+
+def test_judgments_of_several_visitors_are_whole_lines(tmp_path):
+    file = JudgmentFile(tmp_path / "judgments.csv")
+    counts = in_threads(lambda n: file.append(f"q{n}", f"p{n}", f"n{n}"), 200)
+    assert sorted(counts) == list(range(1, 201))
+    lines = (tmp_path / "judgments.csv").read_text().splitlines()
+    assert sorted(lines[1:]) == sorted(f"q{n},p{n},n{n},1,0" for n in range(200))
+
+
+@pytest.mark.parametrize("kind", ["relevance", "judgments"])
+def test_samplers_give_each_thread_the_batch_of_its_step(kind):
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 40)
+    vectors = random.random((120, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    images = np.stack([random.permutation(120)[:3] for _ in range(100)])
+
+    def sampler():
+        if kind == "judgments":
+            return JudgmentSampler(Judgments(images, np.ones(100), np.zeros(100)), labels, 8, seed=0)
+        relevance = FeatureRelevance([vectors], labels, seed=0)
+        return RelevanceSampler(labels, relevance, 8, seed=0, out_of_class=0.5, buffer=10)
+
+    want = [sampler().batch(step) for step in range(40)]  # several epochs, or rounds of buffers
+    shared = sampler()
+    for one, other in zip(in_threads(lambda step: shared.batch(step), 40), want, strict=True):
+        for name in ("query", "positive", "negative"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_openvino_sends_no_telemetry():

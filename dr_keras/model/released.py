@@ -1,7 +1,5 @@
 """The weights of a released model: half precision, in one compressed NumPy file."""
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import keras
@@ -14,6 +12,7 @@ from dr_keras.errors import RunError
 from dr_keras.heads import GENERAL, TRAINED
 from dr_keras.model.general_head import with_general_head
 from dr_keras.model.network import embedding_network, load_network
+from dr_keras.number_files import read_arrays
 from dr_keras.runs import Run
 
 
@@ -40,10 +39,10 @@ def read_weights(file: Path, config: NetworkConfig) -> keras.Model:
     Raises:
         RunError: The file is missing, damaged, or from a different network.
     """
+    arrays = read_arrays(file, "weights")
     try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            values = [archive[str(number)] for number in range(len(archive.files))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        values = [arrays[str(number)] for number in range(len(arrays))]
+    except KeyError as error:
         raise RunError(f"{file} cannot be read as weights: {error}") from error
     network = embedding_network(config, weights=False)
     here, there = [w.shape for w in network.get_weights()], [value.shape for value in values]

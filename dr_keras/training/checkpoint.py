@@ -8,6 +8,7 @@ early stopping counts. Triplets and augmentation are functions of the step, so n
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -163,7 +164,7 @@ def _open(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
         raise RunError(f"{file} does not exist; there is nothing to resume") from None
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{file} is damaged and cannot be read as a checkpoint: {error}") from error
 
 
