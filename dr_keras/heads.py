@@ -23,6 +23,8 @@ GENERAL_DIM = 256
 LOW_RESOLUTION_WEIGHT = 0.5  # of the features of these paths, beside those of the ConvNet path
 WHITENING = 0.2  # components are divided by their standard deviation to the power of twice this
 FIT_IMAGES = 16_384  # more make no difference
+LARGE = 4096  # a matrix above this size is reduced to its leading subspace before it is decomposed
+ITERATIONS, OVERSAMPLING = 16, 64  # of that reduction
 SMALLEST = 1e-6  # variance of a component, as a share of the largest; below it there is only rounding
 
 
@@ -99,13 +101,7 @@ def fit_general_head(features: np.ndarray, dim: int = GENERAL_DIM, whitening: fl
     """
     mean = features.mean(axis=0, dtype=np.float64)
     centered = (features - mean).astype(np.float32)
-    count, length = centered.shape
-    if length <= count:  # the smaller of the two symmetric matrices with the same spectrum
-        values, vectors = np.linalg.eigh((centered.T @ centered).astype(np.float64))
-        components = vectors
-    else:
-        values, vectors = np.linalg.eigh((centered @ centered.T).astype(np.float64))
-        components = centered.T @ (vectors / np.sqrt(np.maximum(values, np.finfo(np.float64).tiny)))
+    values, components = _principal_components(centered, dim)
     order = np.argsort(values)[::-1][:dim]
     order = order[values[order] > SMALLEST * max(values[order[0]], np.finfo(np.float32).tiny)]
     if not len(order):
@@ -113,3 +109,24 @@ def fit_general_head(features: np.ndarray, dim: int = GENERAL_DIM, whitening: fl
     variances = values[order] / values[order[0]]
     matrix = components[:, order] * variances**-whitening
     return GeneralHead(mean.astype(np.float32), matrix.astype(np.float32))
+
+
+def _principal_components(centered: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the eigenvalues (D,) and eigenvectors (F, D) of the scatter matrix of `centered` (N, F), D >= dim.
+
+    The smaller of the two symmetric matrices with the same spectrum is decomposed. If that is large, as for AlexNet's
+    11,264 features, whose decomposition takes minutes, it is first reduced to its leading subspace by randomized
+    subspace iteration (Halko et al. 2011, algorithm 4.4).
+    """
+    count, length = centered.shape
+    if min(count, length) > LARGE:
+        basis = np.random.default_rng(0).normal(size=(length, dim + OVERSAMPLING)).astype(np.float32)
+        for _ in range(ITERATIONS):
+            basis, _ = np.linalg.qr(centered.T @ (centered @ basis))
+        values, vectors = _principal_components(centered @ basis, dim)
+        return values, basis @ vectors
+    small = centered.T @ centered if length <= count else centered @ centered.T
+    values, vectors = np.linalg.eigh(small.astype(np.float64))
+    if length <= count:
+        return values, vectors
+    return values, centered.T @ (vectors / np.sqrt(np.maximum(values, np.finfo(np.float64).tiny)))

@@ -36,6 +36,17 @@ def test_the_head_is_a_scaled_pca(shape, whitening):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(300, 120), (120, 300)])
+def test_many_features_are_reduced_first(shape, monkeypatch):
+    features = correlated(*shape)
+    exact = fit_general_head(features, 8)(features)
+    monkeypatch.setattr("dr_keras.heads.LARGE", 100)
+    reduced = fit_general_head(features, 8)(features)
+    np.testing.assert_allclose(reduced @ reduced.T, exact @ exact.T, atol=1e-4)
+    few = features[:, :1] * np.ones((1, shape[1]), np.float32)
+    assert fit_general_head(few, 8).dim == 1
+
+
 def test_complete_whitening_leaves_no_correlation():
     features = correlated(4000, 6)
     head = fit_general_head(features, 6, 0.5)

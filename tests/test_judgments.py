@@ -59,6 +59,14 @@ def test_reading(tmp_path):
     np.testing.assert_allclose(found.agreement, [0.5, 1])
 
 
+def test_lines_about_the_same_three_images_are_one_judgment(tmp_path):
+    text = "query,positive,negative,votes,votes_against\n0,1,2,1,0\n0,2,1,4,1\n1,0,2,1,0\n0,1,2,0.5,0\n"
+    found = read_judgments(table(tmp_path, text), numbers)
+    assert found.images.tolist() == [[0, 1, 2], [1, 0, 2]]
+    assert found.votes.tolist() == [2.5, 1]
+    assert found.against.tolist() == [4, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

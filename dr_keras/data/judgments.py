@@ -50,6 +50,8 @@ class Judgments:
 def read_judgments(file: Path, find: Callable[[str, str], int]) -> Judgments:
     """Reads a CSV file with the columns query, positive, negative, and perhaps votes and votes_against.
 
+    Lines about the same three images with the same query are one judgment, whose votes are added up.
+
     Args:
         file: The file. Without votes, each line is one vote for its positive.
         find: Returns the number of an image by its name in the file and the line, for messages.
@@ -57,23 +59,24 @@ def read_judgments(file: Path, find: Callable[[str, str], int]) -> Judgments:
     Raises:
         InputError: The file cannot be read, or a line cannot be used; the message names it.
     """
-    images: list[tuple[int, ...]] = []
-    votes: list[tuple[float, float]] = []
+    votes: dict[tuple[int, int, int], np.ndarray] = {}  # of a query, positive and negative: those for and against
     for line in read_table(file, "query", "positive", "negative"):
-        numbers = tuple(find(line.values[name], line.where) for name in ("query", "positive", "negative"))
-        if len(set(numbers)) < 3:
+        query, positive, negative = (find(line.values[name], line.where) for name in ("query", "positive", "negative"))
+        if len({query, positive, negative}) < 3:
             raise InputError(f"{line.where}: a judgment is about three different images")
         given = line.number("votes", 1.0), line.number("votes_against", 0.0)
         if not all(0 <= number < float("inf") for number in given) or not sum(given):
             raise InputError(
                 f"{line.where}: votes are {given[0]:g} and {given[1]:g}; expected 0 or more, and one at least"
             )
-        images.append(numbers)
-        votes.append(given)
-    if not images:
+        if (query, negative, positive) in votes:
+            votes[query, negative, positive] += given[::-1]
+        else:
+            votes[query, positive, negative] = votes.get((query, positive, negative), 0) + np.array(given)
+    if not votes:
         raise InputError(f"{file} lists no judgments")
-    table = np.array(votes)
-    return Judgments(np.array(images, np.int64), table[:, 0], table[:, 1])
+    table = np.array(list(votes.values()))
+    return Judgments(np.array(list(votes), np.int64), table[:, 0], table[:, 1])
 
 
 class JudgmentSampler:
