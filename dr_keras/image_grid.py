@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dr_keras.data.crop import Crop, cropped
 from dr_keras.data.images import read
 from dr_keras.data.thumbnails import square_thumbnail
-from dr_keras.errors import ImageError
+from dr_keras.errors import InputError
 
 PAPER = (252, 252, 250)
 INK = (32, 36, 42)
@@ -47,12 +48,14 @@ class Neighbor:
         class_name: The name of its class.
         distance: Its distance to the query.
         same: Whether it has the query's class, or None if that is unknown.
+        copies: How many copies of it were folded into it.
     """
 
     image: Image.Image
     class_name: str
     distance: float
     same: bool | None
+    copies: int = 0
 
 
 def neighbor_tiles(query: Image.Image, class_name: str | None, neighbors: Sequence[Neighbor]) -> list[Tile]:
@@ -65,7 +68,9 @@ def neighbor_tiles(query: Image.Image, class_name: str | None, neighbors: Sequen
     """
     frames = {True: SAME, False: OTHER, None: FAINT}
     tiles = [Tile(query, (class_name or "?", "query"), QUERY)]
-    tiles += [Tile(one.image, (one.class_name, f"{one.distance:.3f}"), frames[one.same]) for one in neighbors]
+    for one in neighbors:
+        copies = f" and {one.copies} like it" if one.copies else ""
+        tiles.append(Tile(one.image, (one.class_name, f"{one.distance:.3f}{copies}"), frames[one.same]))
     return tiles
 
 
@@ -106,11 +111,11 @@ def shorten(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
     return text.rstrip() + "…"
 
 
-def open_or_missing(path: Path, side: int = 112) -> Image.Image:
-    """Reads an image file; if it is missing or broken, returns a gray square that says so."""
+def open_or_missing(path: Path, side: int = 112, crop: Crop | None = None) -> Image.Image:
+    """Reads an image file or a part of it; if it is missing or broken, returns a gray square that says so."""
     try:
-        return read(path, draft=side)
-    except ImageError:
+        return read(path, draft=side) if crop is None else cropped(path, crop)
+    except InputError:
         image = Image.new("RGB", (side, side), (228, 228, 224))
         ImageDraw.Draw(image).text((8, side // 2 - 8), "file not found", FAINT, ImageFont.load_default(12))
         return image

@@ -1,14 +1,20 @@
 """Turns rows of an index into results."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from dr_keras.data.image_ids import image_path
+from dr_keras.duplicates.copies import CopyFinder
 from dr_keras.errors import InputError
 from dr_keras.image_names import resolve
 from dr_keras.index.index import Entry, Index
 from dr_keras.search_results import Result
+from dr_keras.variety import POOL, Variety, vary
+
+COPIES = CopyFinder()
 
 
 def row_of(index: Index, name: str) -> int:
@@ -40,6 +46,43 @@ def neighbors(
             if row >= 0
         ]
         for found in zip(rows.tolist(), distances.tolist(), strict=True)
+    ]
+
+
+def varied_neighbors(
+    index: Index, vector: np.ndarray, k: int, exclude: Sequence[int], where: str | None, variety: Variety
+) -> list[Result]:
+    """Returns k images that are near a vector (D,), chosen for variety.
+
+    Args:
+        index: The index.
+        vector: (D,) float32.
+        k: How many.
+        exclude: Rows to leave out.
+        where: A condition, see `dr_keras.index.filters`.
+        variety: What is asked for.
+    """
+    pool = variety.pool(k)
+    while True:
+        with index.held():
+            rows, distances = (
+                found[0]
+                for found in index.search(vector[None], pool, where=where, exclude=np.array([exclude], np.int64))
+            )
+            distances, rows = distances[rows >= 0], rows[rows >= 0]
+            near, entries = np.array(index.vectors[rows], np.float32), index.records.entries(rows)
+            names, root = index.records.class_names(), index.root
+        files = [image_path(entry.id, root) for entry in entries]
+        chosen, copies = vary(variety, near, distances, k, lambda: COPIES.groups(files, near))  # noqa: B023  # called at once
+        if len(chosen) == k or len(rows) < pool:
+            break
+        pool *= POOL
+    return [
+        replace(
+            _result(root, entries[number], names, rank, float(distances[number])),
+            copies=tuple(entries[other].id for other in folded),
+        )
+        for rank, (number, folded) in enumerate(zip(chosen, copies, strict=True), start=1)
     ]
 
 

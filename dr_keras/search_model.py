@@ -9,18 +9,21 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.calibrated import calibrated_distance
+from dr_keras.data.crop import Crop
 from dr_keras.data.images import ImageInput
 from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explainer, Explanation
 from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED, GeneralHead
-from dr_keras.image_names import file_named, resolve
+from dr_keras.image_names import file_named
 from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader, folder_classes
-from dr_keras.index_results import describe, neighbors, row_of
+from dr_keras.index_results import describe, neighbors
 from dr_keras.progress import stderr
+from dr_keras.retrieval import retrieve
 from dr_keras.run_embedder import Images, RunEmbedder
 from dr_keras.runs import Run, open_run
-from dr_keras.search_results import Answer, Result, make_answer, refined_query
+from dr_keras.search_results import Answer, Result
+from dr_keras.variety import Variety
 
 
 class Model:
@@ -251,6 +254,9 @@ class Model:
         negatives: Sequence[str] = (),
         where: str | None = None,
         max_distance: float | str | None = None,
+        crop: Crop | Sequence[float] | str | None = None,
+        distinct: bool = False,
+        diverse: float | None = None,
     ) -> Answer:
         """Finds the nearest gallery images of one image, or of several images together.
 
@@ -262,15 +268,19 @@ class Model:
             include_self: Whether a query may find itself.
             negatives: Images that the results should be unlike, named in the same way.
             where: Search only images that meet this condition, such as `label = cats`; see `dr_keras.index.filters`.
-            max_distance: Leave out results farther than this; 'auto' is the distance that `evaluate.py --calibrate`
-                found.
+            max_distance: Leave out results farther than this; 'auto': than `calibrated_distance`.
+            crop: Search for this part of the query, which is a single image: left, top, width and height in pixels of
+                the upright picture, or in shares of it from 0 to 1.
+            distinct: Fold copies of a result into it, as its `copies`: images that `index.py duplicates` would find.
+            diverse: The weight of nearness, from 0 to 1, against being unlike the results before it (maximal marginal
+                relevance); the results are then no longer in the order of their distances.
 
         Returns:
             The answer, with its results nearest first.
 
         Raises:
             InputError: No image has this name, or several have; the file is not a usable image; `where` is not a
-                condition; or the run is not calibrated.
+                condition; the crop is not inside the picture; or the run is not calibrated.
 
         Example:
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
@@ -278,28 +288,21 @@ class Model:
             >>> answer.label, [result.name for result in answer.results]
             ('apples', ['maroon.png'])
         """
-        names = [query] if isinstance(query, str) else list(query)
-        if not names:
-            raise InputError("no query was given")
         limit = self.calibrated_distance() if max_distance == "auto" else max_distance
         if isinstance(limit, str):
             raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
-        asked = (*names, *negatives)
-        index = self.index  # another thread may replace it
-        # Files are embedded first, so that meanwhile other threads may search and refresh the index.
-        files = {name: file for name in asked if isinstance(file := resolve(index, name), Path)}
-        fresh = dict(zip(files, self.embed(list(files.values())), strict=True)) if files else {}
-        with index.held():
-            rows = [None if name in files else row_of(index, name) for name in asked]
-            vectors = np.stack(
-                [fresh[name] if row is None else index.vectors[row] for name, row in zip(asked, rows, strict=True)]
-            )
-            vector = refined_query(vectors[: len(names)], vectors[len(names) :])
-            excluded = [row for row in (rows[len(names) :] if include_self else rows) if row is not None]
-            results = neighbors(index, vector[None], k, excluded, where)[0]
-            known = [describe(index, row) if row is not None else None for row in rows[: len(names)]]
-        path = known[0].path if known[0] else files[names[0]]
-        return make_answer(names, path, known, results, negatives=negatives, max_distance=limit)
+        return retrieve(
+            self.index,  # another thread may replace it
+            self.embed,
+            [query] if isinstance(query, str) else list(query),
+            k,
+            include_self=include_self,
+            negatives=negatives,
+            where=where,
+            max_distance=limit,
+            crop=None if crop is None else Crop.of(crop),
+            variety=Variety(distinct, diverse),
+        )
 
     def explain(self, query: ImageInput, neighbor: ImageInput) -> Explanation:
         """Explains why two pictures are alike: how much each part of one adds to the cosine of their embeddings.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dr_keras.atomic_files import new_file
+from dr_keras.data.crop import Crop
 from dr_keras.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Result:
         class_name: The name of its class.
         distance: Euclidean distance to the query, from 0 to 2.
         attributes: What else the index knows about the image.
+        copies: The ids of copies of the image that were folded into it.
 
     Example:
         >>> Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25).name
@@ -42,6 +44,7 @@ class Result:
     class_name: str
     distance: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    copies: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -62,6 +65,7 @@ class Answer:
         queries: All queries, as they were given.
         negatives: The images that the results should be unlike, as they were given.
         max_distance: The greatest distance of a result, or None.
+        crop: The part of the query's picture that was searched for, or None for the whole.
 
     Example:
         >>> found = Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25)
@@ -78,6 +82,7 @@ class Answer:
     queries: Sequence[str] = ()
     negatives: Sequence[str] = ()
     max_distance: float | None = None
+    crop: Crop | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the answer as plain values, for JSON."""
@@ -94,12 +99,14 @@ class Answer:
                     "class_name": result.class_name,
                     "distance": result.distance,
                     "attributes": dict(result.attributes),
+                    "copies": list(result.copies),
                 }
                 for result in self.results
             ],
             "queries": list(self.queries),
             "negatives": list(self.negatives),
             "max_distance": self.max_distance,
+            "crop": None if self.crop is None else list(self.crop.numbers),
         }
 
     def save(self, file: Path) -> None:
@@ -120,10 +127,13 @@ class Answer:
                 result.class_name,
                 result.distance,
                 None if self.label is None else result.label == self.label,
+                len(result.copies),
             )
             for result in self.results
         ]
-        tiles = image_grid.neighbor_tiles(image_grid.open_or_missing(self.path), self.class_name, neighbors)
+        tiles = image_grid.neighbor_tiles(
+            image_grid.open_or_missing(self.path, crop=self.crop), self.class_name, neighbors
+        )
         width = min(8, len(tiles))
         picture = image_grid.grid([tiles[start : start + width] for start in range(0, len(tiles), width)])
         save_picture(picture, file)
@@ -173,6 +183,7 @@ def make_answer(
     *,
     negatives: Sequence[str] = (),
     max_distance: float | None = None,
+    crop: Crop | None = None,
 ) -> Answer:
     """Makes the answer to a search.
 
@@ -181,7 +192,7 @@ def make_answer(
         path: The first query's file.
         known: What the index knows about each query, or None.
         found: The results, nearest first.
-        negatives: As in `Answer`.
+        negatives, crop: As in `Answer`.
         max_distance: Results farther than this are left out.
 
     Returns:
@@ -191,7 +202,7 @@ def make_answer(
         found = [result for result in found if result.distance <= max_distance]
     labels = {(result.label, result.class_name) if result else None for result in known}
     label, class_name = (labels.pop() or (None, None)) if len(labels) == 1 else (None, None)
-    return Answer(names[0], path, label, class_name, list(found), list(names), list(negatives), max_distance)
+    return Answer(names[0], path, label, class_name, list(found), list(names), list(negatives), max_distance, crop)
 
 
 def refined_query(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dr_keras import image_grid
-from dr_keras.data.images import PADDING, decode
+from dr_keras.data.images import PADDING, ImageInput, decode
 from dr_keras.errors import ImageError
 from dr_keras.explanation import Explanation
 from dr_keras.image_grid import Tile
@@ -33,12 +33,12 @@ def lit(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def why_picture(
-    query: Path, neighbors: Sequence[tuple[Path, str, Explanation]], resize: str, *, across: int = 6
+    query: ImageInput, neighbors: Sequence[tuple[Path, str, Explanation]], resize: str, *, across: int = 6
 ) -> Image.Image:
     """Draws a query and its neighbors in pairs, bright where they are alike.
 
     Args:
-        query: The file of the query.
+        query: The query.
         neighbors: For each, its file, its caption and its explanation.
         resize: How the run makes images square.
         across: Pairs in a row.
@@ -60,7 +60,7 @@ def why_picture(
     return image_grid.grid(rows, SIDE)
 
 
-def _square(file: Path, resize: str) -> np.ndarray:
+def _square(file: ImageInput, resize: str) -> np.ndarray:
     try:
         return decode(file, SIDE, resize)
     except ImageError:

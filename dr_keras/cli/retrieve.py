@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_keras.cli.parser import add_head, add_runtime, command_parser
+from dr_keras.data.crop import cropped
 from dr_keras.errors import InputError
 from dr_keras.invocation import program
 from dr_keras.search_model import load
 from dr_keras.search_results import check_picture_name
 
 if TYPE_CHECKING:
+    from dr_keras.data.images import ImageInput
     from dr_keras.explanation import Explanation
     from dr_keras.search_model import Model
     from dr_keras.search_results import Answer
@@ -66,6 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="D|auto",
         help=f"leave out results farther than this; auto: the distance that {program('evaluate')} --calibrate found",
     )
+    parser.add_argument(
+        "--crop",
+        metavar="LEFT,TOP,WIDTH,HEIGHT",
+        help="search for this part of the query: in pixels, or in shares of the picture from 0 to 1",
+    )
+    parser.add_argument("--distinct", action="store_true", help="fold copies of a result into it")
+    parser.add_argument(
+        "--diverse",
+        type=float,
+        metavar="LAMBDA",
+        help="results unlike each other: the weight of nearness, from 0 to 1, against being unlike those before",
+    )
     parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbors (default: 30)")
     parser.add_argument("--include-self", action="store_true", help="let a query from the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -99,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         negatives=options.negative,
         where=options.where,
         max_distance=options.max_distance,
+        crop=options.crop,
+        distinct=options.distinct,
+        diverse=options.diverse,
     )
     if options.save:
         answer.save(Path(options.save))
@@ -121,10 +138,11 @@ def explain(model: "Model", answer: "Answer", picture: Path, count: int) -> "lis
     from dr_keras.search_results import save_picture
     from dr_keras.why_picture import why_picture
 
+    query: ImageInput = answer.path if answer.crop is None else cropped(answer.path, answer.crop)
     found: list[Explanation | None] = []
     for result in answer.results[:count]:
         try:
-            found.append(model.explain(answer.path, result.path))
+            found.append(model.explain(query, result.path))
         except InputError as error:
             print(f"{result.id} is not explained: {error}", file=sys.stderr)
             found.append(None)
@@ -134,7 +152,7 @@ def explain(model: "Model", answer: "Answer", picture: Path, count: int) -> "lis
         if explanation is not None
     ][:SHOWN]
     if shown:
-        save_picture(why_picture(answer.path, shown, model.config.resize), picture)
+        save_picture(why_picture(query, shown, model.config.resize), picture)
     return found
 
 
@@ -164,7 +182,11 @@ def show(answer: "Answer", where: str | None) -> None:
     table = Table(title=title, title_justify="left")
     for name, justify in (("rank", "right"), ("name", "left"), ("class", "left"), ("distance", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    folded = any(result.copies for result in answer.results)
+    if folded:
+        table.add_column("copies", justify="right")
     for result in answer.results:
         style = "green" if result.label == answer.label else None
-        table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", style=style)
+        copies = [f"and {len(result.copies)} like it" if result.copies else ""] if folded else []
+        table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", *copies, style=style)
     console.print(table)

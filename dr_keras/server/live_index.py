@@ -13,6 +13,7 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explanation
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.writer_lock import Locked
+from dr_keras.index_results import varied_neighbors
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result
 from dr_keras.server.errors import Problem, busy
@@ -90,12 +91,18 @@ class LiveIndex:
             for number, (query, k) in enumerate(searches):
                 try:
                     resolved = resolve(self.model, query)
+                    if query.variety:
+                        answers[number] = answer_to(query, resolved, self._varied(query, resolved, k))
+                    else:
+                        groups.setdefault((query.where or None, k), {})[number] = resolved
                 except RunError:
                     raise
+                except Problem as error:
+                    answers[number] = error
+                except InputError as error:
+                    answers[number] = Problem(400, str(error))
                 except Exception as error:  # whatever it is, it affects only this query
                     answers[number] = error
-                else:
-                    groups.setdefault((query.where or None, k), {})[number] = resolved
             for (where, k), group in groups.items():
                 try:
                     found = self._neighbors(list(group.values()), k, where)
@@ -107,6 +114,10 @@ class LiveIndex:
                 for (number, resolved), results in zip(group.items(), found, strict=True):
                     answers[number] = answer_to(searches[number][0], resolved, results)
         return [answers[number] for number in range(len(searches))]
+
+    def _varied(self, query: Query, resolved: Resolved, k: int) -> list[Result]:
+        where = query.where or None
+        return varied_neighbors(self.index, resolved.vector, k, resolved.excluded, where, query.variety)
 
     def _neighbors(self, queries: Sequence[Resolved], k: int, where: str | None) -> list[list[Result]]:
         excluded = np.full((len(queries), max(len(query.excluded) for query in queries)), -1)

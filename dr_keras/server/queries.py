@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dr_keras.data.crop import Crop
 from dr_keras.errors import InputError, RunError
 from dr_keras.image_names import find_indexed
 from dr_keras.index.index import Index
@@ -13,6 +14,7 @@ from dr_keras.invocation import command
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
 from dr_keras.server.errors import Problem
+from dr_keras.variety import NEAREST, Variety
 
 UPLOADED = "uploaded image"  # stands for the name of an uploaded image in the answer
 
@@ -28,6 +30,9 @@ class Query:
         where: As in `dr_keras.Model.retrieve`.
         max_distance: As in `dr_keras.Model.retrieve`.
         include_self: As in `dr_keras.Model.retrieve`.
+        variety: What is asked for besides nearness.
+        crop: The part of its only image that is searched for, or None for the whole.
+        part: (D,) float32, the vector of that part.
     """
 
     uploaded: np.ndarray
@@ -36,6 +41,9 @@ class Query:
     where: str | None = None
     max_distance: float | str | None = None
     include_self: bool = False
+    variety: Variety = NEAREST
+    crop: Crop | None = None
+    part: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ def resolve(model: Model, query: Query) -> Resolved:
     positives = [find_row(index, name) for name in query.positives]
     negatives = [find_row(index, name) for name in query.negatives]
     good = np.concatenate([query.uploaded.reshape(-1, index.dim), index.vectors[positives]])
+    if query.part is not None:
+        good = query.part[None]
     try:
         vector = refined_query(good, np.asarray(index.vectors[negatives], np.float32))
     except InputError as error:
@@ -117,4 +127,6 @@ def answer_to(query: Query, resolved: Resolved, found: list[Result]) -> Answer:
     names = [UPLOADED] * len(query.uploaded) + list(query.positives)
     known = [None] * len(query.uploaded) + resolved.known
     path = known[0].path if known[0] else Path(UPLOADED)
-    return make_answer(names, path, known, found, negatives=query.negatives, max_distance=resolved.limit)
+    return make_answer(
+        names, path, known, found, negatives=query.negatives, max_distance=resolved.limit, crop=query.crop
+    )

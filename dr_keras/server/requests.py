@@ -16,6 +16,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 FORM = "multipart/form-data"
 FIELD_BYTES = 2**16  # limit for a form field that is not an image
+SEARCH_FIELDS = ("where", "max_distance", "include_self", "distinct", "diverse")  # of a form
 IMAGES_OF_A_QUERY = 8  # the most that a client may send with one search
 IMAGES = "/v1/images/"  # the path before an id in a URL
 
@@ -54,9 +55,7 @@ async def read_search(request: Request) -> tuple[SearchRequest, list[bytes]]:
         raise Problem(
             415, f"the body is {content_type or 'of no type'!r}; send {FORM} with an image, or application/json"
         )
-    values, images = await _read_form(
-        request, IMAGES_OF_A_QUERY, ("positives", "negatives"), ("where", "max_distance", "include_self")
-    )
+    values, images = await _read_form(request, IMAGES_OF_A_QUERY, ("positives", "negatives"), SEARCH_FIELDS)
     return check(SearchRequest, {name: value for name, value in values.items() if value != ""}), images
 
 

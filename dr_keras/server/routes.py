@@ -24,7 +24,7 @@ from dr_keras.server.page import add_page
 from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_judgment
 from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store
 from dr_keras.server.root_path import RootPath
-from dr_keras.server.schemas import MAX_ID, MAX_K, MAX_LABEL, SearchRequest
+from dr_keras.server.schemas import MAX_CROP, MAX_ID, MAX_K, MAX_LABEL, SearchRequest
 from dr_keras.server.service import Service
 from dr_keras.server.settings import Settings
 
@@ -46,6 +46,14 @@ class AnyBytes(Convertor[str]):
 
 
 K = Annotated[int, Parameter(ge=1, le=MAX_K, description="How many images.")]
+CropText = Annotated[
+    str | None,
+    Parameter(
+        max_length=MAX_CROP,
+        description="Search for this part of the only image: left,top,width,height in pixels of the upright image, or "
+        "in shares of it from 0 to 1.",
+    ),
+]
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -167,9 +175,9 @@ def _add_search(app: FastAPI, service: Service) -> None:
         openapi_extra=search_body(),
         tags=["search"],
     )
-    async def search(request: Request, k: K = 30) -> Response:
+    async def search(request: Request, k: K = 30, crop: CropText = None) -> Response:
         """Finds the images nearest to uploaded images, to images of the index, or to both together."""
-        answer = await service.search(await service.query(request), k)
+        answer = await service.search(await service.query(request, crop), k)
         return no_store(answer_content(answer, service.settings.show_paths))
 
 
@@ -245,9 +253,9 @@ def _add_map(app: FastAPI, service: Service) -> None:
         openapi_extra=search_body(),
         tags=["map"],
     )
-    async def place(request: Request, k: K = 30) -> Response:
+    async def place(request: Request, k: K = 30, crop: CropText = None) -> Response:
         """Places a query, as in `/v1/search`, and its neighbors on the map."""
-        return no_store(await service.read(live_index.place, await service.query(request), k))
+        return no_store(await service.read(live_index.place, await service.query(request, crop), k))
 
 
 def _add_images(app: FastAPI, service: Service) -> None:

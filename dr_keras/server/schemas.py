@@ -8,6 +8,7 @@ MAX_K = 1000  # results of a search: more than anyone looks at
 MAX_IDS = 64  # positives of a query, and as many negatives
 MAX_ID = 1024  # characters
 MAX_WHERE = 2000  # characters: anyone may send conditions, and SQLite evaluates them for every image
+MAX_CROP = 200  # characters
 MAX_LABEL = 200  # characters
 
 
@@ -26,6 +27,7 @@ Id = Annotated[
     str, PlainValidator(_id), WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID}, mode="validation")
 ]
 Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class SearchRequest(BaseModel):
@@ -50,6 +52,12 @@ class SearchRequest(BaseModel):
         default=None, description="Leave out results farther than this; `auto` is the calibrated distance."
     )
     include_self: bool = Field(default=False, description="Whether a query may find itself.")
+    distinct: bool = Field(default=False, description="Fold copies of a result into it.")
+    diverse: Weight | None = Field(
+        default=None,
+        description="The weight of nearness, from 0 to 1, against being unlike the results before (maximal marginal "
+        "relevance).",
+    )
 
 
 class Neighbor(BaseModel):
@@ -63,6 +71,7 @@ class Neighbor(BaseModel):
     class_name: str
     distance: float = Field(description="Euclidean, from 0 to 2.")
     attributes: dict[str, Any]
+    copies: list[str] = Field(default=[], description="Ids of copies that were folded into it, with `distinct`.")
 
 
 class SearchResponse(BaseModel):
@@ -70,10 +79,15 @@ class SearchResponse(BaseModel):
 
     query: str
     label: str | None = Field(description="The class that all images of the query share, or null.")
-    results: list[Neighbor] = Field(description="Nearest first; empty if no image is near enough.")
+    results: list[Neighbor] = Field(
+        description="Nearest first, or with `diverse` best first; empty if no image is near enough."
+    )
     queries: list[str]
     negatives: list[str]
     max_distance: float | None
+    crop: list[float] | None = Field(
+        description="The part of the query that was searched for: left, top, width, height."
+    )
 
 
 class Image(BaseModel):

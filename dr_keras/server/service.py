@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials
 from starlette.responses import Response
 
+from dr_keras.data.crop import Crop, cropped
 from dr_keras.data.images import decode
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.lru import LRUCache
@@ -31,6 +32,7 @@ from dr_keras.server.requests import path_id, read_search, read_upload
 from dr_keras.server.responses import FileResponse, matches_etag, requested_range
 from dr_keras.server.schemas import Judgment, SearchRequest
 from dr_keras.server.settings import Settings
+from dr_keras.variety import Variety
 
 T = TypeVar("T")
 
@@ -142,22 +144,30 @@ class Service:
                 {"WWW-Authenticate": 'Bearer realm="dr_keras"'},
             )
 
-    async def query(self, request: Request) -> Query:
+    async def query(self, request: Request, crop: str | None) -> Query:
         """Reads a search from a request, and embeds its images.
+
+        Args:
+            request: The request.
+            crop: The part of its only image to search for, as text, or None.
 
         Raises:
             Problem: The request is not a search, or one of its images cannot be used.
         """
-        return await self._embed_query(*await read_search(request))
+        return await self._embed_query(*await read_search(request), _crop(crop))
 
     async def search(self, query: Query, k: int) -> Answer:
         """Finds the `k` images nearest to a query."""
-        if query.where:  # a condition takes time, and the other searches of its batch would have to wait
+        if query.where or query.variety:  # they take time, and the other searches of a batch would have to wait
             return await self.read(self.live_index.search, query, k)
         return await self.searcher.do((query, k))
 
-    async def _embed_query(self, search: SearchRequest, images: list[bytes]) -> Query:
-        examined = await asyncio.gather(*(self._examine(data) for data in images))
+    async def _embed_query(self, search: SearchRequest, images: list[bytes], crop: Crop | None) -> Query:
+        asked = len(images) + len(search.positives) + len(search.negatives)
+        if crop and asked != 1:
+            raise Problem(422, f"a crop is a part of a single query; {asked} images were given")
+        examined = await asyncio.gather(*(self._examine(data, crop) for data in images))
+        part = examined[0][1] if examined else await self._part(search.positives[0], crop) if crop else None
         return Query(
             np.stack([vector for _, vector in examined]) if examined else np.empty((0, 0), np.float32),
             search.positives,
@@ -165,22 +175,37 @@ class Service:
             search.where,
             search.max_distance,
             search.include_self,
+            Variety(search.distinct, search.diverse),
+            crop,
+            part if crop else None,
         )
 
-    async def _examine(self, data: bytes) -> tuple[Format, np.ndarray]:
-        """The format and the vector (D,) of an uploaded image.
+    async def _part(self, name: str, crop: Crop) -> np.ndarray:
+        """The vector (D,) of a part of an image of the index."""
+        opened = await self._open((await self.read(self.live_index.find, name)).id)
+        try:
+            data = await self._decoding(opened.content)
+        finally:
+            opened.close()
+        return (await self._examine(data, crop))[1]
+
+    async def _examine(self, data: bytes, crop: Crop | None = None) -> tuple[Format, np.ndarray]:
+        """The format of an image, and the vector (D,) of it or of its part.
 
         Raises:
             Problem: It is not an image, or too large.
         """
-        digest = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data).digest() + str(crop or "").encode()
         format = await self._decoding(examine, data, self.settings.pixels)
         vector = self._vectors.get(digest)
         if vector is None:
             try:
-                pixels = await self._decoding(decode, data, self._size, self._resize)
+                image = await self._decoding(cropped, data, crop) if crop else data
+                pixels = await self._decoding(decode, image, self._size, self._resize)
             except ImageError as error:
                 raise Problem(415, f"the image {error}") from None
+            except InputError as error:
+                raise Problem(422, str(error)) from None
             vector = (await self.embedder.do(pixels)).copy()  # a view would keep the whole batch in memory
             self._vectors.put(digest, vector)
         return format, vector
@@ -299,6 +324,14 @@ class Service:
         except InputError as error:  # its message names the image by its id, which may be a path on this machine
             log.error("%s", error)
             raise Problem(422, "the image cannot be added; the server's log says why") from None
+
+
+def _crop(text: str | None) -> Crop | None:
+    """A crop as a client sends it."""
+    try:
+        return None if text is None else Crop.of(text)
+    except InputError as error:
+        raise Problem(422, str(error)) from None
 
 
 def _close_unused(opening: "Future[Opened]") -> None:
