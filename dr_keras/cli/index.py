@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = action("sync", sync, about, which, head, engine)
     made.add_argument("folder", metavar="FOLDER")
     made.add_argument("--remove-missing", action="store_true", help="remove images whose file is missing")
+    add_exif(made)
     made = action("move", move, "tell the index where the images are now; nothing is embedded again", which)
     made.add_argument("root", metavar="NEWROOT", help="the folder that the images were moved to")
     made = action("remove", remove, "remove images by id, by unique base name, or by a pattern with * and ?", which)
@@ -95,7 +97,7 @@ def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an attribute of all these images, for --where; a value that is not JSON is text",
     )
-
+    add_exif(parser)
     parser.add_argument(
         "--fit-head",
         action="store_true",
@@ -107,6 +109,14 @@ def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
         default=GENERAL_DIM,
         metavar="D",
         help=f"with --fit-head: the length of its vectors (default: {GENERAL_DIM})",
+    )
+
+
+def add_exif(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-exif",
+        action="store_true",
+        help="do not keep sizes, dates, cameras and places of photos, which --where could name",
     )
 
 
@@ -316,7 +326,7 @@ def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
     run = open_run(options.run or index.run or None)
     model = Model(run, getattr(options, "runtime", "auto"), getattr(options, "head", "auto"))
     model.check(index)
-    return model.reader_for(index)
+    return replace(model.reader_for(index), exif=not getattr(options, "no_exif", False))
 
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"]:

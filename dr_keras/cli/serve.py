@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="/PATH",
         help="the path under which a reverse proxy serves it, such as /photos",
     )
+    parser.add_argument(
+        "--no-metadata",
+        action="store_true",
+        help="keep dates, cameras and places of photos to itself; pictures are then sent as JPEG without metadata",
+    )
     parser.add_argument("--show-paths", action="store_true", help="show clients the paths of files on this machine")
     parser.add_argument(
         "--concurrency", type=int, default=64, metavar="N", help="how many requests to handle at a time (default: 64)"
@@ -101,6 +106,7 @@ def serve(options: argparse.Namespace) -> None:
         hosts=hosts,
         root_path=options.root_path.rstrip("/"),
         judge=Path(options.judge).expanduser().absolute() if options.judge else None,
+        metadata=not options.no_metadata,
         show_paths=options.show_paths,
         concurrency=options.concurrency,
     )

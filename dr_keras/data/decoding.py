@@ -6,11 +6,13 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dr_keras import subprocesses
-from dr_keras.data.images import decode
+from dr_keras.data.images import decode, decode_with_facts
 from dr_keras.errors import ImageError, InputError
 
 BLOCK_IMAGES = 256  # decoded by a process between two progress reports, if they fit in BLOCK_BYTES
@@ -24,24 +26,39 @@ Advance = Callable[[int], None]
 """Takes the number of images done since its last call."""
 
 
-def decode_block(files: Files, size: int, resize: str) -> tuple[np.ndarray, dict[int, str]]:
+@dataclass(frozen=True)
+class Block:
+    """A few files, decoded.
+
+    Attributes:
+        pixels: (N, size, size, 3) uint8, black where a file failed.
+        failures: The reason for each failure, by row.
+        facts: What each file says of itself, see `dr_keras.data.exif`; by row, without rows of which nothing is known.
+    """
+
+    pixels: np.ndarray
+    failures: dict[int, str]
+    facts: dict[int, dict[str, Any]]
+
+
+def decode_block(files: Files, size: int, resize: str, facts: bool) -> Block:
     """Decodes a few files one by one.
 
     Args:
         files: N paths.
         size, resize: As for `dr_keras.data.images.decode`.
-
-    Returns:
-        The same as `decode_files`, but with black pixels where a file failed.
+        facts: Whether to look at what they say of themselves.
     """
-    pixels = np.zeros((len(files), size, size, 3), np.uint8)
-    failures = {}
+    block = Block(np.zeros((len(files), size, size, 3), np.uint8), {}, {})
     for row, file in enumerate(files):
         try:
-            pixels[row] = decode(file, size, resize)
+            if facts:
+                block.pixels[row], block.facts[row] = decode_with_facts(file, size, resize)
+            else:
+                block.pixels[row] = decode(file, size, resize)
         except ImageError as error:
-            failures[row] = str(error)
-    return pixels, failures
+            block.failures[row] = str(error)
+    return block
 
 
 def decode_files(
@@ -69,14 +86,20 @@ def decode_files(
         InputError: A child process died, for example because memory ran out.
     """
     pixels = np.empty((len(files), size, size, 3), np.uint8) if out is None else out
-    if processes is None:
-        processes = (os.cpu_count() or 1) if _worth_processes(files) else 0
-    decoding = _Decoding(files, size, resize, pixels, advance, processes)
-    if processes:
-        decoding.in_children(processes)
-    else:
-        decoding.here()
-    return pixels, dict(sorted(decoding.failures.items()))
+    decoded = _Decoding(files, size, resize, pixels, advance, processes, facts=False).done()
+    return pixels, decoded.failures
+
+
+def decode_files_with_facts(files: Files, size: int, resize: str = "stretch") -> Block:
+    """Decodes files in parallel, as `decode_files` does, and returns what they say of themselves as well.
+
+    Args:
+        files: N paths.
+        size, resize: As for `dr_keras.data.images.decode`.
+    """
+    return _Decoding(
+        files, size, resize, np.empty((len(files), size, size, 3), np.uint8), None, None, facts=True
+    ).done()
 
 
 def _worth_processes(files: Files) -> bool:
@@ -93,22 +116,38 @@ class _Decoding:
     """One call of `decode_files`: its files, in blocks, and their pixels and failures."""
 
     def __init__(
-        self, files: Files, size: int, resize: str, pixels: np.ndarray, advance: Advance | None, processes: int
+        self,
+        files: Files,
+        size: int,
+        resize: str,
+        pixels: np.ndarray,
+        advance: Advance | None,
+        processes: int | None,
+        *,
+        facts: bool,
     ) -> None:
-        self._files, self._size, self._resize = files, size, resize
-        self._pixels, self._advance = pixels, advance
+        if processes is None:
+            processes = (os.cpu_count() or 1) if _worth_processes(files) else 0
+        self._files, self._size, self._resize, self._facts = files, size, resize, facts
+        self._pixels, self._advance, self._processes = pixels, advance, processes
         share = -(-len(files) // (4 * max(processes, 1)))  # small enough for processes to finish together
         self._block = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (3 * size * size), share))
         starts = range(0, len(files), self._block)
         self._blocks = [(start, min(start + self._block, len(files))) for start in starts]
         self._children: list[subprocess.Popen[bytes]] = []
-        self.failures: dict[int, str] = {}
+        self._failures: dict[int, str] = {}
+        self._known: dict[int, dict[str, Any]] = {}
 
-    def here(self) -> None:
-        for start, stop in self._blocks:
-            self._keep(start, *decode_block(self._files[start:stop], self._size, self._resize))
+    def done(self) -> Block:
+        """Decodes all files."""
+        if self._processes:
+            self._in_children(self._processes)
+        else:
+            for start, stop in self._blocks:
+                self._keep(start, decode_block(self._files[start:stop], self._size, self._resize, self._facts))
+        return Block(self._pixels, dict(sorted(self._failures.items())), self._known)
 
-    def in_children(self, processes: int) -> None:
+    def _in_children(self, processes: int) -> None:
         with ThreadPoolExecutor(processes) as pool:  # each thread only waits for its child
             try:
                 list(pool.map(self._in_child, (self._blocks[worker::processes] for worker in range(processes))))
@@ -141,7 +180,7 @@ class _Decoding:
         assert process.stdin
         assert process.stdout
         names = [[os.fspath(file) for file in self._files[start:stop]] for start, stop in blocks]
-        request = {"blocks": names, "size": self._size, "resize": self._resize}
+        request = {"blocks": names, "size": self._size, "resize": self._resize, "facts": self._facts}
         process.stdin.write(json.dumps(request).encode())
         process.stdin.close()
         buffer = np.empty((self._block, self._size, self._size, 3), np.uint8)
@@ -150,12 +189,19 @@ class _Decoding:
             images = buffer[: stop - start]
             if process.stdout.readinto(images.data) != images.nbytes:  # type: ignore[attr-defined]
                 raise EOFError
-            self._keep(start, images, {int(row): reason for row, reason in head["failures"].items()})
+            self._keep(start, Block(images, *(by_row(head[name]) for name in ("failures", "facts"))))
 
-    def _keep(self, start: int, images: np.ndarray, failures: dict[int, str]) -> None:
-        """Keeps a block that starts at row `start`; the rows in `failures` count from there."""
+    def _keep(self, start: int, block: Block) -> None:
+        """Keeps a block that starts at row `start`, from which its own rows count."""
+        count = len(block.pixels)
         if len(self._pixels):
-            self._pixels[start : start + len(images)] = images
-        self.failures.update({start + row: reason for row, reason in failures.items()})
+            self._pixels[start : start + count] = block.pixels
+        self._failures.update({start + row: reason for row, reason in block.failures.items()})
+        self._known.update({start + row: facts for row, facts in block.facts.items()})
         if self._advance:
-            self._advance(len(images))
+            self._advance(count)
+
+
+def by_row(values: dict[str, Any]) -> dict[int, Any]:
+    """Values by row, from JSON, whose keys are text."""
+    return {int(row): value for row, value in values.items()}

@@ -1,8 +1,8 @@
 """The child process of `dr_keras.data.decoding.decode_files`.
 
-It reads a JSON object from standard input: `size`, `resize`, and `blocks`, which are lists of files. For each block it
-writes to standard output a line of JSON, {"failures": {row within the block: reason}}, and then the pixels, (n, size,
-size, 3) bytes.
+It reads a JSON object from standard input: `size`, `resize`, `facts`, and `blocks`, which are lists of files. For each
+block it writes to standard output a line of JSON, {"failures": {row within the block: reason}, "facts": {row: facts}},
+and then the pixels, (n, size, size, 3) bytes.
 """
 
 import json
@@ -18,10 +18,10 @@ def main() -> None:
     request = json.load(sys.stdin.buffer)
     out = sys.stdout.buffer
     for files in request["blocks"]:
-        pixels, failures = decode_block(files, request["size"], request["resize"])
+        block = decode_block(files, request["size"], request["resize"], request["facts"])
         try:
-            out.write(json.dumps({"failures": failures}).encode() + b"\n")
-            out.write(pixels.data)
+            out.write(json.dumps({"failures": block.failures, "facts": block.facts}).encode() + b"\n")
+            out.write(block.pixels.data)
             out.flush()
         except OSError:  # the parent is gone: EPIPE, or EINVAL on Windows
             sys.stdout = None

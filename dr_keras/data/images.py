@@ -4,13 +4,15 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from dr_keras.atomic_files import open_regular
 from dr_keras.data import metadata
+from dr_keras.data.depths import check_depth, eight_bits
+from dr_keras.data.exif import facts_of
 from dr_keras.data.formats import FORMATS, HEAD_BYTES, UPDATE, Format, sniff
 from dr_keras.errors import ImageError
 
@@ -20,18 +22,11 @@ IN_MEMORY_BYTES = 64 * 2**20  # a larger file is not read into memory at once: i
 BUFFER_BYTES = 2**18  # read from such a file at a time
 
 T = TypeVar("T")
+LookAt = Callable[[Image.Image], dict[str, Any]]
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
 BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens when it shrinks an image, so it does not alias
-
-# The possible depths of integer samples if the file does not declare one; 1 is a mask.
-DEPTHS_BITS = (1, 4, 8, 12, 16, 24, 31)
-# The possible values of white in floating point, besides 1; a maximum between 1 and 15 fits none of them.
-FLOAT_WHITES = (255, 4095, 65535)
-MIN_FLOAT_MAXIMUM = 1 / 32  # an image from 0 to 1 with a smaller maximum would come out black
-
-_SAVE = "; save it with 8 bits per channel"
 
 _UPRIGHT = {  # the operation that turns an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +47,7 @@ def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray
 
     EXIF orientation is applied if it can be read, transparency is composited over white, and the first frame of an
     animation is used. Grayscale deeper than 8 bits is scaled to 8 bits: by the depth that the format declares (PGM,
-    JPEG 2000), or else by the smallest of `DEPTHS_BITS` that holds the largest value.
+    JPEG 2000), or else by the smallest of `dr_keras.data.depths.DEPTHS_BITS` that holds the largest value.
 
     Args:
         source: A path, the bytes of an encoded image, or a PIL image. A large JPEG given as a path or as bytes is
@@ -72,7 +67,23 @@ def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray
         >>> decode(Image.new("RGB", (30, 20), "white"), 8).shape
         (8, 8, 3)
     """
-    image = read(source, draft=2 * size)
+    return _square(read(source, draft=2 * size), size, resize)
+
+
+def decode_with_facts(source: ImageInput, size: int, resize: str = "stretch") -> tuple[np.ndarray, dict[str, Any]]:
+    """Decodes one image into a square, and returns what its file says of it, see `dr_keras.data.exif`.
+
+    Args:
+        source, size, resize: As for `decode`. Of a PIL image, nothing is known.
+
+    Raises:
+        ImageError: As for `decode`.
+    """
+    image, facts = _read(source, 2 * size, facts_of)
+    return _square(image, size, resize), facts
+
+
+def _square(image: Image.Image, size: int, resize: str) -> np.ndarray:
     width, height = image.size
     if width == height == size:
         return np.asarray(image)
@@ -103,12 +114,17 @@ def read(source: ImageInput, draft: int | None = None) -> Image.Image:
     Raises:
         ImageError: As for `decode`.
     """
+    return _read(source, draft, lambda _: {})[0]
+
+
+def _read(source: ImageInput, draft: int | None, look_at: LookAt) -> tuple[Image.Image, dict[str, Any]]:
+    """`read`, and what `look_at` finds in the picture before it is decoded."""
     if isinstance(source, Image.Image):
         with _as_image_error():
             source.load()  # if it was opened from a file, it may not be decoded yet
-            return _to_rgb(source, deep=False)
+            return _to_rgb(source, deep=False), {}
     with _opened(source) as (file, format):
-        return _tried(file, format, lambda content: _decoded(content, format, draft))
+        return _tried(file, format, lambda content: _decoded(content, format, draft, look_at))
 
 
 def look(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Format, tuple[int, int]]:
@@ -129,6 +145,21 @@ def look(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[Format, tu
                 return image.size
 
         return format, _tried(file, format, size)
+
+
+def facts(source: bytes) -> dict[str, Any]:
+    """Returns what the bytes of an encoded image say of it, see `dr_keras.data.exif.facts_of`.
+
+    Raises:
+        ImageError: As for `decode`.
+    """
+    with _opened(source) as (file, format):
+
+        def known(content: IO[bytes]) -> dict[str, Any]:
+            with _open_image(content, format) as image:
+                return facts_of(image)
+
+        return _tried(file, format, known)
 
 
 def _tried(file: IO[bytes], format: Format, use: Callable[[IO[bytes]], T]) -> T:
@@ -203,14 +234,15 @@ def _reason(error: Exception) -> str:
     return "the file is damaged or ends early" if reason == "Input/output error" else reason
 
 
-def _decoded(file: IO[bytes], format: Format, draft: int | None) -> Image.Image:
+def _decoded(file: IO[bytes], format: Format, draft: int | None, look_at: LookAt) -> tuple[Image.Image, dict[str, Any]]:
     with _open_image(file, format) as image:
         _check_size(*image.size)
+        facts = look_at(image)
         if draft is not None and image.format == "JPEG" and min(image.size) >= 2 * draft:
             image.draft(None, (draft, draft))
         deep = isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
-        return _to_rgb(image, deep=deep)
+        return _to_rgb(image, deep=deep), facts
 
 
 def _check_size(width: int, height: int) -> None:
@@ -306,9 +338,9 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
         image = image.transpose(method)
         image.format, image.info = format, info
     if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion would clip at 255
-        return Image.fromarray(_eight_bits(np.asarray(image), image.format)).convert("RGB")
+        return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
     if deep:
-        _check_depth(image)
+        check_depth(image)
     if image.mode == "RGB":
         return image
     if image.has_transparency_data:
@@ -327,44 +359,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # whatever Pillow raises for damaged metadata
         found = None
     return metadata.orientation(image.info.get("exif")) if found is None else found
-
-
-def _eight_bits(gray: np.ndarray, format: str | None) -> np.ndarray:
-    """Converts grayscale of any depth, (H, W), to uint8.
-
-    Raises:
-        ImageError: Its range fits no known depth.
-    """
-    low, high = float(gray.min()), float(gray.max())
-    if not np.isfinite([low, high]).all():
-        raise ImageError("has values that are not finite numbers; save it with 8 bits")
-    white = _float_white(low, high) if gray.dtype.kind == "f" else _integer_white(low, high, format)
-    return (gray.astype(np.float64) * (255 / white)).clip(0, 255).astype(np.uint8)
-
-
-def _integer_white(low: float, high: float, format: str | None) -> float:
-    if low < 0:
-        raise ImageError(f"has values from {low:.0f} to {high:.0f}, whose black and white are unknown{_SAVE}")
-    if format in ("PPM", "JPEG2000"):  # Pillow has already scaled these by their declared depth
-        return 65535
-    return next(2.0**bits - 1 for bits in DEPTHS_BITS if high < 2**bits)
-
-
-def _float_white(low: float, high: float) -> float:
-    if low < -1e-3:
-        raise ImageError(f"has values from {low:g} to {high:g}, whose black and white are unknown{_SAVE}")
-    if high == 0 or MIN_FLOAT_MAXIMUM <= high <= 1 + 1e-3:
-        return 1
-    white = next((white for white in FLOAT_WHITES if 15 < high <= white), None)
-    if white is None:
-        raise ImageError(f"has values from {low:g} to {high:g}, which fit no known depth{_SAVE}")
-    return white
-
-
-def _check_depth(image: Image.Image) -> None:
-    """Rejects an image that is nearly black in the upper 8 of its 16 bits, because it uses 12 bits or fewer."""
-    bands = image.getextrema()
-    colors = bands[: len(bands) - ("A" in image.getbands())] if isinstance(bands[0], tuple) else (bands,)
-    high = max(band[1] for band in colors)
-    if high <= 15:
-        raise ImageError(f"has 16 bits per channel, but uses only the lower 12{_SAVE}")

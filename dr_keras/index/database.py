@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dr_keras.atomic_files import sync_names
+from dr_keras.data.exif import distance_km
 from dr_keras.errors import RunError
 from dr_keras.invocation import command
 
@@ -139,12 +140,18 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
 def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
     db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    db.create_function("distance_km", 4, _distance, deterministic=True)
     try:
         db.execute("SELECT count(*) FROM meta")
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _distance(*degrees: Any) -> float | None:
+    """`distance_km`, for conditions; None, as in SQL, unless all four are numbers."""
+    return distance_km(*degrees) if all(isinstance(number, int | float) for number in degrees) else None
 
 
 def renumber(db: sqlite3.Connection, kept: np.ndarray) -> None:

@@ -3,12 +3,16 @@
     label = n01443537 AND NOT split = validation
     attributes.year >= 2020 AND (camera.model LIKE 'Pixel%' OR label IN (cat, dog))
 
+    taken >= 2024-06 AND camera.model LIKE 'Pixel%' AND near(48.1, 11.6, 20km)
+
 A field is `id`, `name` (base name), `label`, `class_name`, `split`, `size` (bytes) or `time` (of the last change, in
 seconds since 1970 or as a date such as 2026-01-31); anything else is an attribute of the image, with dots for
-nested attributes. A value is a word, a number, or a quoted string. Comparisons: = == != <> < <= > >=,
-LIKE (% stands for any text and _ for any character; the case of English letters does not matter), GLOB (* and ?),
-IN (..., ...), IS NULL, IS NOT NULL; combine them with AND, OR, NOT and parentheses. An image without an attribute
-matches no comparison with it, not even !=; it does match a negated (NOT) comparison.
+nested attributes. `taken`, which photos have from EXIF, is compared as far as the value goes: `taken = 2024-06` is all
+of that month. A value is a word, a number, or a quoted string. Comparisons: = == != <> < <= > >=, LIKE (% stands for
+any text and _ for any character; the case of English letters does not matter), GLOB (* and ?), IN (..., ...), IS NULL,
+IS NOT NULL, and near(latitude, longitude, distance), in degrees and m, km or mi; combine them with AND, OR, NOT and
+parentheses. An image without an attribute matches no comparison with it, not even !=; it does match a negated (NOT)
+comparison. An attribute that no image has, but that is spelled like one that some have, is an error.
 
 No part of the text ever becomes SQL: fields come from a fixed table; attribute names and values are bound.
 """
@@ -33,6 +37,11 @@ TEXT_FIELDS = {
     "split": "split",
 }
 NUMBER_FIELDS = {"size": "size", "time": "(mtime_ns / 1e9)"}
+TAKEN = "taken"
+DATE = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}(T[0-9]{2}(:[0-9]{2}(:[0-9]{2})?)?)?)?)?")
+DISTANCE = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+) ?(?P<unit>km|m|mi)", re.IGNORECASE)
+KM_OF = {"m": 0.001, "km": 1.0, "mi": 1.609344}
+KM_OF_DEGREE = 110.5  # of latitude, at least
 COMPARISONS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 KEYWORDS = frozenset({"AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "GLOB"})
 
@@ -46,10 +55,11 @@ Value = str | int | float
 
 @dataclass(frozen=True)
 class Condition:
-    """An SQL expression over the table `images`, and the values of its placeholders."""
+    """An SQL expression over the table `images`, the values of its placeholders, and the attributes that it names."""
 
     sql: str
     values: tuple[Value, ...]
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,9 @@ def parse_where(text: str) -> Condition:
         InputError: `text` is empty, too long, or not a condition; the message gives the position.
 
     Example:
-        >>> parse_where("label = cats AND year >= 2020")
-        Condition(sql='(label = ? AND json_extract(attributes, ?) >= ?)', values=('cats', '$."year"', 2020))
+        >>> condition = parse_where("label = cats AND year >= 2020")
+        >>> condition.sql, condition.values
+        ('(label = ? AND json_extract(attributes, ?) >= ?)', ('cats', '$."year"', 2020))
     """
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"where has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
@@ -87,7 +98,7 @@ def parse_where(text: str) -> Condition:
     sql = parser.any_of(0)
     if parser.token.kind != "end":
         raise parser.error("AND, OR or the end")
-    return Condition(sql, tuple(parser.values))
+    return Condition(sql, tuple(parser.values), tuple(parser.attributes))
 
 
 class _Parser:
@@ -99,6 +110,7 @@ class _Parser:
         self._next = 0
         self._comparisons = 0
         self.values: list[Value] = []
+        self.attributes: dict[str, None] = {}  # in their order
 
     @property
     def token(self) -> _Token:
@@ -139,6 +151,10 @@ class _Parser:
         if self._comparisons > MAX_COMPARISONS:
             raise InputError(f"where has more than {MAX_COMPARISONS} comparisons; use IN (..., ...) for many values")
         self._check_utf8(token)
+        if name.lower() == "near" and self._took_sign("("):
+            return self._near()
+        if name == TAKEN and self.token.kind == "sign" and self.token.text in COMPARISONS:
+            return self._taken()
         sql, is_text = self._field(name)
         if self.token.kind == "sign" and self.token.text in COMPARISONS:
             comparison = COMPARISONS[self._take().text]
@@ -172,9 +188,58 @@ class _Parser:
             return TEXT_FIELDS[name], True
         if name in NUMBER_FIELDS:
             return NUMBER_FIELDS[name], False
-        keys = name.removeprefix("attributes.").split(".")
+        name = name.removeprefix("attributes.")
+        self.attributes[name] = None
+        keys = name.split(".")
         self.values.append("$" + "".join('."' + key.replace('"', "") + '"' for key in keys))
-        return "json_extract(attributes, ?)", False
+        return "json_extract(attributes, ?)", name == TAKEN
+
+    def _taken(self) -> str:
+        """The rest of a comparison with the time that a picture was taken."""
+        self.attributes[TAKEN] = None
+        comparison = COMPARISONS[self._take().text]
+        token = self.token
+        date = str(self._value(True)).replace(" ", "T")
+        if not DATE.fullmatch(date):
+            raise InputError(
+                f"where {self._text!r}: a date such as 2024, 2024-06 or 2024-06-30 was expected at character "
+                f"{token.place + 1}, not {date!r}"
+            )
+        self.values.append(date)
+        return f"substr(json_extract(attributes, '$.{TAKEN}'), 1, {len(date)}) {comparison} ?"
+
+    def _near(self) -> str:
+        """The rest of near(latitude, longitude, distance)."""
+        latitude = self._degrees("a latitude from -90 to 90", 90)
+        longitude = self._degrees("a longitude from -180 to 180", 180)
+        token = self.token
+        text = str(self._value(True)) if token.kind in ("word", "string") else ""
+        if token.kind == "word" and self.token.text.lower() in KM_OF:  # 20 km
+            text += self._take().text
+        found = DISTANCE.fullmatch(text)
+        if found is None:
+            raise InputError(
+                f"where {self._text!r}: a distance such as 20km or 500m was expected at character {token.place + 1}"
+            )
+        if not self._took_sign(")"):
+            raise self.error("')'")
+        km = float(found["number"]) * KM_OF[found["unit"].lower()]
+        self.attributes |= {"latitude": None, "longitude": None}
+        self.values += [latitude - km / KM_OF_DEGREE, latitude + km / KM_OF_DEGREE, latitude, longitude, km]
+        place = "json_extract(attributes, '$.latitude'), json_extract(attributes, '$.longitude')"
+        return (
+            "(json_extract(attributes, '$.latitude') BETWEEN ? AND ? AND "  # fast, and leaves few for the next
+            f"distance_km({place}, ?, ?) <= ?)"
+        )
+
+    def _degrees(self, expected: str, limit: float) -> float:
+        token = self.token
+        value = self._value(False) if token.kind in ("word", "string") else None
+        if isinstance(value, str) or value is None or not -limit <= value <= limit:
+            raise InputError(f"where {self._text!r}: {expected} was expected at character {token.place + 1}")
+        if not self._took_sign(","):
+            raise self.error("','")
+        return float(value)
 
     def _value(self, is_text: bool) -> Value:
         token = self.token

@@ -149,6 +149,10 @@ class Index:
                 self._searcher.refresh()
             return changed
 
+    def withhold(self, attributes: Collection[str]) -> None:
+        """Keeps attributes to itself: neither entries nor conditions have them from now on."""
+        self.records.withheld = self._searcher.withheld = frozenset(attributes)
+
     @property
     def folder(self) -> Path:
         """The folder of the index."""

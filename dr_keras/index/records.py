@@ -86,6 +86,7 @@ class Records:
     def __init__(self, store: Store, guard: "threading.RLock") -> None:
         self._store = store
         self._guard = guard
+        self.withheld: frozenset[str] = frozenset()  # attributes that entries do not have, see `Index.withhold`
         self._class_names: tuple[int, dict[str, str]] | None = None  # with the index version they were read from
 
     @contextmanager
@@ -112,7 +113,9 @@ class Records:
                     f"WHERE row IN ({', '.join('?' * len(part))})",
                     part,
                 ):
-                    known = {} if attributes == "{}" else json.loads(attributes)  # most images have none
+                    known = {} if attributes == "{}" else json.loads(attributes)
+                    for name in self.withheld & known.keys():
+                        del known[name]
                     found[row] = Entry(id, label, split, hash, size, mtime_ns, known)
         return [found[row] for row in wanted]
 

@@ -1,5 +1,6 @@
 """Searches an index: chooses the rows that a search may return, applies conditions, and runs the engine."""
 
+import difflib
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from dr_keras.data.exif import FIELDS
 from dr_keras.errors import InputError, RunError
 from dr_keras.index import approximate_search
 from dr_keras.index.approximate_search import ApproximateSearch, EngineInfo
@@ -16,6 +18,7 @@ from dr_keras.index.filters import parse_where
 from dr_keras.index.store import Store
 
 CLOCK_STEPS = 10_000  # steps of SQLite's virtual machine between checks of the clock: about a millisecond
+SIMILAR = 0.75  # of difflib's measure, from 0 to 1; above it, a name is taken for another, misspelled
 # Extra neighbors that are ranked by their exact distances. A matrix product rounds, so neighbors at almost the same
 # distance may come in any order.
 SPARE_NEIGHBORS = 32
@@ -35,6 +38,8 @@ class Searcher:
         self._store = store
         self.engine: EngineInfo | None = None
         self._loaded: ApproximateSearch | None = None
+        self.withheld: frozenset[str] = frozenset()  # attributes that no condition may name, see `Index.withhold`
+        self._attributes: tuple[int, set[str]] = (-1, set())  # a version of the index, and attributes that it has
         # (N,) the rows that a search may return. None means all rows, which is the usual case and saves memory.
         self._searchable: np.ndarray | None = None
         self.refresh()
@@ -101,11 +106,34 @@ class Searcher:
 
     def _rows_where(self, where: str, seconds: float | None) -> np.ndarray:
         condition = parse_where(where)
+        for name in condition.attributes:
+            if name.partition(".")[0] in self.withheld:
+                raise InputError(f"the attribute {name!r} is not available here")
         with one_line_errors(self._store.folder), self._limited_to(seconds):
             rows = self._store.db.execute(
                 f"SELECT row FROM images WHERE {condition.sql} AND row NOT IN hidden ORDER BY row", condition.values
             )
-            return np.fromiter((row for (row,) in rows), np.int64)
+            found = np.fromiter((row for (row,) in rows), np.int64)
+            for name in condition.attributes:
+                self._check_attribute(name)
+        return found
+
+    def _check_attribute(self, name: str) -> None:
+        """Raises InputError if no image has an attribute, but one that is spelled like it."""
+        version = self._store.meta["version"]
+        if self._attributes[0] != version:
+            self._attributes = version, set()
+        path = "$" + "".join(f'."{key.replace(chr(34), "")}"' for key in name.split("."))
+        has = "SELECT 1 FROM images WHERE json_type(attributes, ?) IS NOT NULL LIMIT 1"
+        if name in self._attributes[1] or name in FIELDS or self._store.db.execute(has, (path,)).fetchone():
+            self._attributes[1].add(name)
+            return
+        paths = (
+            "SELECT DISTINCT tree.fullkey FROM images, json_tree(images.attributes) AS tree WHERE tree.atom NOT NULL"
+        )
+        known = {path.removeprefix("$.").replace('"', "") for (path,) in self._store.db.execute(paths)}
+        if similar := difflib.get_close_matches(name, known | set(FIELDS), n=1, cutoff=SIMILAR):
+            raise InputError(f"no image has the attribute {name!r}; did you mean {similar[0]!r}?")
 
     @contextmanager
     def _limited_to(self, seconds: float | None) -> Iterator[None]:

@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.data.catalog import data_folder
-from dr_keras.data.decoding import decode_files
+from dr_keras.data.decoding import decode_files, decode_files_with_facts
+from dr_keras.data.exif import merged, without_facts
 from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures
 from dr_keras.data.formats import needs_decoder
 from dr_keras.data.image_ids import image_id, image_path
@@ -39,11 +40,13 @@ class Reader:
     Attributes:
         embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
         size, resize: How images are decoded, see `dr_keras.data.images.decode`.
+        exif: Whether what a file says of itself becomes attributes, see `dr_keras.data.exif`.
     """
 
     embed: Callable[[np.ndarray], np.ndarray]
     size: int
     resize: str
+    exif: bool = True
 
 
 def chunk_images(reader: Reader) -> int:
@@ -305,21 +308,32 @@ class _Batch:
         if same:
             index.put([self._entry(file, stamps[file]) for file in files if file in same], None)
         other = [file for file in files if file not in same]
-        pixels, failures = decode_files(other, self.reader.size, self.reader.resize)
+        pixels, failures, facts = self._decoded(other)
         good = [row for row in range(len(other)) if row not in failures]
         if good:
-            entries = [self._entry(other[row], stamps[other[row]]) for row in good]
+            entries = [self._entry(other[row], stamps[other[row]], facts.get(row, {})) for row in good]
             index.put(entries, self.reader.embed(pixels[good] if failures else pixels))
         self._keep_failures({other[row]: reason for row, reason in failures.items()}, stamps)
         changed = sum(ids[other[row]] in known for row in good)
         return len(good) - changed, changed, {ids[other[row]]: reason for row, reason in failures.items()}
 
-    def _entry(self, file: str, stamp: Stamp) -> Entry:
+    def _decoded(self, files: Sequence[str]) -> tuple[np.ndarray, dict[int, str], dict[int, dict[str, Any]]]:
+        """Pixels, failures by row, and what each file says of itself by row."""
+        reader = self.reader
+        if reader.exif:
+            block = decode_files_with_facts(files, reader.size, reader.resize)
+            return block.pixels, block.failures, block.facts
+        return *decode_files(files, reader.size, reader.resize), {}
+
+    def _entry(self, file: str, stamp: Stamp, facts: Mapping[str, Any] | None = None) -> Entry:
+        """The entry of a file; `facts` are what it says of itself, or None if it is as before."""
         id = self.ids[file]
         if id in self.known:
-            return _old(self.index, id, stamp, self.label, self.attributes)
+            old = _old(self.index, id, stamp, None, None)
+            kept = old.attributes if facts is None else merged(facts, without_facts(old.attributes))
+            return replace(old, label=self.label or old.label, attributes=merged(kept, self.attributes or {}))
         own = self.label or _class(id, self.own_classes, self.folder_classes[file])
-        return Entry(id, own, "", *stamp, dict(self.attributes or {}))
+        return Entry(id, own, "", *stamp, merged(facts or {}, self.attributes or {}))
 
     def _keep_failures(self, failures: Mapping[str, str], stamps: Mapping[str, Stamp]) -> None:
         """Records files that are not valid images, and removes them from the index.

@@ -16,14 +16,15 @@ from fastapi.security import HTTPAuthorizationCredentials
 from starlette.responses import Response
 
 from dr_keras.data.crop import Crop, cropped
-from dr_keras.data.images import decode
+from dr_keras.data.exif import FACTS, merged
+from dr_keras.data.images import decode, facts
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.lru import LRUCache
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result
 from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem, busy
-from dr_keras.server.image_files import Format, Opened, Thumbnails, examine
+from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, Format, Opened, Thumbnails, examine
 from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.live_index import LiveIndex
 from dr_keras.server.prometheus import Metrics
@@ -59,6 +60,8 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.live_index = LiveIndex(model, settings.uploads if settings.writable else None)
+        if not settings.metadata:
+            model.index.withhold(FACTS)
         self.thumbnails = Thumbnails()
         embed = model.reader.embed
         self.embedder: Batcher[np.ndarray, np.ndarray] = Batcher(
@@ -223,6 +226,8 @@ class Service:
         Raises:
             Problem: There is no such image, or its file cannot be served.
         """
+        if side is None and not self.settings.metadata:
+            side = MAX_THUMBNAIL_PIXELS
         opened = await self._open(path_id(request))
         with ExitStack() as owned:
             owned.callback(opened.close)
@@ -317,8 +322,10 @@ class Service:
         """
         upload = await read_upload(request)
         format, vector = await self._examine(upload.image)
+        known = await self._decoding(facts, upload.image) if self.settings.metadata else {}
+        attributes = merged(known, upload.attributes)
         try:
-            return await self.write(self.live_index.add, upload.image, format, vector, upload.label, upload.attributes)
+            return await self.write(self.live_index.add, upload.image, format, vector, upload.label, attributes)
         except RunError:
             raise
         except InputError as error:  # its message names the image by its id, which may be a path on this machine

@@ -27,6 +27,7 @@ class Settings:
         hosts: The names that the Host header may have, to prevent DNS rebinding; if empty, any name.
         root_path: The path below which a reverse proxy serves the application, such as /photos.
         judge: The CSV file that visitors' judgments are added to; None to not ask for any.
+        metadata: Whether answers contain what files say of themselves, such as when and where a photo was taken.
         show_paths: Whether search results contain the paths of files on this machine.
         concurrency: Limit of requests in progress; further clients are told to try again.
         body_bytes: Limit of an upload: twice the largest JPEG that a phone takes.
@@ -42,6 +43,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     root_path: str = ""
     judge: Path | None = None
+    metadata: bool = True
     show_paths: bool = False
     concurrency: int = 64
     body_bytes: int = 20 * 2**20

@@ -1,0 +1,271 @@
+"""Dates, cameras and places of photos: read from EXIF when images are added, and used in conditions."""
+
+import json
+
+import pytest
+from conftest import script
+from PIL import Image
+
+from dr_keras import Entry, Index, load
+from dr_keras.data.exif import distance_km, facts_of
+from dr_keras.data.images import facts
+from dr_keras.errors import InputError
+from dr_keras.index.filters import parse_where
+
+MUNICH, BERLIN, QUITO = (48.1372, 11.5755), (52.52, 13.405), (-0.2202, -78.5123)
+
+
+def degrees(value):
+    value = abs(value)
+    return float(int(value)), float(int(value * 60 % 60)), value * 3600 % 60
+
+
+def photo(file, *, taken=None, camera=None, place=None, lens=None, orientation=None, size=(40, 30), color="navy"):
+    """Saves a photo with EXIF data."""
+    exif = Image.Exif()
+    if camera:
+        exif[0x10F], exif[0x110] = camera
+    if orientation:
+        exif[0x112] = orientation
+    details = exif.get_ifd(0x8769)
+    if taken:
+        details[0x9003] = taken
+    if lens:
+        details[0xA434] = lens
+    if place:
+        latitude, longitude = place
+        exif.get_ifd(0x8825).update(
+            {
+                1: "N" if latitude >= 0 else "S",
+                2: degrees(latitude),
+                3: "E" if longitude >= 0 else "W",
+                4: degrees(longitude),
+            }
+        )
+    file.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, color).save(file, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_what_a_photo_says(tmp_path, kind):
+    file = tmp_path / f"photo.{kind}"
+    photo(
+        file,
+        taken="2024:06:30 18:05:09",
+        camera=("Google", "Pixel 8\0"),
+        lens=" Pixel  8 back ",
+        place=QUITO,
+        orientation=6,
+    )
+    with Image.open(file) as image:
+        known = facts_of(image)
+    assert known == {
+        "width": 30,
+        "height": 40,
+        "taken": "2024-06-30T18:05:09",
+        "camera": {"make": "Google", "model": "Pixel 8"},
+        "lens": "Pixel 8 back",
+        "latitude": pytest.approx(QUITO[0], abs=1e-4),
+        "longitude": pytest.approx(QUITO[1], abs=1e-4),
+    }
+
+
+def test_what_a_tiff_says(tmp_path):
+    photo(tmp_path / "photo.tif", camera=("Google", "Pixel 8"), orientation=6)
+    with Image.open(tmp_path / "photo.tif") as image:
+        assert facts_of(image) == {"width": 30, "height": 40, "camera": {"make": "Google", "model": "Pixel 8"}}
+
+
+@pytest.mark.parametrize("taken", ["0000:00:00 00:00:00", "2024:13:01 00:00:00", "yesterday", "    :  :     :  :  "])
+@pytest.mark.parametrize("place", [(0.0, 0.0), (95.0, 10.0), (10.0, 190.0)])
+def test_what_cannot_be_true_is_left_out(tmp_path, taken, place):
+    photo(tmp_path / "photo.jpg", taken=taken, place=place, camera=("", "x" * 200))
+    with Image.open(tmp_path / "photo.jpg") as image:
+        assert facts_of(image) == {"width": 40, "height": 30}
+
+
+def test_damaged_metadata_is_no_reason_to_refuse_a_picture(tmp_path):
+    photo(tmp_path / "photo.jpg", taken="2024:06:30 18:05:09", place=MUNICH)
+    data = bytearray((tmp_path / "photo.jpg").read_bytes())
+    start = data.index(b"Exif\0\0")
+    for place in range(start + 14, start + 120, 7):
+        broken = bytearray(data)
+        broken[place] ^= 0xFF
+        (tmp_path / "broken.jpg").write_bytes(broken)
+        known = facts((tmp_path / "broken.jpg").read_bytes())
+        assert set(known) <= {"width", "height", "taken", "camera", "lens", "latitude", "longitude"}
+        json.dumps(known, allow_nan=False)
+
+
+def test_distances_on_the_earth():
+    assert distance_km(*MUNICH, *BERLIN) == pytest.approx(504.2, abs=1)  # as maps say
+    assert distance_km(*MUNICH, *MUNICH) == 0
+    assert distance_km(0, 179.9, 0, -179.9) == pytest.approx(22.24, abs=0.01)  # over the date line
+    assert distance_km(90, 0, -90, 0) == pytest.approx(20015.1, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """An index of what photos say, without their vectors' meaning."""
+    place = tmp_path_factory.mktemp("photos")
+    index = Index.create(place / "index", 2, root=place)
+    said = {
+        "munich": {
+            "taken": "2024-06-30T18:05:09",
+            "camera": {"model": "Pixel 8"},
+            "latitude": 48.1372,
+            "longitude": 11.5755,
+        },
+        "berlin": {
+            "taken": "2024-07-01T00:00:00",
+            "camera": {"model": "Pixel 6"},
+            "latitude": 52.52,
+            "longitude": 13.405,
+        },
+        "quito": {
+            "taken": "2023-12-31T23:59:59",
+            "camera": {"model": "EOS R5"},
+            "latitude": -0.22,
+            "longitude": -78.51,
+        },
+        "fiji": {"latitude": -17.0, "longitude": 179.95, "year": 2020},
+        "scan": {"width": 100},
+    }
+    index.add([Entry(name, attributes=known) for name, known in said.items()], [[1.0, 0.0]] * len(said))
+    yield index
+    index.close()
+
+
+def found(index, where):
+    rows, _ = index.search([[1.0, 0.0]], where=where)
+    return {entry.id for entry in index.records.entries(rows[0])}
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("taken >= 2024-06", {"munich", "berlin"}),
+        ("taken <= 2024-06", {"munich", "quito"}),
+        ("taken = 2024-06-30", {"munich"}),
+        ("taken = 2024", {"munich", "berlin"}),
+        ("taken > 2023", {"munich", "berlin"}),
+        ("taken < '2024-06-30 18:06'", {"munich", "quito"}),
+        ("taken != 2024", {"quito"}),
+        ("attributes.taken < 2024-06-30T18:05:09", {"quito"}),
+        ("taken IS NULL", {"fiji", "scan"}),
+        ("taken LIKE '2024%'", {"munich", "berlin"}),
+        ("taken >= 2024-06 AND camera.model LIKE 'Pixel%' AND near(48.1, 11.6, 20km)", {"munich"}),
+        ("near(48.1, 11.6, 600 km)", {"munich", "berlin"}),
+        ("NEAR(48.1, 11.6, 400 mi)", {"munich", "berlin"}),
+        ("near(48.1372, 11.5755, 1m)", {"munich"}),
+        ("near(-17, -179.95, 15km)", {"fiji"}),
+        ("NOT near(48.1, 11.6, 20000km)", {"scan"}),
+        ("lens = 'any'", set()),  # photos may have it, these do not
+    ],
+)
+def test_conditions(photos, where, expected):
+    assert found(photos, where) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("taken >= June", "a date such as 2024, 2024-06 or 2024-06-30 was expected at character 10"),
+        ("taken = 2024-6", "a date such as"),
+        ("near(98, 11, 5km)", "a latitude from -90 to 90 was expected at character 6"),
+        ("near(48, 211, 5km)", "a longitude from -180 to 180 was expected at character 10"),
+        ("near(48, 11, 5)", "a distance such as 20km or 500m was expected at character 14"),
+        ("near(48, 11, km)", "a distance such as"),
+        ("near(48, 11)", "',' was expected"),
+        ("near(48, 11, 5km", "')' was expected"),
+        ("near()", "a latitude"),
+    ],
+)
+def test_conditions_that_are_none(where, message):
+    with pytest.raises(InputError) as raised:
+        parse_where(where)
+    assert message in str(raised.value)
+
+
+def test_a_misspelled_attribute_is_told_apart_from_one_that_no_image_has(photos):
+    for where, near in (
+        ("camera.modle = x", "camera.model"),
+        ("label = '-' OR yaer = 3", "year"),
+        ("latitute > 3", "latitude"),
+        ("NOT takn = 2024", "taken"),
+    ):
+        with pytest.raises(InputError, match=f"did you mean '{near}'"):
+            found(photos, where)
+    assert found(photos, "mood = happy") == set()
+    assert found(photos, "lens IS NULL") == {"munich", "berlin", "quito", "fiji", "scan"}
+
+
+def test_near_is_also_a_name():
+    assert parse_where("near = 3").attributes == ("near",)
+
+
+def test_photos_are_searched_by_what_they_say(place):
+    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09", camera=("Google", "Pixel 8"), place=MUNICH)
+    photo(place / "trip" / "b.jpg", taken="2022:01:01 00:00:00", place=BERLIN, color="red")
+    photo(place / "trip" / "c.jpg", color="green")
+    base = ("--run", "small", "--index", "my-index")
+    assert script(place, "index.py", "add", "trip", *base, "--set", "camera.owner=me").returncode == 0
+    search = ("retrieve.py", *base, "--query", "c.jpg", "--json", "--where")
+    result = script(place, *search, "taken >= 2024-06 AND camera.model LIKE 'Pixel%' AND near(48.1, 11.6, 20km)")
+    answer = json.loads(result.stdout)
+    assert [one["name"] for one in answer["results"]] == ["a.jpg"]
+    known = answer["results"][0]["attributes"]
+    assert (known["width"], known["height"], known["taken"]) == (40, 30, "2024-06-30T18:05:09")
+    assert known["camera"] == {"make": "Google", "model": "Pixel 8", "owner": "me"}
+    wrong = script(place, *search, "camera.modle = x")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "did you mean 'camera.model'?" in wrong.stderr
+    assert script(place, *search, "mood = happy").returncode == 3
+
+
+def test_what_a_changed_photo_says_is_read_again(place):
+    base = ("--run", "small", "--index", "my-index")
+    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09", place=MUNICH)
+    script(place, "index.py", "add", "trip", *base, "--set", "owner=me")
+    photo(place / "trip" / "a.jpg", taken="2020:01:01 00:00:00", color="red")
+    assert script(place, "index.py", "sync", "trip", *base).returncode == 0
+    with Index.open(place / "my-index") as index:
+        known = index.records.entries([index.records.find("a.jpg")])[0].attributes
+    assert known == {"width": 40, "height": 30, "taken": "2020-01-01T00:00:00", "owner": "me"}
+
+
+def test_photos_can_be_added_without_what_they_say(place):
+    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09", place=MUNICH)
+    script(place, "index.py", "add", "trip", "--run", "small", "--index", "my-index", "--no-exif")
+    with Index.open(place / "my-index") as index:
+        assert index.records.entries([index.records.find("a.jpg")])[0].attributes == {}
+
+
+def test_a_server_without_metadata_keeps_it_to_itself(place):
+    from served import TOKEN, client
+
+    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09", camera=("G", "Pixel 8"), place=MUNICH, size=(80, 60))
+    script(place, "index.py", "add", "trip", "--run", "small", "--index", "my-index", "--set", "owner=me")
+    sent = (place / "trip" / "a.jpg").read_bytes()
+    upload = {"image": ("b.jpg", sent + b"\0", "image/jpeg")}
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    for metadata in (True, False):
+        with client(place, metadata=metadata, writable=True, token=TOKEN, uploads=place / "up") as page:
+            found = page.get("/v1/find", params={"name": "a.jpg"}).json()
+            searched = page.post("/v1/search", json={"positives": [found["id"]], "include_self": True}).json()
+            for known in (found["attributes"], searched["results"][0]["attributes"]):
+                assert known["owner"] == "me"
+                assert ("taken" in known, "latitude" in known) == (metadata, metadata)
+            file = page.get("/v1/images/" + found["id"])
+            assert (b"Pixel 8" in file.content) is metadata
+            asked = {"positives": [found["id"]], "where": "near(48.1, 11.6, 20km)"}
+            assert page.post("/v1/search", json=asked).status_code == (200 if metadata else 400)
+            added = page.post("/v1/images", files=upload, headers=bearer)
+            assert added.status_code in (200, 201)
+            assert ("taken" in added.json()["attributes"]) is metadata
+
+
+def test_what_is_known_by_the_library(place):
+    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09")
+    model = load(place / "runs/small").use_gallery(place / "trip")
+    assert model.result(0).attributes["taken"] == "2024-06-30T18:05:09"
