@@ -16,6 +16,7 @@ from dr_keras.index.sync import Reader, add_files, sync_folder, timed_chunks
 from dr_keras.progress import stderr
 
 SIZE = 8
+SIDES = {"width": 32, "height": 32}  # what a drawn picture says of itself
 
 
 class Counting:
@@ -70,7 +71,7 @@ def test_only_what_changes_is_embedded(index, pictures, reader, embed):
     entry, vector = index.get("disc/disc_1.png")
     status = (pictures / "disc" / "disc_1.png").stat()
     content = hashlib.sha256((pictures / "disc" / "disc_1.png").read_bytes()).digest()
-    assert entry == Entry("disc/disc_1.png", "disc", "", content, status.st_size, status.st_mtime_ns)
+    assert entry == Entry("disc/disc_1.png", "disc", "", content, status.st_size, status.st_mtime_ns, SIDES)
     assert index.get("loose.png")[0].label == "-"
     assert np.array_equal(index.get("loose.png")[1], vector)
 
@@ -107,12 +108,12 @@ def test_what_is_added_keeps_its_attributes_and_files_elsewhere_their_paths(inde
     report = add_files(index, [own], reader, label="stripes", attributes={"good": True}, console=stderr())
     assert counts(report) == (0, 0, 1, 0, 0)
     assert index.get(str(own))[0].label == "stripes"
-    assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
+    assert dict(index.get(str(own))[0].attributes) == SIDES | {"year": 2021, "good": True}
     found, _ = index.search(index.get(str(own))[1][None], 99, where="year = 2020")
     assert {entry.name for entry in index.records.entries(found[0])} == {"disc_0.png", "disc_1.png", "disc_2.png"}
     shutil.copy(elsewhere / "disc" / "disc_0.png", own)
     assert counts(add_files(index, [own], reader, console=stderr())) == (0, 1, 0, 0, 0)
-    assert dict(index.get(str(own))[0].attributes) == {"year": 2021, "good": True}
+    assert dict(index.get(str(own))[0].attributes) == SIDES | {"year": 2021, "good": True}
     assert embed.asked == [3, 4, 1]
     sync_folder(index, pictures, reader, console=stderr())
     assert len(index) == 12 + 4  # images elsewhere stay
@@ -175,7 +176,7 @@ def test_temporarily_unreadable_files_are_not_forgotten(index, pictures, reader,
         patch.setattr("os.open", refused)
         report = sync_folder(index, pictures, reader, console=stderr())
     assert (report.skipped, report.removed, index.image_files.skipped()) == (1, 0, {})
-    assert dict(index.get("bars/bars_0.png")[0].attributes) == {"note": "mine"}
+    assert dict(index.get("bars/bars_0.png")[0].attributes) == SIDES | {"note": "mine"}
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (0, 0, 12, 0, 0)
 
     def unlisted(folder):
@@ -199,7 +200,7 @@ def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reade
     whole = (pictures / "bars" / "bars_0.png").read_bytes()
     file = pictures / "half.png"
     file.write_bytes(whole[: len(whole) // 2])
-    decode = folder.decode_files
+    decode = folder.decode_files_with_facts
 
     def complete_after(*arguments, **options):
         try:
@@ -208,7 +209,7 @@ def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reade
             file.write_bytes(whole)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "decode_files", complete_after)
+        patch.setattr(folder, "decode_files_with_facts", complete_after)
         assert sync_folder(index, pictures, reader, console=stderr()).skipped == 1
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (1, 0, 12, 0, 0)
 

@@ -59,7 +59,7 @@ def test_an_index_from_its_making_to_its_repair(place):
         "rings/rings_0.png",
         "rings/rings_1.png",
     }
-    assert answer["results"][0]["attributes"] == {"year": 2020}
+    assert answer["results"][0]["attributes"] == {"width": 32, "height": 32, "year": 2020}
     assert "a value was expected at character 7, not its end" in say(
         place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", "--where", "year <", status=2
     )

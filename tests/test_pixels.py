@@ -51,7 +51,7 @@ def test_processes_decode_many_files_or_large_ones(tmp_path, monkeypatch, images
     monkeypatch.setattr(decoding, "MIN_PARALLEL_IMAGES", images)
     monkeypatch.setattr(decoding, "MIN_PARALLEL_BYTES", size)
     asked = []
-    monkeypatch.setattr(decoding._Decoding, "in_children", lambda _self, processes: asked.append(processes))
+    monkeypatch.setattr(decoding._Decoding, "_in_children", lambda _self, processes: asked.append(processes))
     files = [os.fspath(tmp_path / name) for name in ("a.png", "b.png")]
     for file in files:
         Path(file).write_bytes(b"x" * 450)

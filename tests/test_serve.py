@@ -16,6 +16,8 @@ from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem
 from dr_keras.server.queries import Query
 
+SIDES = {"width": 32, "height": 32}  # what a drawn picture says of itself
+
 
 def printed(said, *, paths=False):
     """The output of retrieve.py in the server's format."""
@@ -118,7 +120,7 @@ def test_bodies_that_are_not_valid_requests(page):
 def test_a_name_finds_its_image(page):
     found = page.get("/v1/find", params={"name": "disc_0.png"}).json()
     assert found == {
-        "id": "disc/disc_0.png", "name": "disc_0.png", "label": "disc", "class_name": "disc", "attributes": {}
+        "id": "disc/disc_0.png", "name": "disc_0.png", "label": "disc", "class_name": "disc", "attributes": SIDES
     }  # fmt: skip
     refused(page.get("/v1/find", params={"name": "disc_o.png"}), 404, "Similar names: disc_")
     refused(page.get("/v1/find", params={"name": ""}), 422, "name")
@@ -145,14 +147,14 @@ def test_images_are_added_and_removed(place, writable):
     answer = writable.post("/v1/images", files={"image": ("../../../x.php", data)}, data=form, headers=BEARER)
     added = answer.json()
     assert (answer.status_code, added["created"], added["label"]) == (201, True, "coins")
-    assert added["attributes"] == {"year": 2026}
+    assert added["attributes"] == SIDES | {"year": 2026}
     file = place / "uploads" / added["name"]
     assert (file.read_bytes(), file.suffix) == (data, ".jpg")
     assert [one.name for one in (place / "uploads").iterdir()] == [added["name"]]
     schemas.Added.model_validate(added)
     # The next search finds it and its file is served.
     found = writable.post("/v1/search?k=1", files={"image": data}).json()["results"][0]
-    assert (found["id"], found["attributes"]) == (added["id"], {"year": 2026})
+    assert (found["id"], found["attributes"]) == (added["id"], SIDES | {"year": 2026})
     assert writable.get(f"/v1/images/{added['id']}").content == data
     again = writable.post("/v1/images", files={"image": data}, headers=BEARER)
     assert (again.status_code, again.json()) == (200, added | {"created": False})
