@@ -45,7 +45,7 @@ class RunEmbedder:
         self.run = run
         config = run.config()
         self._size, self._resize = config.image_size, config.resize
-        self._runtime = runtime
+        self.runtime = runtime
         self._embedders: dict[tuple[str, str], Embedder] = {}
         self._fingerprints: dict[str, str] = {}
         self._guard = threading.Lock()  # guards the two above
@@ -84,9 +84,9 @@ class RunEmbedder:
 
         OpenVINO runs the same file as LiteRT; its vectors differ in the last digit.
         """
-        if self._runtime == "openvino" or (self._runtime == "auto" and self.run.litert_file.is_file()):
+        if self.runtime == "openvino" or (self.runtime == "auto" and self.run.litert_file.is_file()):
             return "litert"
-        return self._runtime
+        return self.runtime
 
     def vectors(self, pixels: np.ndarray, head: str) -> np.ndarray:
         """Embeds decoded images by a head.
@@ -101,8 +101,8 @@ class RunEmbedder:
         Raises:
             RunError: The run has no such head.
         """
-        if self._runtime != "auto":
-            return self._embedder(self._runtime, head)(pixels)
+        if self.runtime != "auto":
+            return self._embedder(self.runtime, head)(pixels)
         if not self.run.litert_file.is_file():
             return self._embedder("keras", head)(pixels)
         if find_spec("openvino") is None:

@@ -53,6 +53,7 @@ class Model:
             raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
         self.run = run
         self.config = run.config()
+        self.runtime = runtime
         self._embedder = RunEmbedder(run, runtime)
         self._asked = head
         self._explainer = Explainer(run, self._embedder.vectors)

@@ -4,6 +4,7 @@ dr-keras index add my-pictures --run tiny-imagenet-64 --index my-index
 dr-keras index sync my-pictures --remove-missing --index my-index
 dr-keras index move /new/place/my-pictures --index my-index
 dr-keras index remove 'cats/*.png' --index my-index
+dr-keras index migrate --run better --index my-index
 dr-keras index stats --index my-index
 dr-keras index verify --repair --index my-index
 dr-keras index export my-index.parquet --index my-index
@@ -18,10 +19,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dr_keras.cli import duplicates, migrate
+from dr_keras.cli.opening import place, reader_of, writable
 from dr_keras.cli.parser import add_head, add_runtime, command_parser
 from dr_keras.errors import InputError
 from dr_keras.heads import GENERAL_DIM
@@ -29,7 +31,6 @@ from dr_keras.invocation import program
 
 if TYPE_CHECKING:
     from dr_keras.index.index import Index
-    from dr_keras.index.sync import Reader
     from dr_keras.index.sync_report import SyncReport
 
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
@@ -83,8 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("file", metavar="FILE")
     about = f"lay the images out by UMAP for the map of {program('serve')}, which otherwise uses PCA"
     action("map", lay_out, about, which)
-    made = action("duplicates", duplicates, "find duplicates, near-duplicates, and leaks between splits")
-    add_arguments_of_duplicates(made)
+    made = action("migrate", migrate.main, migrate.ABOUT, which, head, engine)
+    migrate.add_arguments(made)
+    made = action("duplicates", duplicates.main, "find duplicates, near-duplicates, and leaks between splits")
+    duplicates.add_arguments(made)
 
 
 def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
@@ -117,19 +120,6 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
         "--no-exif",
         action="store_true",
         help="do not keep sizes, dates, cameras and places of photos, which --where could name",
-    )
-
-
-def add_arguments_of_duplicates(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER")
-    parser.add_argument("--json", metavar="FILE", help="write the groups as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write an HTML page that shows the groups")
-    parser.add_argument("--run", metavar="NAME", help="also compare embeddings by this run")
-    parser.add_argument(
-        "--max-distance",
-        type=float,
-        metavar="D",
-        help="with --run: embeddings within this distance are near-duplicates",
     )
 
 
@@ -275,101 +265,6 @@ def export(options: argparse.Namespace) -> int:
         export_index(index, options.file)
     print(f"saved {options.file}")
     return 0
-
-
-def duplicates(options: argparse.Namespace) -> int:
-    from dr_keras.atomic_files import write_json
-    from dr_keras.duplicates.find import find_duplicates
-    from dr_keras.duplicates.report import save_report
-    from dr_keras.progress import stderr
-    from dr_keras.search_model import load
-
-    if not Path(options.folder).exists():
-        raise InputError(f"there is no folder {options.folder}")
-    more: dict[str, Any] = {}
-    if options.run:
-        reader = load(options.run).reader
-        more = {"embed": reader.embed, "size": reader.size, "resize": reader.resize}
-    if options.max_distance is not None:
-        more["max_distance"] = options.max_distance
-    found = find_duplicates(options.folder, console=stderr(), **more)
-    if options.json:
-        write_json(Path(options.json), found.to_dict())
-    if options.html:
-        save_report(found, options.html)
-    for name, meaning in (
-        ("exact", "of equal files"),
-        ("near", "of nearly equal images"),
-        ("cross_class", "over several classes"),
-        ("leaks", "over several splits"),
-    ):
-        count = len(getattr(found, name))
-        print(f"{count:>7,} {'group' if count == 1 else 'groups'} {meaning}")
-    for file in (options.json, options.html):
-        if file:
-            print(f"saved {file}")
-    return 0
-
-
-def place(options: argparse.Namespace) -> Path:
-    """The folder of the index that the flags name."""
-    from dr_keras.runs import open_run
-
-    return Path(options.index) if options.index else open_run(options.run).index
-
-
-def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
-    """How the model that made the index's vectors reads files."""
-    from dr_keras.runs import open_run
-    from dr_keras.search_model import Model
-
-    run = open_run(options.run or index.run or None)
-    model = Model(run, getattr(options, "runtime", "auto"), getattr(options, "head", "auto"))
-    model.check(index)
-    return replace(model.reader_for(index), exif=not getattr(options, "no_exif", False))
-
-
-def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"]:
-    """The index, which is created if there is none, and how its model reads files."""
-    from dr_keras.index.database import DATABASE
-    from dr_keras.index.index import Index
-
-    if options.index and not (Path(options.index) / DATABASE).exists():
-        if not root.is_dir():
-            raise InputError(f"there is no folder {root}")
-        index = create(options, root)
-    else:
-        index = Index.open(place(options), write=True)
-    try:
-        return reader_of(options, index), index
-    except BaseException:
-        index.close()
-        raise
-
-
-def create(options: argparse.Namespace, root: Path) -> "Index":
-    """A new index for the images that the command names."""
-    from dr_keras.heads import FITTED
-    from dr_keras.index.fitted_head import fit_head_on
-    from dr_keras.index.index import Index
-    from dr_keras.progress import stderr
-    from dr_keras.runs import open_run
-    from dr_keras.search_model import Model
-
-    run = open_run(options.run)
-    model = Model(run, options.runtime, options.head)
-    shared: dict[str, Any] = {"root": root, "run": run.lasting_name()}
-    if not getattr(options, "fit_head", False):
-        paths = getattr(options, "paths", [root])
-        head = model.head_for(*(path for path in paths if Path(path).is_dir()))
-        return Index.create(options.index, run.embedding_dim(head), model=run.fingerprint(head), head=head, **shared)
-    if run.config().embedding_dim:
-        raise InputError(f"--fit-head is for networks without a linear layer; {run.path} has its own general head")
-    fitted = fit_head_on(options.paths, model.reader, dim=options.general_dim, console=stderr())
-    fingerprint = f"{run.fingerprint()} {FITTED} {fitted.checksum}"
-    index = Index.create(options.index, fitted.dim, model=fingerprint, head=FITTED, **shared)
-    fitted.save(index.head_file)
-    return index
 
 
 def set_attribute(attributes: dict[str, Any], text: str) -> None:

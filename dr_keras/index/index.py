@@ -17,8 +17,10 @@ from dr_keras.index import changes
 from dr_keras.index.database import one_line_errors
 from dr_keras.index.engine import IndexEngine
 from dr_keras.index.image_files import ImageFiles
+from dr_keras.index.index_stats import index_stats
 from dr_keras.index.integrity import Damage, check_integrity
 from dr_keras.index.records import NO_CLASS, Entry, Records, check_unique
+from dr_keras.index.rewriting import NewVectors, rewrite
 from dr_keras.index.searcher import Searcher
 from dr_keras.index.store import HEAD_FILE, Store
 from dr_keras.index.vector_file import check_vectors
@@ -301,11 +303,15 @@ class Index:
         if gaps > MIN_GAPS and gaps > MAX_GAP_SHARE * self._store.rows:
             self.compact()
 
-    def compact(self) -> None:
-        """Rewrites the vectors without those that belong to no image; happens automatically when it is worthwhile."""
+    def compact(self, new: NewVectors | None = None) -> None:
+        """Rewrites the vectors without those that belong to no image; happens automatically when it is worthwhile.
+
+        Args:
+            new: Vectors of another model, to put in their place.
+        """
         with self._guard:
             had_engine = self._searcher.engine is not None
-            self._store.compact()
+            rewrite(self._store, new)
             self._searcher.refresh()
             if had_engine:
                 self.engine.update()
@@ -363,24 +369,7 @@ class Index:
     def stats(self) -> dict[str, Any]:
         """Counts, sizes in bytes and the engine, as plain values."""
         with self._guard, one_line_errors(self.folder):
-            images = self.records.count()
-            return {
-                "path": str(self.folder),
-                "root": str(self.root),
-                "run": self.run,
-                "head": self.head,
-                "searched": len(self),
-                "images": images,
-                "classes": self.records.label_count(),
-                "splits": {name or "added": count for name, count in sorted(self.records.split_counts().items())},
-                "skipped": len(self.image_files.skipped()),
-                "dim": self.dim,
-                "engine": self.engine.stats(),
-                "rows": self._store.rows,
-                "gaps": self._store.rows - images,
-                "bytes": self._store.file_bytes(),
-                "version": self.version,
-            }
+            return {"searched": len(self)} | index_stats(self._store, self.records, self.image_files, self.engine)
 
     def verify(self) -> list[Damage]:
         """Checks the database, the checksum, finiteness and unit length of each vector, and the engine.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dr_keras.atomic_files import new_folder, sync_names
+from dr_keras.atomic_files import new_folder
 from dr_keras.errors import RunError
 from dr_keras.index.database import (
     DATABASE,
@@ -38,7 +38,6 @@ from dr_keras.index.database import (
     create_database,
     file_version,
     one_line_errors,
-    renumber,
 )
 from dr_keras.index.vector_file import (
     QUICK_CHECK_BYTES,
@@ -305,33 +304,6 @@ class Store:
         self.set_meta("rows", start + len(vectors))
         self._checked_rows = start + len(vectors)  # more than there are rows, if the transaction fails
         return start
-
-    def compact(self) -> None:
-        """Rewrites the vectors without rows that belong to no image; renumbers the rows and drops the engine."""
-        generation = self.meta["generation"] + 1
-        file = self.folder / vectors_name(generation)
-        old_file = self.vectors_file
-        old_engine = self.meta.get("engine_file")
-        try:
-            with self.transaction() as db:
-                kept = np.fromiter((row for (row,) in db.execute("SELECT row FROM images ORDER BY row")), np.int64)
-                crc = write_rows(file, self.vectors, kept)
-                sync_names(self.folder)
-                renumber(db, kept)
-                db.execute("DELETE FROM segments")
-                if len(kept):
-                    db.execute("INSERT INTO segments VALUES (0, ?, ?)", (len(kept), crc))
-                self.set_meta("rows", len(kept))
-                self.set_meta("generation", generation)
-                self.forget_engine()
-        except BaseException:
-            # If the error came after the commit, while the result was read, the file is needed.
-            if self._state is not None and self.meta["generation"] != generation:
-                file.unlink(missing_ok=True)
-            raise
-        self.remove_file(old_file.name)
-        if old_engine:
-            self.remove_file(old_engine)
 
     def forget_engine(self) -> None:
         """Drops the description of the engine, inside a transaction, but keeps the choice of engine."""

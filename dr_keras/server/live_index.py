@@ -1,34 +1,57 @@
 """The model and the index as the server uses them: from several threads, always in their newest state."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from dr_keras.data.image_ids import image_id, image_path, is_outside_root
+from dr_keras.data.image_ids import image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explanation
-from dr_keras.index.index import NO_CLASS, Entry, Index
-from dr_keras.index.writer_lock import Locked
+from dr_keras.index.sync import Reader
 from dr_keras.index_results import varied_neighbors
+from dr_keras.runs import open_run
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result
-from dr_keras.server.errors import Problem, busy
-from dr_keras.server.image_files import Format, Opened, open_image, remove_upload, store_upload
+from dr_keras.server.changes import add_upload, remove_image
+from dr_keras.server.errors import Problem
+from dr_keras.server.image_files import Format, Opened, open_image
 from dr_keras.server.judging import uncertain_triplet
 from dr_keras.server.map import Map, Mapper, Snapshot
-from dr_keras.server.queries import Query, Resolved, answer_to, find_row, resolve
+from dr_keras.server.queries import Query, Resolved, Vector, answer_to, find_row, resolve
 
 T = TypeVar("T")
+
+log = logging.getLogger("uvicorn.error")
 
 CONDITION_SECONDS = 2.0  # limit for a condition, which may come from anyone
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """How images become the vectors of the index.
+
+    Attributes:
+        reader: Decodes and embeds them.
+        model: What the vectors depend on, as `dr_keras.index.index.Index.model`.
+    """
+
+    reader: Reader
+    model: str
+
+
 class LiveIndex:
-    """The index that the server searches. Its methods may be called from several threads.
+    """The index that the server searches, and its model. Its methods may be called from several threads.
+
+    If `index.py migrate` moves the index to another model, it follows.
+
+    Attributes:
+        embedding: How images become vectors at the moment.
 
     Args:
         model: A model with an index.
@@ -46,12 +69,25 @@ class LiveIndex:
         self._mapping = threading.Lock()
         self._mapper = Mapper(self.index)
         self._cached: dict[str, Any] = {}  # computed from the current state
+        self.embedding = Embedding(model.reader_for(self.index), self.index.model)
 
     def refresh(self) -> None:
         """Switches to the newest state of the index."""
         with self._guard:
             if self.index.refresh():
                 self._cached.clear()
+            if self.index.model != self.embedding.model:
+                self._follow()
+
+    def _follow(self) -> None:
+        """Changes to the model that the index has been moved to."""
+        model = Model(open_run(self.index.run), self.model.runtime)
+        model.check(self.index)
+        model.index = self.index
+        self.model = model
+        self._mapper = Mapper(self.index)
+        self.embedding = Embedding(model.reader_for(self.index), self.index.model)
+        log.info("the index was moved to %s", model.run.path.name)
 
     def _cache(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, computed once for each state of the index; the caller must hold the guard."""
@@ -294,14 +330,14 @@ class LiveIndex:
     # Writing
 
     def add(
-        self, data: bytes, format: Format, vector: np.ndarray, label: str | None, attributes: dict[str, Any]
+        self, data: bytes, format: Format, vector: Vector, label: str | None, attributes: dict[str, Any]
     ) -> tuple[Result, bool]:
         """Stores an image in the uploads folder and adds it to the index.
 
         Args:
             data: The encoded image.
             format: Its format.
-            vector: (D,) float32, its vector.
+            vector: Its vector.
             label: Its class, or None.
             attributes: Its attributes.
 
@@ -313,33 +349,13 @@ class LiveIndex:
         """
         assert self.uploads is not None
         with self._writing:
-            try:
-                with Index.open(self.index.folder, write=True) as writer:
-                    file, digest, stored = store_upload(data, format, self.uploads)
-                    id = image_id(os.path.abspath(file), writer.root)
-                    old = writer.records.row(id)
-                    status = file.stat()
-                    try:
-                        if old is not None:
-                            kept = writer.records.entries([old])[0]
-                            label = label or kept.label
-                            attributes = {**kept.attributes, **attributes}
-                        entry = Entry(id, label or NO_CLASS, "", digest, status.st_size, status.st_mtime_ns, attributes)
-                        writer.put([entry], vector[None])
-                    except BaseException:
-                        if stored and old is None:
-                            file.unlink(missing_ok=True)
-                        raise
-            except Locked:
-                raise _locked() from None
-            except (OSError, RunError) as error:
-                raise _not_written() from error
+            id, created = add_upload(self.index.folder, self.uploads, data, format, vector, label, attributes)
         with self._guard:
             self.refresh()
             row = self.index.records.row(id)
             if row is None:
                 raise Problem(409, "the image was added, but another client has removed it")
-            return self.model.result(row), old is None
+            return self.model.result(row), created
 
     def remove(self, id: str) -> bool:
         """Removes an image from the index.
@@ -352,22 +368,4 @@ class LiveIndex:
                 written.
         """
         with self._writing:
-            try:
-                with Index.open(self.index.folder, write=True) as writer:
-                    if writer.records.row(id) is None:
-                        raise Problem(404, "the index has no image of this id")
-                    writer.remove([id])
-                    path = Path(image_path(id, writer.root))
-                    return self.uploads is not None and remove_upload(path, self.uploads)
-            except Locked:
-                raise _locked() from None
-            except (OSError, RunError) as error:
-                raise _not_written() from error
-
-
-def _locked() -> Problem:
-    return busy("another process is writing to the index; try again", seconds=2)
-
-
-def _not_written() -> Problem:
-    return Problem(507, "the change could not be written; the server's log says why")
+            return remove_image(self.index.folder, self.uploads, id)

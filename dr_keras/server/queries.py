@@ -13,10 +13,23 @@ from dr_keras.index.index import Index
 from dr_keras.invocation import command
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
-from dr_keras.server.errors import Problem
+from dr_keras.server.errors import Problem, busy
 from dr_keras.variety import NEAREST, Variety
 
 UPLOADED = "uploaded image"  # stands for the name of an uploaded image in the answer
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The vector of an image that was sent.
+
+    Attributes:
+        values: (D,) float32.
+        model: What it depends on, as `dr_keras.index.index.Index.model`.
+    """
+
+    values: np.ndarray
+    model: str
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Query:
     """A search: for uploaded images, which come first, and for images of the index.
 
     Attributes:
-        uploaded: (n, D) float32, the vectors of the uploaded images.
+        uploaded: The vectors of the uploaded images.
         positives: Ids or unique base names of images to be like.
         negatives: Ids or unique base names of images to be unlike.
         where: As in `dr_keras.Model.retrieve`.
@@ -32,10 +45,10 @@ class Query:
         include_self: As in `dr_keras.Model.retrieve`.
         variety: What is asked for besides nearness.
         crop: The part of its only image that is searched for, or None for the whole.
-        part: (D,) float32, the vector of that part.
+        part: The vector of that part.
     """
 
-    uploaded: np.ndarray
+    uploaded: Sequence[Vector] = ()
     positives: Sequence[str] = ()
     negatives: Sequence[str] = ()
     where: str | None = None
@@ -43,7 +56,7 @@ class Query:
     include_self: bool = False
     variety: Variety = NEAREST
     crop: Crop | None = None
-    part: np.ndarray | None = None
+    part: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -91,15 +104,27 @@ def resolve(model: Model, query: Query) -> Resolved:
         raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")
     positives = [find_row(index, name) for name in query.positives]
     negatives = [find_row(index, name) for name in query.negatives]
-    good = np.concatenate([query.uploaded.reshape(-1, index.dim), index.vectors[positives]])
-    if query.part is not None:
-        good = query.part[None]
+    sent = query.uploaded if query.part is None else [query.part]
+    for vector in sent:
+        check_model(index, vector.model)
+    named = index.vectors[positives if query.part is None else []]
+    good = np.concatenate([np.empty((0, index.dim), np.float32), *(vector.values[None] for vector in sent), named])
     try:
-        vector = refined_query(good, np.asarray(index.vectors[negatives], np.float32))
+        wanted = refined_query(good, np.asarray(index.vectors[negatives], np.float32))
     except InputError as error:
         raise Problem(400, str(error)) from None
     excluded = negatives if query.include_self else positives + negatives
-    return Resolved(vector, limit, [model.result(row) for row in positives], excluded)
+    return Resolved(wanted, limit, [model.result(row) for row in positives], excluded)
+
+
+def check_model(index: Index, model: str) -> None:
+    """Checks that a vector and an index are of the same model.
+
+    Raises:
+        Problem: 503 if the index has been moved to another one since the vector was computed.
+    """
+    if model != index.model:
+        raise busy("the index has just been moved to another model; send the request again")
 
 
 def find_row(index: Index, name: str) -> int:

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from dr_keras.data.crop import Crop, cropped
 from dr_keras.data.exif import FACTS, merged
 from dr_keras.data.images import decode, facts
 from dr_keras.errors import ImageError, InputError, RunError
+from dr_keras.index.sync import Reader
 from dr_keras.lru import LRUCache
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result
@@ -28,7 +29,7 @@ from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, Format, Opened, Th
 from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.live_index import LiveIndex
 from dr_keras.server.prometheus import Metrics
-from dr_keras.server.queries import Query
+from dr_keras.server.queries import Query, Vector
 from dr_keras.server.requests import path_id, read_search, read_upload
 from dr_keras.server.responses import FileResponse, matches_etag, requested_range
 from dr_keras.server.schemas import Judgment, SearchRequest
@@ -63,15 +64,13 @@ class Service:
         if not settings.metadata:
             model.index.withhold(FACTS)
         self.thumbnails = Thumbnails()
-        embed = model.reader.embed
-        self.embedder: Batcher[np.ndarray, np.ndarray] = Batcher(
-            lambda images: list(embed(np.stack(images))), "embed", EMBED_BATCH_IMAGES, self.metrics.batches.observe
+        self.embedder: Batcher[tuple[Reader, np.ndarray], np.ndarray] = Batcher(
+            embed_each, "embed", EMBED_BATCH_IMAGES, self.metrics.batches.observe
         )
         self.searcher: Batcher[tuple[Query, int], Answer] = Batcher(
             self.live_index.search_many, "search", SEARCH_BATCH_QUERIES
         )
-        self._size, self._resize = model.reader.size, model.reader.resize
-        self._vectors: LRUCache[bytes, np.ndarray] = LRUCache(CACHED_VECTORS)
+        self._vectors: LRUCache[bytes, Vector] = LRUCache(CACHED_VECTORS)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         self._readers = ThreadPoolExecutor(READER_THREADS, "read")
         self._writer = ThreadPoolExecutor(1, "write")
@@ -84,7 +83,8 @@ class Service:
             self.live_index.uploads.mkdir(parents=True, exist_ok=True)
         self.embedder.start()
         self.searcher.start()
-        await self.embedder.do(np.zeros((self._size, self._size, 3), np.uint8))  # loads the network
+        reader = self.live_index.embedding.reader
+        await self.embedder.do((reader, np.zeros((reader.size, reader.size, 3), np.uint8)))  # loads the network
         refresher = asyncio.create_task(self._refresh())
         try:
             yield
@@ -172,7 +172,7 @@ class Service:
         examined = await asyncio.gather(*(self._examine(data, crop) for data in images))
         part = examined[0][1] if examined else await self._part(search.positives[0], crop) if crop else None
         return Query(
-            np.stack([vector for _, vector in examined]) if examined else np.empty((0, 0), np.float32),
+            [vector for _, vector in examined],
             search.positives,
             search.negatives,
             search.where,
@@ -183,8 +183,8 @@ class Service:
             part if crop else None,
         )
 
-    async def _part(self, name: str, crop: Crop) -> np.ndarray:
-        """The vector (D,) of a part of an image of the index."""
+    async def _part(self, name: str, crop: Crop) -> Vector:
+        """The vector of a part of an image of the index."""
         opened = await self._open((await self.read(self.live_index.find, name)).id)
         try:
             data = await self._decoding(opened.content)
@@ -192,24 +192,26 @@ class Service:
             opened.close()
         return (await self._examine(data, crop))[1]
 
-    async def _examine(self, data: bytes, crop: Crop | None = None) -> tuple[Format, np.ndarray]:
-        """The format of an image, and the vector (D,) of it or of its part.
+    async def _examine(self, data: bytes, crop: Crop | None = None) -> tuple[Format, Vector]:
+        """The format of an image, and the vector of it or of its part.
 
         Raises:
             Problem: It is not an image, or too large.
         """
-        digest = hashlib.sha256(data).digest() + str(crop or "").encode()
+        embedding = self.live_index.embedding
+        digest = hashlib.sha256(data).digest() + f"{crop or ''} {embedding.model}".encode(errors="replace")
         format = await self._decoding(examine, data, self.settings.pixels)
         vector = self._vectors.get(digest)
         if vector is None:
             try:
                 image = await self._decoding(cropped, data, crop) if crop else data
-                pixels = await self._decoding(decode, image, self._size, self._resize)
+                pixels = await self._decoding(decode, image, embedding.reader.size, embedding.reader.resize)
             except ImageError as error:
                 raise Problem(415, f"the image {error}") from None
             except InputError as error:
                 raise Problem(422, str(error)) from None
-            vector = (await self.embedder.do(pixels)).copy()  # a view would keep the whole batch in memory
+            values = await self.embedder.do((embedding.reader, pixels))
+            vector = Vector(values.copy(), embedding.model)  # a view would keep the whole batch in memory
             self._vectors.put(digest, vector)
         return format, vector
 
@@ -262,18 +264,19 @@ class Service:
             Problem: There is no such image, or its file cannot be used.
         """
         ids = [(await self.read(self.live_index.find, name)).id for name in (query, neighbor)]
-        one, other = [await self._pixels(id) for id in ids]
+        reader = self.live_index.embedding.reader
+        one, other = [await self._pixels(id, reader) for id in ids]
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._explainers, self.live_index.explain, one, other)
         several = found.pooled_pairs(PAIRED_SIDE) if pairs else None
-        about = {"query": ids[0], "neighbor": ids[1], "resize": self._resize}
+        about = {"query": ids[0], "neighbor": ids[1], "resize": reader.resize}
         return about | found.to_dict() | {"pairs": None if several is None else several.round(PAIR_DIGITS).tolist()}
 
-    async def _pixels(self, id: str) -> np.ndarray:
+    async def _pixels(self, id: str, reader: Reader) -> np.ndarray:
         """The pixels of an image of the index, as the network sees them."""
         opened = await self._open(id)
         try:
-            return await self._decoding(decode, await self._decoding(opened.content), self._size, self._resize)
+            return await self._decoding(decode, await self._decoding(opened.content), reader.size, reader.resize)
         except ImageError as error:
             raise Problem(415, f"the image {error}") from None
         finally:
@@ -331,6 +334,15 @@ class Service:
         except InputError as error:  # its message names the image by its id, which may be a path on this machine
             log.error("%s", error)
             raise Problem(422, "the image cannot be added; the server's log says why") from None
+
+
+def embed_each(images: Sequence[tuple[Reader, np.ndarray]]) -> list[np.ndarray]:
+    """Embeds images (H, W, 3) uint8, those of each reader together; returns a vector (D,) for each."""
+    vectors: dict[int, np.ndarray] = {}
+    for reader in {id(reader): reader for reader, _ in images}.values():
+        own = [number for number, (one, _) in enumerate(images) if one is reader]
+        vectors |= zip(own, reader.embed(np.stack([images[number][1] for number in own])), strict=True)
+    return [vectors[number] for number in range(len(images))]
 
 
 def _crop(text: str | None) -> Crop | None:

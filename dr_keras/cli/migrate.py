@@ -1,0 +1,75 @@
+"""`dr-keras index migrate`: moves an index to another model."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dr_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from dr_keras.index.index import Index
+    from dr_keras.index.migrate import Target
+
+ABOUT = "move the index to the model of --run: all images are embedded anew, while the index stays in use until then"
+OLD = ".old"  # ends the name of the copy that --keep-old makes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags to `parser`."""
+    parser.add_argument("--keep-old", action="store_true", help=f"keep a copy of the old index, with {OLD} in its name")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="do not switch yet, but say how the neighbors differ; the same command without it switches",
+    )
+    parser.add_argument(
+        "--leave-out", action="store_true", help="leave out images whose files cannot be read, instead of stopping"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Moves the index to another model; returns the exit status."""
+    from dr_keras.index.index import Index
+    from dr_keras.index.migrate import compare, embed_anew, remove_migration, switch
+    from dr_keras.progress import stderr
+
+    if not options.index or not options.run:
+        raise InputError("migrate needs --index PATH, and --run NAME, the model to move to")
+    folder = Path(options.index)
+    keep_old = folder.with_name(folder.resolve().name + OLD) if options.keep_old else None
+    if keep_old is not None and keep_old.exists():
+        raise InputError(f"{keep_old} exists; move it away, or go on without --keep-old")
+    with Index.open(folder) as index:
+        target = target_of(options, index)
+        if index.model == target.model:
+            remove_migration(folder)  # of a migration that was killed after its last step
+            print(f"{folder} is of {target.run} already")
+            return 0
+    console = stderr()
+    with embed_anew(folder, target, console=console, leave_out=options.leave_out) as fresh:
+        if options.compare:
+            with Index.open(folder) as index:
+                print(compare(index, fresh))
+            return 0
+        with Index.open(folder, write=True) as index:
+            left_out = switch(index, fresh, target, console=console, keep_old=keep_old, leave_out=options.leave_out)
+            index.engine.update(options.engine)
+            print(f"{len(index):,} images in {folder} are of {target.run} now; {len(left_out):,} were left out")
+    if keep_old is not None:
+        print(f"the old index is {keep_old}")
+    return 0
+
+
+def target_of(options: argparse.Namespace, index: "Index") -> "Target":
+    """The model that the flags name, by the head that they name, or else that of the index if the model has it."""
+    from dr_keras.heads import GENERAL, TRAINED
+    from dr_keras.index.migrate import Target
+    from dr_keras.runs import open_run
+    from dr_keras.search_model import Model
+
+    run = open_run(options.run)
+    head = options.head
+    if head == "auto":
+        head = GENERAL if index.head != TRAINED and run.general_file.is_file() else TRAINED
+    model = Model(run, options.runtime, head)
+    return Target(model.reader, run.embedding_dim(head), run.fingerprint(head), run.lasting_name(), head)

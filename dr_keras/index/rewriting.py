@@ -1,0 +1,82 @@
+"""Rewrites the vectors of an index in one atomic step: without gaps, or with those of another model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dr_keras.atomic_files import sync_names
+from dr_keras.errors import RunError
+from dr_keras.index.database import renumber
+from dr_keras.index.records import checksum
+from dr_keras.index.store import Store
+from dr_keras.index.vector_file import vectors_name, write_rows
+
+
+@dataclass(frozen=True)
+class NewVectors:
+    """The vectors of another model.
+
+    Attributes:
+        vectors: (R, D) float32.
+        rows: For each image of the index, by id, the row of its vector.
+        meta: What the index says of its vectors, such as `dim` and `model`.
+    """
+
+    vectors: np.ndarray
+    rows: Mapping[str, int]
+    meta: Mapping[str, Any]
+
+
+def rewrite(store: Store, new: NewVectors | None = None) -> None:
+    """Rewrites the vectors without rows that belong to no image; renumbers the rows and drops the engine.
+
+    Args:
+        store: Open for writing.
+        new: Vectors to put in the place of the old ones; by default, they stay the same.
+
+    Raises:
+        RunError: The index cannot be written; then it is as before.
+    """
+    generation = store.meta["generation"] + 1
+    file = store.folder / vectors_name(generation)
+    old_file = store.vectors_file
+    old_engine = store.meta.get("engine_file")
+    try:
+        with store.transaction() as db:
+            images = db.execute("SELECT row, id FROM images ORDER BY row").fetchall()
+            kept = np.fromiter((row for row, _ in images), np.int64, len(images))
+            if new is None:
+                crc = write_rows(file, store.vectors, kept)
+            else:
+                chosen = np.fromiter((new.rows[id] for _, id in images), np.int64, len(images))
+                crc = write_rows(file, new.vectors, chosen)
+            sync_names(store.folder)
+            renumber(db, kept)
+            if new is not None:
+                crcs = (
+                    (checksum(id, np.ascontiguousarray(new.vectors[row])), number)
+                    for number, ((_, id), row) in enumerate(zip(images, chosen.tolist(), strict=True))
+                )
+                db.executemany("UPDATE images SET crc = ? WHERE row = ?", crcs)
+                for key, value in new.meta.items():
+                    store.set_meta(key, value)
+            db.execute("DELETE FROM segments")
+            if len(kept):
+                db.execute("INSERT INTO segments VALUES (0, ?, ?)", (len(kept), crc))
+            store.set_meta("rows", len(kept))
+            store.set_meta("generation", generation)
+            store.forget_engine()
+    except BaseException:
+        # If the error came after the commit, while the result was read, the file is needed.
+        try:
+            committed = store.meta["generation"] == generation
+        except RunError:
+            committed = True  # or perhaps not; the next writer removes what is not in use
+        if not committed:
+            file.unlink(missing_ok=True)
+        raise
+    store.remove_file(old_file.name)
+    if old_engine:
+        store.remove_file(old_engine)

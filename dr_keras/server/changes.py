@@ -1,0 +1,90 @@
+"""Changes that clients make to the index: uploaded images are added, and images removed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dr_keras.data.image_ids import image_id, image_path
+from dr_keras.errors import RunError
+from dr_keras.index.index import NO_CLASS, Entry, Index
+from dr_keras.index.writer_lock import Locked
+from dr_keras.server.errors import Problem, busy
+from dr_keras.server.image_files import Format, remove_upload, store_upload
+from dr_keras.server.queries import Vector, check_model
+
+
+def add_upload(
+    folder: Path,
+    uploads: Path,
+    data: bytes,
+    format: Format,
+    vector: Vector,
+    label: str | None,
+    attributes: dict[str, Any],
+) -> tuple[str, bool]:
+    """Stores an image in the uploads folder and adds it to an index.
+
+    Args:
+        folder: The folder of the index.
+        uploads: The uploads folder.
+        data, format, vector, label, attributes: As for `dr_keras.server.live_index.LiveIndex.add`.
+
+    Returns:
+        The id of the image, and whether it is new to the index.
+
+    Raises:
+        Problem: 503 while another process writes, 507 if the change cannot be written.
+    """
+    with _writing(folder) as writer:
+        check_model(writer, vector.model)
+        file, digest, stored = store_upload(data, format, uploads)
+        id = image_id(os.path.abspath(file), writer.root)
+        old = writer.records.row(id)
+        status = file.stat()
+        try:
+            if old is not None:
+                kept = writer.records.entries([old])[0]
+                label = label or kept.label
+                attributes = {**kept.attributes, **attributes}
+            entry = Entry(id, label or NO_CLASS, "", digest, status.st_size, status.st_mtime_ns, attributes)
+            writer.put([entry], vector.values[None])
+        except BaseException:
+            if stored and old is None:
+                file.unlink(missing_ok=True)
+            raise
+    return id, old is None
+
+
+def remove_image(folder: Path, uploads: Path | None, id: str) -> bool:
+    """Removes an image from an index.
+
+    Args:
+        folder: The folder of the index.
+        uploads: The uploads folder, or None.
+        id: The image.
+
+    Returns:
+        Whether its file was removed too: only uploaded files are.
+
+    Raises:
+        Problem: 404 if the index has no such id, 503 while another process writes, 507 if the change cannot be written.
+    """
+    with _writing(folder) as writer:
+        if writer.records.row(id) is None:
+            raise Problem(404, "the index has no image of this id")
+        writer.remove([id])
+        return uploads is not None and remove_upload(Path(image_path(id, writer.root)), uploads)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Index]:
+    """Opens an index for writing; turns what goes wrong into a Problem."""
+    try:
+        with Index.open(folder, write=True) as writer:
+            yield writer
+    except Locked:
+        raise busy("another process is writing to the index; try again", seconds=2) from None
+    except (OSError, RunError) as error:
+        raise Problem(507, "the change could not be written; the server's log says why") from error
