@@ -4,8 +4,8 @@
     python tests/kill_migrate.py FOLDER KILLS SEED
 
 After each kill, every image must have its vector by the old model, or every one by the new model, and nothing else may
-have changed. A migration that has come to its end is followed by one in the other direction. Prints how many kills there
-were, how many migrations came to their end, and how many of these went on where a killed one had stopped.
+have changed. A migration that has come to its end is followed by one in the other direction. Prints how many kills
+there were, how many migrations came to their end, and how many of these went on where a killed one had stopped.
 """
 
 import os

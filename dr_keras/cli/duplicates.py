@@ -1,15 +1,31 @@
 """`dr-keras index duplicates`: finds duplicates, near-duplicates, and leaks between splits."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from dr_keras.errors import InputError
 
+UNDO = "undo.jsonl"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags to `parser`."""
-    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER")
+    parser.add_argument(
+        "--new", nargs="+", metavar="FILE", help="instead: say which images of --index these files are copies of"
+    )
+    parser.add_argument("--index", metavar="PATH", help="with --new: the index")
+    parser.add_argument(
+        "--move-to",
+        metavar="FOLDER",
+        help=f"move copies there, all but one of each group, and list them in its {UNDO}",
+    )
+    parser.add_argument(
+        "--move", choices=("exact", "near"), default="exact", help="with --move-to: which copies (default: exact)"
+    )
+    parser.add_argument("--undo", metavar="FILE", help=f"instead: move the files back that this {UNDO} lists")
     parser.add_argument("--json", metavar="FILE", help="write the groups as JSON")
     parser.add_argument("--html", metavar="FILE", help="write an HTML page that shows the groups")
     parser.add_argument("--run", metavar="NAME", help="also compare embeddings by this run")
@@ -23,8 +39,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Finds and reports them; returns the exit status."""
+    asked = [name for name in ("folder", "new", "undo") if getattr(options, name)]
+    if len(asked) != 1:
+        raise InputError("give one of FOLDER, --new FILE, and --undo FILE")
+    return {"folder": in_folder, "new": of_new_files, "undo": moved_back}[asked[0]](options)
+
+
+def of_new_files(options: argparse.Namespace) -> int:
+    """Says which images of the index the files are copies of; the exit status is 1 if there are any."""
+    from dr_keras.cli.opening import reader_of
+    from dr_keras.index.index import Index
+    from dr_keras.known_copies import known_copies
+
+    if not options.index:
+        raise InputError("--new needs --index PATH")
+    with Index.open(options.index) as index:
+        found = known_copies(index, reader_of(options, index), options.new)
+    for one in found:
+        for kind, ids in (("is equal to", one.exact), ("looks like", one.near)):
+            for id in ids:
+                print(f"{one.file} {kind} {id}")
+        if not one.exact and not one.near:
+            print(f"{one.file} has no copies")
+    return 1 if any(one.exact or one.near for one in found) else 0
+
+
+def moved_back(options: argparse.Namespace) -> int:
+    """Moves files back."""
+    from dr_keras.duplicates.moving import undo
+
+    print(f"{undo(Path(options.undo)):,} files were moved back")
+    return 0
+
+
+def in_folder(options: argparse.Namespace) -> int:
+    """Finds the duplicates of a folder."""
     from dr_keras.atomic_files import write_json
     from dr_keras.duplicates.find import find_duplicates
+    from dr_keras.duplicates.moving import move_copies
     from dr_keras.duplicates.report import save_report
     from dr_keras.progress import stderr
     from dr_keras.search_model import load
@@ -53,4 +105,9 @@ def main(options: argparse.Namespace) -> int:
     for file in (options.json, options.html):
         if file:
             print(f"saved {file}")
+    if options.move_to:
+        moves = move_copies(found, Path(options.move_to), near=options.move == "near")
+        print(f"{len(moves.moved):,} copies were moved to {options.move_to}; {len(moves.left):,} were left")
+        for path, reason in moves.left.items():
+            print(f"left: {path}: {reason}", file=sys.stderr)
     return 0

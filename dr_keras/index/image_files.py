@@ -43,6 +43,15 @@ class ImageFiles:
             wanted = "SELECT id FROM images WHERE mtime_ns = ? AND size = ?"
             return [id for (id,) in self._store.db.execute(wanted, (mtime_ns, size))]
 
+    def ids_by_hash(self, hashes: Collection[bytes]) -> dict[bytes, list[str]]:
+        """The ids of the images whose files have one of these contents, by SHA-256; in one pass over all images."""
+        found: dict[bytes, list[str]] = {}
+        with self._guard, one_line_errors(self._store.folder):
+            wanted = f"SELECT hash, id FROM images WHERE hash IN ({', '.join('?' * len(hashes))}) ORDER BY row"
+            for hash, id in self._store.db.execute(wanted, list(hashes)):
+                found.setdefault(hash, []).append(id)
+        return found
+
     def forget_stamps(self, ids: Collection[str]) -> None:
         """Makes images look as if their files had changed, so that they are embedded again.
 
