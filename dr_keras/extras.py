@@ -12,7 +12,7 @@ EXTRAS = {
     **dict.fromkeys(("keras_hub", "safetensors"), "hub"),
     **dict.fromkeys(("onnx", "onnxruntime", "tf2onnx"), "onnx"),
     "openvino": "fast",
-    "sklearn": "demo",
+    "sklearn": "groups",
     "umap": "map",
 }
 

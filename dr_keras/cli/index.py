@@ -9,6 +9,7 @@ dr-keras index stats --index my-index
 dr-keras index verify --repair --index my-index
 dr-keras index export my-index.parquet --index my-index
 dr-keras index map --index my-index
+dr-keras index cluster --groups 50 --export my-groups --index my-index
 dr-keras index duplicates my-pictures --html duplicates.html
 dr-keras retrieve --index my-index --query ./my-photo.jpg
 
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dr_keras.cli import duplicates, migrate
+from dr_keras.cli import duplicates, groups, migrate
 from dr_keras.cli.opening import place, reader_of, writable
 from dr_keras.cli.parser import add_head, add_runtime, command_parser
 from dr_keras.errors import InputError
@@ -86,6 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action("map", lay_out, about, which)
     made = action("migrate", migrate.main, migrate.ABOUT, which, head, engine)
     migrate.add_arguments(made)
+    made = action("cluster", groups.main, groups.ABOUT, which)
+    groups.add_arguments(made)
     made = action("duplicates", duplicates.main, "find duplicates, near-duplicates, and leaks between splits")
     duplicates.add_arguments(made)
 
