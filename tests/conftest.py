@@ -33,12 +33,22 @@ from dr_keras.runs import Run
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
+pytest_plugins = ["browsing"]  # the fixtures of the tests of the page
+
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
 LONG = (  # the slowest files, slowest first
     *("test_backends", "test_resume", "test_resume_anyway", "test_machine_settings", "test_on_device", "test_pack"),
     *("test_applications", "test_released", "test_fuzz", "test_main_line", "test_cli_errors", "test_fuzz_pictures"),
-    *("test_held_out", "test_phases", "test_serve_crowd", "test_duplicates", "test_sources", "test_page"),
+    *(
+        "test_held_out",
+        "test_phases",
+        "test_serve_crowd",
+        "test_duplicates",
+        "test_sources",
+        "test_page",
+        "test_page_more",
+    ),
 )
 
 

@@ -1,125 +1,29 @@
-"""The web page in a real browser, as a user would use it: Chromium driven by Playwright.
+"""The web page in a real browser, as a user would use it.
 
 Skipped if Chromium is not installed; .ci/run installs it.
 """
 
 import base64
-import os
-import shutil
-from urllib.parse import parse_qs, urlsplit
 
-import httpx2 as httpx
 import pytest
+from browsing import (
+    COLORS,
+    NEEDS_BROWSER,
+    PHONE,
+    SMALL,
+    answered,
+    classes,
+    click_card,
+    expect,
+    ids,
+    parse_qs,
+    state,
+    urlsplit,
+)
 from conftest import draw_encoded, indexed, serving
 from served import proxy
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-expect = sync_api.expect
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-PHONE = {"width": 390, "height": 844}
-# Touch targets lower than 32 CSS pixels or narrower than 24.
-SMALL = """[...document.querySelectorAll("button, input:not([type=range]):not(.hidden), summary")].map(one => {
-    const box = one.getBoundingClientRect();
-    return [one.outerHTML.slice(0, 60), box.width, box.height];
-}).filter(([, width, height]) => width && (height < 32 || width < 24))"""
-
-# The colors of text and of its background.
-COLORS = """[...document.querySelectorAll(".class, .distance, .about, label, .hint, #status")].map(one => {
-    const color = one => getComputedStyle(one).backgroundColor;
-    let behind = one;
-    while (behind.parentElement && /, 0\\)$|^transparent$/.test(color(behind))) behind = behind.parentElement;
-    return [getComputedStyle(one).color, color(behind)];
-})"""
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not CHROMIUM and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium, or set $CHROMIUM"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def address(workplace, tmp_path_factory):
-    """A server with four classes of twelve pictures."""
-    place = indexed(tmp_path_factory.mktemp("page"), workplace, each=12)
-    with serving(place, "--index", "my-index") as (_, found):
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def opened(browser, address):
-    """Opens an address of the page; at the end, no errors and no requests to other hosts are allowed.
-
-    A test of refused requests names their status: `opened.expects = "404"`.
-    """
-    contexts, wrong, refused, places = [], [], [], []
-
-    def watch(page):
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("response", lambda got: refused.append(f"{got.status} {got.url}") if got.status >= 400 else None)
-        page.on("requestfailed", lambda sent: wrong.append(f"{sent.url}: {sent.failure}") if gone(sent) else None)
-        page.on("request", lambda sent: wrong.append(sent.url) if elsewhere(sent.url) else None)
-
-    def gone(sent):
-        return "ERR_ABORTED" not in (sent.failure or "")  # the page aborts a search for a newer one
-
-    def elsewhere(url):
-        return urlsplit(url).scheme not in ("blob", "data") and not url.startswith(tuple(places))
-
-    def go(path="/", *, wait=True, at=address, **options):
-        places.append(at)
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options))
-        page = contexts[-1].new_page()
-        watch(page)
-        page.goto(at + path)
-        if wait:
-            page.wait_for_selector("#grid .card:first-child img")
-        return page
-
-    go.expects = None
-    yield go
-    for context in contexts:
-        context.close()  # only then is the browser's log complete
-    if go.expects:
-        assert any(go.expects in said for said in wrong), (wrong, refused)
-    assert [said for said in wrong if not (go.expects and go.expects in said)] == [], (wrong, refused)
-
-
-def ids(page):
-    """The displayed images, once the search is done."""
-    page.wait_for_selector("body:not(.busy)")
-    return page.eval_on_selector_all("#grid .card", "cards => cards.map(card => card.dataset.id)")
-
-
-def classes(page):
-    return {id.split("/")[0] for id in ids(page)}
-
-
-def state(page):
-    return parse_qs(urlsplit(page.url).query)
-
-
-def answered(address, k=30, **body):
-    """What the API returns, which the page must show."""
-    said = httpx.post(f"{address}/v1/search", params={"k": k}, json=body)
-    return [result["id"] for result in said.json()["results"]]
-
-
-def click_card(page, place):
-    page.locator("#grid .card .find").nth(place).click()
-    page.wait_for_selector("body:not(.busy)")
+pytestmark = NEEDS_BROWSER
 
 
 def test_the_first_look_shows_the_gallery(opened):
@@ -351,62 +255,3 @@ def test_the_map(opened):
 
 ALPHAS = """canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]
     .filter((_, place) => place % 4 === 3)"""
-
-
-def test_why_two_images_are_alike(opened, address):
-    page = opened("/?q=disc_0.png")
-    card = page.locator("#grid .card").nth(1)
-    card.locator(".find").hover()
-    shade = card.locator(".find canvas")
-    expect(shade).to_have_count(1)
-    alphas = shade.evaluate(ALPHAS)
-    assert max(alphas) - min(alphas) > 80  # bright where it is alike, dark elsewhere
-    page.locator("#about").hover()
-    expect(shade).to_have_count(0)
-
-    card.locator(".why-button").click()
-    dialog = page.locator("#why")
-    text = dialog.locator("[data-part=text]")
-    expect(text).to_contain_text("Similarity (cosine) ")
-    neighbor = card.get_attribute("data-id")
-    found = httpx.get(
-        f"{address}/v1/explain", params={"query": "disc_0.png", "neighbor": neighbor, "pairs": True}
-    ).json()
-    expect(text).to_contain_text(f"{found['cosine']:.3f}")
-    figure = dialog.locator("figure").first
-    box = figure.bounding_box()
-    side = len(found["pairs"])
-    page.mouse.click(box["x"] + box["width"] * 0.5 / side, box["y"] + box["height"] * 1.5 / side)
-    total = sum(sum(row) for row in found["pairs"][1][0])
-    expect(text).to_have_text(f"This part adds {total:.3f} of {found['cosine']:.3f}.")
-    dialog.get_by_text("Show all").click()
-    expect(text).to_contain_text("Similarity (cosine) ")
-    figure.focus()
-    page.keyboard.press("ArrowLeft")
-    expect(text).to_contain_text("This part adds ")
-    page.keyboard.press("Escape")
-    expect(dialog).to_be_hidden()
-    # Two images together are not explained.
-    assert opened("/?q=disc_0.png&q=disc_1.png").locator(".why-button").count() == 0
-
-
-@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "color_scheme": "dark"}])
-def test_judging(opened, workplace, tmp_path, options):
-    place = indexed(tmp_path, workplace)
-    with serving(place, "--index", "my-index", "--judge", "judgments.csv") as (_, server):
-        page = opened("/judge", wait=False, at=server, **options)
-        expect(page.locator("#first")).to_be_enabled()
-        page.locator("#second").click()
-        expect(page.locator("#count")).to_have_text("1 answer so far")
-        expect(page.locator("#first")).to_be_enabled()
-        page.keyboard.press("ArrowLeft")
-        expect(page.locator("#count")).to_have_text("2 answers so far")
-        expect(page.locator("#first")).to_be_enabled()
-        before = page.locator("#query").get_attribute("src"), page.locator("#first img").get_attribute("src")
-        page.locator("#skip").click()
-        expect(page.locator("#first")).to_be_enabled()
-        after = page.locator("#query").get_attribute("src"), page.locator("#first img").get_attribute("src")
-        assert before != after
-        assert page.evaluate(SMALL) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert len((place / "judgments.csv").read_text().splitlines()) == 3

@@ -1,5 +1,6 @@
 // The page: each user action changes the URL, and each change of the URL starts a search.
 import * as client from "./client.js";
+import { CropDialog, parseCrop } from "./crop.js";
 import { GalleryMap } from "./map.js";
 import {
   addUpload,
@@ -23,8 +24,12 @@ const SAMPLE_IMAGES = 48;
 let running = null; // the AbortController of the current search
 let map = null;
 
+const queryFields = ["q", "not", "upload"];
+
 function go(change, { scroll = false } = {}) {
-  history.pushState(null, "", stateURL({ ...readState(), ...change }));
+  const next = { ...readState(), ...change };
+  if (queryFields.some((field) => field in change)) next.crop = null; // it was of another picture
+  history.pushState(null, "", stateURL(next));
   if (scroll) scrollTo({ top: 0 });
   render();
 }
@@ -44,8 +49,8 @@ function clearMarks() {
 
 // The one image of the gallery that is searched for, if nothing else is: the only query that is explained.
 function explained() {
-  const { q, not, upload } = readState();
-  return q.length === 1 && !not.length && !upload ? q[0] : null;
+  const { q, not, upload, crop } = readState();
+  return q.length === 1 && !not.length && !upload && !crop ? q[0] : null;
 }
 
 let dialog = null;
@@ -53,6 +58,16 @@ let dialog = null;
 function why(id) {
   dialog ??= new WhyDialog($("why"));
   dialog.show(explained(), id);
+}
+
+const CROPPED_PIXELS = 1024; // of the longer side of the picture in the dialog
+let cropDialog = null;
+
+function crop() {
+  const state = readState();
+  cropDialog ??= new CropDialog($("crop"), (chosen) => go({ crop: chosen }));
+  const url = state.upload ? uploads.get(state.upload).url : client.imageURL(state.q[0], CROPPED_PIXELS);
+  cropDialog.show(url, parseCrop(state.crop));
 }
 
 const REST_MILLISECONDS = 250; // the pointer rests for this long before an image is explained
@@ -78,7 +93,7 @@ function shadeCard(id, find) {
   }, REST_MILLISECONDS);
 }
 
-Object.assign(view.actions, { go, searchWith, mark, shade: shadeCard });
+Object.assign(view.actions, { go, searchWith, mark, crop, shade: shadeCard });
 
 // ---- Searching
 
@@ -265,6 +280,9 @@ function listenForFilters() {
     $("k-value").textContent = COUNTS[$("k").value];
   });
   $("k").addEventListener("change", () => go({ k: COUNTS[$("k").value] }));
+  $("distinct").addEventListener("change", () => go({ distinct: $("distinct").checked }));
+  $("variety").addEventListener("input", () => view.showVariety(Number($("variety").value)));
+  $("variety").addEventListener("change", () => go({ variety: Number($("variety").value) }));
   $("where").addEventListener("change", () => go({ where: $("where").value.trim() }));
   $("none-near").addEventListener("click", () => go({ d: null }));
   $("none-filters").addEventListener("click", () => go({ d: null, classes: [], where: "" }));
@@ -276,6 +294,7 @@ function listenForSearches() {
     const name = $("name").value.trim();
     if (name) searchWith(name);
   });
+  $("part").addEventListener("click", crop);
   $("clear").addEventListener("click", () => go({ q: [], not: [], upload: null }));
   $("marked-search").addEventListener("click", () => go(withMarks(readState()), { scroll: true }));
   $("marked-clear").addEventListener("click", clearMarks);
@@ -299,7 +318,7 @@ function pressOnCard(event, here) {
 
 function listenForKeys() {
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || $("why").open) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || $("why").open || $("crop").open) return;
     const typing = event.target.matches?.("input, canvas");
     const here = event.target.closest?.(".card");
     if (event.key === "/" && !typing) {

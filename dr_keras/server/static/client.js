@@ -45,7 +45,7 @@ function encodeId(id) {
   return text;
 }
 
-export const imageURL = (id) => `v1/images/${encodeId(id)}?thumbnail=${THUMBNAIL_PIXELS}`;
+export const imageURL = (id, pixels = THUMBNAIL_PIXELS) => `v1/images/${encodeId(id)}?thumbnail=${pixels}`;
 
 function searchOptions(state, signal) {
   const where = condition(state);
@@ -53,6 +53,8 @@ function searchOptions(state, signal) {
     const body = { positives: state.q, negatives: state.not };
     if (where) body.where = where;
     if (state.d !== null) body.max_distance = state.d === "auto" ? "auto" : Number(state.d);
+    if (state.distinct) body.distinct = true;
+    if (state.variety) body.diverse = 1 - state.variety;
     const headers = { "Content-Type": "application/json" };
     return { method: "POST", headers, body: JSON.stringify(body), signal };
   }
@@ -62,11 +64,14 @@ function searchOptions(state, signal) {
   for (const id of state.not) form.append("negatives", id);
   if (where) form.append("where", where);
   if (state.d !== null) form.append("max_distance", state.d);
+  if (state.distinct) form.append("distinct", "true");
+  if (state.variety) form.append("diverse", 1 - state.variety);
   return { method: "POST", body: form, signal };
 }
 
-export const search = (state, signal) => json(`v1/search?k=${state.k}`, searchOptions(state, signal));
-export const placeQuery = (state, signal) => json(`v1/map/query?k=${state.k}`, searchOptions(state, signal));
+const parameters = (state) => `k=${state.k}${state.crop ? `&crop=${encodeURIComponent(state.crop)}` : ""}`;
+export const search = (state, signal) => json(`v1/search?${parameters(state)}`, searchOptions(state, signal));
+export const placeQuery = (state, signal) => json(`v1/map/query?${parameters(state)}`, searchOptions(state, signal));
 export const findImage = (name, signal) => json(`v1/find?name=${encodeId(name)}`, { signal });
 export const sampleImages = (k, signal) => json(`v1/sample?k=${k}`, { signal });
 export const getStats = () => json("v1/stats");

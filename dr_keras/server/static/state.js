@@ -20,6 +20,9 @@ export function readState() {
     d: from.has("d") ? from.get("d") : null,
     classes: from.getAll("class"),
     where: from.get("where") || "",
+    crop: from.get("crop"),
+    distinct: from.has("distinct"),
+    variety: Number(from.get("variety")) || 0,
     view: from.get("view") === "map" ? "map" : "grid",
   };
 }
@@ -33,10 +36,16 @@ export function stateURL(state) {
   if (state.d !== null) to.set("d", state.d);
   for (const label of state.classes) to.append("class", label);
   if (state.where) to.set("where", state.where);
+  if (state.crop) to.set("crop", state.crop);
+  if (state.distinct) to.set("distinct", "");
+  if (state.variety) to.set("variety", state.variety);
   if (state.view === "map") to.set("view", "map");
   const text = to.toString();
   return text ? `?${text}` : "./"; // relative, like all URLs here: a proxy may serve the page below a path
 }
+
+// Whether the query is a single image, of which a part can be searched for.
+export const isSingle = (state) => state.q.length + state.not.length + Number(Boolean(state.upload)) === 1;
 
 export const hasQuery = (state) => Boolean(state.upload || state.q.length);
 

@@ -1,10 +1,12 @@
 // Draws the page. User actions call the functions in `actions`, which app.js sets.
 import { imageURL } from "./client.js";
+import { parseCrop, placeFrame } from "./crop.js";
 import {
   COUNTS,
   condition,
   gallery,
   hasQuery,
+  isSingle,
   known,
   MAX_DISTANCE,
   marks,
@@ -15,7 +17,7 @@ import {
 } from "./state.js";
 
 export const $ = (id) => document.getElementById(id);
-export const actions = { go: null, searchWith: null, mark: null, why: null, shade: null };
+export const actions = { go: null, searchWith: null, mark: null, crop: null, why: null, shade: null };
 
 const number = new Intl.NumberFormat("en");
 const RETRY_MILLISECONDS = 1500; // until a failed thumbnail is requested again
@@ -89,7 +91,8 @@ function card(image, label) {
   find.addEventListener("click", () => actions.searchWith(image.id));
   const found = image.distance !== undefined;
   const title = element("span", { className: "class" }, printable(className(image) || image.name));
-  const below = found ? image.distance.toFixed(3) : className(image) ? printable(image.name) : "";
+  const copies = image.copies?.length ? ` and ${image.copies.length} like it` : "";
+  const below = found ? image.distance.toFixed(3) + copies : className(image) ? printable(image.name) : "";
   const distance = element("span", { className: "distance" }, below);
   const line = element("div", { className: "line" }, distance, ...markButtons(image));
   const made = element("li", { className: "card" }, find, title, line);
@@ -154,6 +157,22 @@ export function showQuery(state) {
   }
   $("query-images").replaceChildren(...items);
   $("query").hidden = !items.length;
+  const part = isSingle(state) && hasQuery(state) && items[0].querySelector("img") ? parseCrop(state.crop) : null;
+  $("part").hidden = !isSingle(state) || !hasQuery(state);
+  $("part").textContent = part ? "Change the part" : "Search for a part";
+  if (part) showPart(items[0], part);
+}
+
+// Frames the part of the query that is searched for.
+function showPart(item, part) {
+  const image = item.querySelector("img");
+  const frame = element("i", { className: "frame" });
+  frame.setAttribute("aria-hidden", "true");
+  const inside = element("span", { className: "inside" });
+  image.replaceWith(inside);
+  inside.append(image, frame);
+  item.querySelector(".kind").textContent = "like a part of";
+  placeFrame(frame, part);
 }
 
 function classChip(state, label) {
@@ -174,13 +193,21 @@ export function showFilters(state) {
   $("k").value = place < 0 ? COUNTS.length - 1 : place;
   $("k-value").textContent = state.k;
   $("where").value = state.where;
-  const count = (state.classes.length > 0) + (state.d !== null) + (state.where !== "");
+  $("distinct").checked = state.distinct;
+  $("variety").value = state.variety;
+  showVariety(state.variety);
+  const set = [state.classes.length > 0, state.d !== null, state.where !== "", state.distinct, state.variety > 0];
+  const count = set.filter(Boolean).length;
   $("filters-count").textContent = count ? ` \u00b7 ${count} set` : "";
 }
 
 export function showDistance(d) {
   const text = d === null ? "any distance" : d === "auto" ? "calibrated" : `up to ${Number(d).toFixed(2)}`;
   $("near-value").textContent = text;
+}
+
+export function showVariety(variety) {
+  $("variety-value").textContent = variety ? `${Math.round(100 * variety)}%` : "nearest first";
 }
 
 // ---- Results
@@ -202,8 +229,9 @@ export function showAnswer(state, answer) {
     showNoMatch(state, answer);
     return;
   }
-  const nearest = found[0].distance.toFixed(3);
-  const farthest = found[found.length - 1].distance.toFixed(3);
+  const distances = found.map((one) => one.distance);
+  const nearest = Math.min(...distances).toFixed(3);
+  const farthest = Math.max(...distances).toFixed(3);
   const range = found.length > 1 ? `, at distances from ${nearest} to ${farthest}` : "";
   const same = found.filter((one) => one.label === answer.label);
   const share =

@@ -1,0 +1,67 @@
+"""The dialogs of the web page and the page that asks for judgments, in a real browser."""
+
+import httpx2 as httpx
+import pytest
+from browsing import ALPHAS, NEEDS_BROWSER, PHONE, SMALL, expect
+from conftest import indexed, serving
+
+pytestmark = NEEDS_BROWSER
+
+
+def test_why_two_images_are_alike(opened, address):
+    page = opened("/?q=disc_0.png")
+    card = page.locator("#grid .card").nth(1)
+    card.locator(".find").hover()
+    shade = card.locator(".find canvas")
+    expect(shade).to_have_count(1)
+    alphas = shade.evaluate(ALPHAS)
+    assert max(alphas) - min(alphas) > 80  # bright where it is alike, dark elsewhere
+    page.locator("#about").hover()
+    expect(shade).to_have_count(0)
+
+    card.locator(".why-button").click()
+    dialog = page.locator("#why")
+    text = dialog.locator("[data-part=text]")
+    expect(text).to_contain_text("Similarity (cosine) ")
+    neighbor = card.get_attribute("data-id")
+    found = httpx.get(
+        f"{address}/v1/explain", params={"query": "disc_0.png", "neighbor": neighbor, "pairs": True}
+    ).json()
+    expect(text).to_contain_text(f"{found['cosine']:.3f}")
+    figure = dialog.locator("figure").first
+    box = figure.bounding_box()
+    side = len(found["pairs"])
+    page.mouse.click(box["x"] + box["width"] * 0.5 / side, box["y"] + box["height"] * 1.5 / side)
+    total = sum(sum(row) for row in found["pairs"][1][0])
+    expect(text).to_have_text(f"This part adds {total:.3f} of {found['cosine']:.3f}.")
+    dialog.get_by_text("Show all").click()
+    expect(text).to_contain_text("Similarity (cosine) ")
+    figure.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(text).to_contain_text("This part adds ")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    # Two images together are not explained.
+    assert opened("/?q=disc_0.png&q=disc_1.png").locator(".why-button").count() == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "color_scheme": "dark"}])
+def test_judging(opened, workplace, tmp_path, options):
+    place = indexed(tmp_path, workplace)
+    with serving(place, "--index", "my-index", "--judge", "judgments.csv") as (_, server):
+        page = opened("/judge", wait=False, at=server, **options)
+        expect(page.locator("#first")).to_be_enabled()
+        page.locator("#second").click()
+        expect(page.locator("#count")).to_have_text("1 answer so far")
+        expect(page.locator("#first")).to_be_enabled()
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#count")).to_have_text("2 answers so far")
+        expect(page.locator("#first")).to_be_enabled()
+        before = page.locator("#query").get_attribute("src"), page.locator("#first img").get_attribute("src")
+        page.locator("#skip").click()
+        expect(page.locator("#first")).to_be_enabled()
+        after = page.locator("#query").get_attribute("src"), page.locator("#first img").get_attribute("src")
+        assert before != after
+        assert page.evaluate(SMALL) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert len((place / "judgments.csv").read_text().splitlines()) == 3
