@@ -27,6 +27,7 @@ def calibrated_distance(run: Run, head: str) -> float:
             if head == FITTED
             else f"run {command('evaluate')} --run {run.path.name} --calibrate 0.95"
             + ("" if head == TRAINED else f" --head {head}")
+            + f", or for an index of your own {command('index')} calibrate"
         )
         raise RunError(f"{run.path} is not calibrated{of}; {how}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

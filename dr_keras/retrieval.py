@@ -10,6 +10,7 @@ from dr_keras.data.image_ids import image_path
 from dr_keras.data.images import ImageInput
 from dr_keras.errors import ImageError, InputError
 from dr_keras.image_names import resolve
+from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.index import Index
 from dr_keras.index_results import describe, neighbors, row_of, varied_neighbors
 from dr_keras.search_results import Answer, make_answer, refined_query
@@ -27,7 +28,7 @@ def retrieve(
     include_self: bool,
     negatives: Sequence[str],
     where: str | None,
-    max_distance: float | None,
+    max_distance: float | Cutoff | None,
     crop: Crop | None,
     variety: Variety,
 ) -> Answer:
@@ -38,7 +39,8 @@ def retrieve(
         embed: Images -> (n, D) float32.
         names: The queries.
         k: How many results.
-        include_self, negatives, where, max_distance: As there.
+        include_self, negatives, where: As there.
+        max_distance: The greatest distance of a result, or what says it for the query; None for any.
         crop: The part of the query, which must be a single one, or None.
         variety: What is asked for besides nearness.
 
@@ -65,12 +67,13 @@ def retrieve(
         )
         vector = refined_query(vectors[: len(names)], vectors[len(names) :])
         excluded = [row for row in (rows[len(names) :] if include_self else rows) if row is not None]
+        limit = max_distance.limit_for(index, vector, excluded) if isinstance(max_distance, Cutoff) else max_distance
         known = [describe(index, row) if row is not None else None for row in rows[: len(names)]]
         results = [] if variety else neighbors(index, vector[None], k, excluded, where)[0]
     if variety:  # reads files, while other threads may search
         results = varied_neighbors(index, vector, k, excluded, where, variety)
     path = known[0].path if known[0] else files[names[0]]
-    return make_answer(names, path, known, results, negatives=negatives, max_distance=max_distance, crop=crop)
+    return make_answer(names, path, known, results, negatives=negatives, max_distance=limit, crop=crop)
 
 
 def _part(index: Index, name: str, file: Path | None, crop: Crop) -> ImageInput:

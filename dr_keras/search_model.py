@@ -15,6 +15,7 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explainer, Explanation
 from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED, GeneralHead
 from dr_keras.image_names import file_named
+from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader, folder_classes
 from dr_keras.index_results import describe, neighbors
@@ -269,7 +270,8 @@ class Model:
             include_self: Whether a query may find itself.
             negatives: Images that the results should be unlike, named in the same way.
             where: Search only images that meet this condition, such as `label = cats`; see `dr_keras.index.filters`.
-            max_distance: Leave out results farther than this; 'auto': than `calibrated_distance`.
+            max_distance: Leave out results farther than this; 'auto': than `index.py calibrate` says for this query, or
+                else than `calibrated_distance`.
             crop: Search for this part of the query, which is a single image: left, top, width and height in pixels of
                 the upright picture, or in shares of it from 0 to 1.
             distinct: Fold copies of a result into it, as its `copies`: images that `index.py duplicates` would find.
@@ -289,11 +291,12 @@ class Model:
             >>> answer.label, [result.name for result in answer.results]
             ('apples', ['maroon.png'])
         """
-        limit = self.calibrated_distance() if max_distance == "auto" else max_distance
+        index = self.index  # another thread may replace it
+        limit = self._cutoff(index) if max_distance == "auto" else max_distance
         if isinstance(limit, str):
             raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
         return retrieve(
-            self.index,  # another thread may replace it
+            index,
             self.embed,
             [query] if isinstance(query, str) else list(query),
             k,
@@ -335,6 +338,9 @@ class Model:
         if head is None and index is not None and index.head == FITTED:
             return self._explainer(query, neighbor, TRAINED, GeneralHead.load(index.head_file))
         return self._explainer(query, neighbor, head or self.head)
+
+    def _cutoff(self, index: Index) -> Cutoff | float:
+        return Cutoff.of(index) or self.calibrated_distance()
 
     def calibrated_distance(self) -> float:
         """Returns the distance that `evaluate.py --calibrate` found for the head in use.

@@ -5,6 +5,7 @@ dr-keras index sync my-pictures --remove-missing --index my-index
 dr-keras index move /new/place/my-pictures --index my-index
 dr-keras index remove 'cats/*.png' --index my-index
 dr-keras index migrate --run better --index my-index
+dr-keras index calibrate --index my-index
 dr-keras index stats --index my-index
 dr-keras index verify --repair --index my-index
 dr-keras index export my-index.parquet --index my-index
@@ -79,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made = action("verify", verify, "check every vector and file; exit status 1 if anything is wrong", which)
     repair = "embed damaged images again; remove those whose file is missing"
     made.add_argument("--repair", action="store_true", help=repair)
+    made = action("calibrate", calibrate, "find how near is near enough, for --max-distance auto", which)
+    made.add_argument(
+        "--precision", type=float, default=0.9, metavar="P", help="the share of results to be right (default: 0.9)"
+    )
+    about = "right is the same picture, altered, not another one of its class; for images without classes"
+    made.add_argument("--copies", action="store_true", help=about)
     made = action("build", build, "build the search engine", which)
     made.add_argument("engine", choices=ENGINES)
     made = action("export", export, "write vectors and names as FILE.npy (with FILE.json) or FILE.parquet", which)
@@ -247,6 +254,24 @@ def verify(options: argparse.Namespace) -> int:
             if str(report)
             else f"{len(index):,} images, nothing wrong"
         )
+    return 0
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    from dr_keras.index.cutoff import calibrate, calibrate_copies
+    from dr_keras.index.index import Index
+
+    with Index.open(place(options), write=True) as index:
+        if options.copies:
+            found = calibrate_copies(index, reader_of(options, index), options.precision)
+        else:
+            found = calibrate(index, options.precision)
+        found.save(index)
+    print(
+        f"precision {found.found:.3f} over {found.queries:,} queries, each with and without its "
+        f"{'picture' if options.copies else 'class'} in the gallery: {found.recall:.3f} of what is right is kept; "
+        f"{found.answered:.3f} of them have an answer, without {found.unknown_answered:.3f}"
+    )
     return 0
 
 

@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-distance",
         type=distance,
         metavar="D|auto",
-        help=f"leave out results farther than this; auto: the distance that {program('evaluate')} --calibrate found",
+        help=f"leave out results farther than this; auto: what {program('index')} calibrate says for the query, or the "
+        f"distance that {program('evaluate')} --calibrate found",
     )
     parser.add_argument(
         "--crop",

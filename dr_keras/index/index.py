@@ -22,7 +22,7 @@ from dr_keras.index.integrity import Damage, check_integrity
 from dr_keras.index.records import NO_CLASS, Entry, Records, check_unique
 from dr_keras.index.rewriting import NewVectors, rewrite
 from dr_keras.index.searcher import Searcher
-from dr_keras.index.store import HEAD_FILE, Store
+from dr_keras.index.store import CUTOFF_FILE, HEAD_FILE, Store
 from dr_keras.index.vector_file import check_vectors
 
 __all__ = ["NO_CLASS", "Damage", "Entry", "Index"]
@@ -179,6 +179,11 @@ class Index:
     def head_file(self) -> Path:
         """The general head that was fitted on this index's images, if `head` is "fitted"."""
         return self.folder / HEAD_FILE
+
+    @property
+    def cutoff_file(self) -> Path:
+        """How near is near enough, if the index is calibrated; see `dr_keras.index.cutoff`."""
+        return self.folder / CUTOFF_FILE
 
     @property
     def model(self) -> str:

@@ -5,6 +5,7 @@
     engine-....faiss   optional: an approximate index of the first rows, built from the vectors
     map.npz            optional, from `index.py map`: positions on the page's map (`dr_keras.index.umap_layout`)
     head.npz           optional: the general head that was fitted on the index's images (`dr_keras.heads`)
+    calibration.json   optional, from `index.py calibrate`: how near is near enough (`dr_keras.index.cutoff`)
     lock               held by the one process that writes
 
 A change first appends its vectors after the rows in use and flushes them to disk, then commits its transaction. If the
@@ -55,7 +56,7 @@ from dr_keras.invocation import command
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-HEAD_FILE = "head.npz"
+HEAD_FILE, CUTOFF_FILE = "head.npz", "calibration.json"
 FORGET_ENGINE = "DELETE FROM meta WHERE key LIKE 'engine%' AND key != 'engine'"
 REFRESH_ATTEMPTS = 100  # while a writer replaces the file of vectors
 REFRESH_POLL_SECONDS = 0.01
@@ -130,7 +131,10 @@ class Store:
                 if there and not replace:
                     raise RunError(f"{folder} exists and is not empty; choose another place for the index")
                 for file in there:
-                    if file.name.startswith(("index.", "vectors-", "engine-", "map.", "head.")) and file.is_file():
+                    if (
+                        file.name.startswith(("index.", "vectors-", "engine-", "map.", "head.", "calibration."))
+                        and file.is_file()
+                    ):
                         file.unlink()
                 (folder / vectors_name(0)).write_bytes(b"")
                 known = {"format": FORMAT, "dim": dim, "generation": 0, "rows": 0, "version": 0} | meta
@@ -340,8 +344,9 @@ class Store:
                 finally:
                     target.close()
                 write_rows(temporary / self.vectors_file.name, self.vectors, np.arange(self.rows))
-                if (self.folder / HEAD_FILE).is_file():
-                    shutil.copyfile(self.folder / HEAD_FILE, temporary / HEAD_FILE)
+                for name in (HEAD_FILE, CUTOFF_FILE):
+                    if (self.folder / name).is_file():
+                        shutil.copyfile(self.folder / name, temporary / name)
 
     def file_bytes(self) -> int:
         """The total size of the files in the folder; a writer may remove some of them meanwhile."""

@@ -13,6 +13,7 @@ import numpy as np
 from dr_keras.data.image_ids import image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explanation
+from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.sync import Reader
 from dr_keras.index_results import varied_neighbors
 from dr_keras.runs import open_run
@@ -258,7 +259,8 @@ class LiveIndex:
             stats.pop(name, None)
         stats["run"] = self.model.run.path.name
         try:
-            stats["calibrated"] = self.model.calibrated_distance()
+            cutoff = Cutoff.of(self.index)
+            stats["calibrated"] = cutoff.limit(0) if cutoff else self.model.calibrated_distance()
         except RunError:
             stats["calibrated"] = None
         return stats

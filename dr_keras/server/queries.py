@@ -9,6 +9,7 @@ import numpy as np
 from dr_keras.data.crop import Crop
 from dr_keras.errors import InputError, RunError
 from dr_keras.image_names import find_indexed
+from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.index import Index
 from dr_keras.invocation import command
 from dr_keras.search_model import Model
@@ -92,14 +93,9 @@ def resolve(model: Model, query: Query) -> Resolved:
     index = model.index
     if not len(query.uploaded) and not query.positives:
         raise Problem(400, "no query was given; send an image, or ids of the index as positives")
-    limit = query.max_distance
-    try:
-        if limit == "auto":
-            limit = model.calibrated_distance()
-    except RunError:
-        raise Problem(
-            400, f"this run is not calibrated, so max_distance must be a number; see {command('evaluate')} --calibrate"
-        ) from None
+    limit: float | str | Cutoff | None = query.max_distance
+    if limit == "auto":
+        limit = Cutoff.of(index) or _calibrated(model)
     if isinstance(limit, str):
         raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")
     positives = [find_row(index, name) for name in query.positives]
@@ -114,7 +110,20 @@ def resolve(model: Model, query: Query) -> Resolved:
     except InputError as error:
         raise Problem(400, str(error)) from None
     excluded = negatives if query.include_self else positives + negatives
+    if isinstance(limit, Cutoff):
+        limit = limit.limit_for(index, wanted, excluded)
     return Resolved(wanted, limit, [model.result(row) for row in positives], excluded)
+
+
+def _calibrated(model: Model) -> float:
+    try:
+        return model.calibrated_distance()
+    except RunError:
+        raise Problem(
+            400,
+            "this gallery is not calibrated, so max_distance must be a number; see "
+            f"{command('index')} calibrate and {command('evaluate')} --calibrate",
+        ) from None
 
 
 def check_model(index: Index, model: str) -> None:

@@ -49,7 +49,8 @@ class SearchRequest(BaseModel):
         description="Search only images that meet this condition, such as `label = cats`.",
     )
     max_distance: Distance | Literal["auto"] | None = Field(
-        default=None, description="Leave out results farther than this; `auto` is the calibrated distance."
+        default=None,
+        description="Leave out results farther than this; `auto`: than the calibrated distance of this query.",
     )
     include_self: bool = Field(default=False, description="Whether a query may find itself.")
     distinct: bool = Field(default=False, description="Fold copies of a result into it.")
@@ -198,7 +199,9 @@ class Stats(BaseModel):
     gaps: int
     bytes: int
     version: int
-    calibrated: float | None = Field(description="The distance that `evaluate.py --calibrate` found, or null.")
+    calibrated: float | None = Field(
+        description="The greatest calibrated distance, or null; see `max_distance` of a search."
+    )
     writable: bool
 
 
