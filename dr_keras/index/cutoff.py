@@ -232,7 +232,9 @@ def altered(image: Image.Image, random: np.random.Generator) -> Image.Image:
     return read(stream.getvalue())
 
 
-def fit(known: Searched, unknown: Searched, precision: float, model: str, kind: str) -> Cutoff:
+def fit(
+    known: Searched, unknown: Searched, precision: float, model: str, kind: str, slopes: np.ndarray = SLOPES
+) -> Cutoff:
     """Finds the line that keeps the most of what is right, at a precision over queries of known and unknown kinds.
 
     Args:
@@ -240,6 +242,7 @@ def fit(known: Searched, unknown: Searched, precision: float, model: str, kind: 
         unknown: Of unknown kinds, for which nothing is right.
         precision: The precision.
         model, kind: As in `Cutoff`.
+        slopes: (S,) those to try.
 
     Raises:
         InputError: The precision is out of range, or no line reaches it.
@@ -248,7 +251,7 @@ def fit(known: Searched, unknown: Searched, precision: float, model: str, kind: 
         raise InputError(f"the precision is {precision}; it must be above 0 and at most 1")
     right = np.concatenate([known.right.ravel(), unknown.right.ravel()])
     best: tuple[int, float, float, float] | None = None  # kept and right, slope, intercept, precision
-    for slope in SLOPES.tolist():
+    for slope in slopes.tolist():
         score = np.concatenate(
             [(one.distances + slope * one.disagreement[:, None]).ravel() for one in (known, unknown)]
         )
