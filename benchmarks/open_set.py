@@ -87,20 +87,18 @@ def main() -> None:
     print("| limit | asked for | precision | recall | known answered | unknown answered | refused at 90% |")
     print("|---|---|---|---|---|---|---|")
     for title, (measure, change, sloped) in rows.items():
-        fitted = [change(measured("fitted", measure, without=without)) for without in (False, True)]
+        own, none = (change(measured("fitted", measure, without=without)) for without in (False, True))
         known, unknown = (change(measured(name, measure)) for name in ("known", "unknown"))
         for wanted in (0.8, 0.9):
             try:
-                line = fit(*fitted, wanted, "", "", SLOPES if sloped else np.zeros(1))
+                line = fit(own, none, wanted, "", "", SLOPES if sloped else np.zeros(1))
             except ValueError as error:
                 print(f"| {title} | {wanted} | {error} | | | | |")
                 continue
-            kept = [
-                one.distances + line.slope * one.disagreement[:, None] <= line.intercept for one in (known, unknown)
-            ]
+            scores = [one.distances + line.slope * one.disagreement[:, None] for one in (known, unknown)]
+            kept = [score <= line.intercept for score in scores]
             right = int((kept[0] & known.right).sum())
-            scores = [(one.distances + line.slope * one.disagreement[:, None]).min(axis=1) for one in (known, unknown)]
-            refused = float((scores[1] > np.quantile(scores[0], 0.9)).mean())
+            refused = float((scores[1].min(axis=1) > np.quantile(scores[0].min(axis=1), 0.9)).mean())
             print(
                 f"| {title} | {wanted} | {right / max(1, sum(int(one.sum()) for one in kept)):.3f} | "
                 f"{right / known.right.sum():.3f} | {kept[0].any(axis=1).mean():.3f} | "
