@@ -29,6 +29,7 @@ NEIGHBORS = 100  # whose disagreement counts
 KEPT = 30  # nearest images of a query that are kept or not
 QUERIES = 1000
 MIN_KEPT = 30  # a precision over fewer is not reliable
+TRIED_LIMITS = 200  # for each slope
 SLOPES = np.concatenate([[0.0], np.geomspace(0.01, 2, 24)])
 ALTERED = 500  # images that are searched for in an altered form
 EQUAL_DISTANCE = 0.05  # between the vectors of two files of the same picture
@@ -237,6 +238,9 @@ def fit(
 ) -> Cutoff:
     """Finds the line that keeps the most of what is right, at a precision over queries of known and unknown kinds.
 
+    The precision, less its standard error over the queries (as of a ratio of means), has to be the one that is asked
+    for; else the line would fit the chance of these queries.
+
     Args:
         known: Searches of queries of known kinds.
         unknown: Of unknown kinds, for which nothing is right.
@@ -249,29 +253,31 @@ def fit(
     """
     if not 0 < precision <= 1:
         raise InputError(f"the precision is {precision}; it must be above 0 and at most 1")
-    right = np.concatenate([known.right.ravel(), unknown.right.ravel()])
+    away, right = (np.concatenate([getattr(one, name) for one in (known, unknown)]) for name in ("distances", "right"))
+    disagreement = np.concatenate([known.disagreement, unknown.disagreement])
     best: tuple[int, float, float, float] | None = None  # kept and right, slope, intercept, precision
     for slope in slopes.tolist():
-        score = np.concatenate(
-            [(one.distances + slope * one.disagreement[:, None]).ravel() for one in (known, unknown)]
-        )
-        order = np.argsort(score, kind="stable")
-        order = order[np.isfinite(score[order])]
-        hits, ordered = np.cumsum(right[order]), score[order]
-        count = np.arange(1, len(order) + 1)
-        last = np.append(ordered[1:] != ordered[:-1], True) if len(order) else np.empty(0, bool)
-        reached = np.flatnonzero(last & (hits >= precision * count) & (count >= MIN_KEPT))
-        if len(reached) and (best is None or hits[reached[-1]] > best[0]):
-            place = int(reached[-1])
-            best = int(hits[place]), slope, float(ordered[place]) + ROUNDING, float(hits[place] / count[place])
+        score = away + slope * disagreement[:, None]
+        ordered = np.sort(score[np.isfinite(score)])
+        ranks = np.unique(np.geomspace(MIN_KEPT, max(MIN_KEPT, len(ordered)), TRIED_LIMITS).astype(int))
+        for limit in np.unique(ordered[ranks[ranks <= len(ordered)] - 1]).tolist():
+            kept = score <= limit
+            shown, hits = kept.sum(axis=1), (kept & right).sum(axis=1)
+            total = int(hits.sum())
+            if best is not None and total <= best[0]:
+                continue
+            share = total / int(shown.sum())
+            error = float(np.sqrt(((hits - share * shown) ** 2).sum())) / int(shown.sum())
+            if share - error >= precision:
+                best = total, slope, limit + ROUNDING, share
     if best is None:
         raise InputError(f"no cutoff reaches a precision of {precision:g}; ask for less")
-    kept, slope, intercept, found = best
+    most, slope, intercept, found = best
     answers = [
         float((one.distances <= intercept - slope * one.disagreement[:, None]).any(axis=1).mean())
         for one in (known, unknown)
     ]
-    recall = kept / max(1, int(known.right.sum()))
+    recall = most / max(1, int(known.right.sum()))
     return Cutoff(model, kind, precision, intercept, slope, len(known.distances), found, recall, *answers)
 
 
