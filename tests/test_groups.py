@@ -81,7 +81,8 @@ def index(tmp_path):
 def test_groups_become_attributes(index):
     found = group_images(index, groups=2)
     assert [group.count for group in found] == [6, 4]
-    assert groups_of(index) == found
+    assert [group for group, _ in groups_of(index)] == found
+    assert [len(ids) for _, ids in groups_of(index)] == [6, 4]
     for row, id, *_ in index.records.listing():
         entry = index.records.entries([row])[0]
         assert entry.attributes["group"] == {1: "1", 0: "2"}[entry.attributes["year"]]
@@ -96,9 +97,9 @@ def test_groups_become_attributes(index):
 def test_groups_are_named_joined_and_exported(index, tmp_path):
     group_images(index, groups=3)
     assert rename_group(index, "1", "Beach") == 6
-    left = groups_of(index)[1:]
+    left = [group for group, _ in groups_of(index)][1:]
     assert rename_group(index, left[0].name, left[1].name) == left[0].count
-    found = groups_of(index)
+    found = [group for group, _ in groups_of(index)]
     assert [(group.name, group.count) for group in found] == [("Beach", 6), (left[1].name, 4)]
     assert found[1].center == left[1].center
     assert export_groups(index, tmp_path / "classes") == 10

@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
     from dr_keras.index.index import Index
 
     with Index.open(place(options), write=True) as index:
-        known = groups_of(index)
+        known = [group for group, _ in groups_of(index)]
         if options.rename:
             for old, new in options.rename:
                 print(f"{rename_group(index, old, new):,} images of {old} are in {new} now")

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,16 +142,17 @@ def group_images(
     return made
 
 
-def groups_of(index: Index) -> list[Group]:
-    """Returns the groups of an index, the largest first; none before `group_images`."""
-    counts: Counter[str] = Counter()
+def groups_of(index: Index) -> list[tuple[Group, list[str]]]:
+    """Returns the groups of an index, the largest first, each with the ids of its images."""
+    members: dict[str, list[str]] = {}
     centers: dict[str, str] = {}
     for entry in _grouped(index):
         name = str(entry.attributes[GROUP])
-        counts[name] += 1
+        members.setdefault(name, []).append(entry.id)
         if entry.attributes.get(CENTER) or name not in centers:
             centers[name] = entry.id
-    return [Group(name, centers[name], count) for name, count in counts.most_common()]
+    groups = [(Group(name, centers[name], len(ids)), ids) for name, ids in members.items()]
+    return sorted(groups, key=lambda found: -found[0].count)
 
 
 def rename_group(index: Index, old: str, new: str) -> int:
@@ -162,16 +164,33 @@ def rename_group(index: Index, old: str, new: str) -> int:
     Raises:
         InputError: There is no group of the old name, or the new one is not usable as a folder's name.
     """
-    if not new.isprintable() or new != new.strip() or new in ("", ".", "..") or set(new) & set('/\\:*?"<>|'):
-        raise InputError(f"{new!r} cannot name a group: it has to be a possible name of a folder")
-    there = {group.name for group in groups_of(index)}
-    if old not in there:
+    check_group_name(new)
+    members = {group.name: ids for group, ids in groups_of(index)}
+    if old not in members:
         raise InputError(f"there is no group {old!r}")
-    entries = [entry for entry in _grouped(index) if entry.attributes[GROUP] == old]
-    joined = new in there and new != old
-    for start in range(0, len(entries), UPDATED_IMAGES):
-        index.update([_renamed(entry, new, joined) for entry in entries[start : start + UPDATED_IMAGES]])
-    return len(entries)
+    _put_in(index, members[old], new, centers=new == old or new not in members)
+    return len(members[old])
+
+
+def move_to_group(index: Index, ids: Sequence[str], group: str | None) -> int:
+    """Moves images to a group, which may be new; or out of any.
+
+    Returns:
+        How many.
+
+    Raises:
+        InputError: The name is not usable as a folder's name, or an id is not in the index or is given twice.
+    """
+    if group is not None:
+        check_group_name(group)
+    _put_in(index, ids, group, centers=False)
+    return len(ids)
+
+
+def check_group_name(name: str) -> None:
+    """Raises InputError if a name cannot be that of a folder, on any system."""
+    if not name.isprintable() or name != name.strip() or name in ("", ".", "..") or set(name) & set('/\\:*?"<>|'):
+        raise InputError(f"{name!r} cannot name a group: it has to be a possible name of a folder")
 
 
 def export_groups(index: Index, folder: Path) -> int:
@@ -225,11 +244,19 @@ def _in_group(entry: Entry, group: Group | None) -> Entry:
     return replace(entry, attributes=attributes)
 
 
-def _renamed(entry: Entry, name: str, joined: bool) -> Entry:
-    attributes = {**entry.attributes, GROUP: name}
-    if joined:
-        attributes.pop(CENTER, None)
-    return replace(entry, attributes=attributes)
+def _put_in(index: Index, ids: Sequence[str], name: str | None, *, centers: bool) -> None:
+    """Changes the group of images, which stay the middle of it only if `centers`."""
+    rows = list(index.records.known_rows(ids).values())
+    for start in range(0, len(rows), UPDATED_IMAGES):
+        changed = []
+        for entry in index.records.entries(rows[start : start + UPDATED_IMAGES]):
+            attributes = {**entry.attributes, GROUP: name}
+            if name is None:
+                del attributes[GROUP]
+            if not centers:
+                attributes.pop(CENTER, None)
+            changed.append(replace(entry, attributes=attributes))
+        index.update(changed)
 
 
 def _link(path: str, folder: Path) -> None:

@@ -1,13 +1,13 @@
 """Changes that clients make to the index: uploaded images are added, and images removed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dr_keras.data.image_ids import image_id, image_path
-from dr_keras.errors import RunError
+from dr_keras.errors import InputError, RunError
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.writer_lock import Locked
 from dr_keras.server.errors import Problem, busy
@@ -76,6 +76,21 @@ def remove_image(folder: Path, uploads: Path | None, id: str) -> bool:
             raise Problem(404, "the index has no image of this id")
         writer.remove([id])
         return uploads is not None and remove_upload(Path(image_path(id, writer.root)), uploads)
+
+
+def change_groups(folder: Path, change: Callable[[Index], int]) -> int:
+    """Changes the groups of an index; returns what `change` does.
+
+    Raises:
+        Problem: 422 if the change is impossible; as for `add_upload` if it cannot be made.
+    """
+    try:
+        with _writing(folder) as writer:
+            return change(writer)
+    except RunError:
+        raise
+    except InputError as error:
+        raise Problem(422, str(error)) from None
 
 
 @contextmanager

@@ -38,6 +38,10 @@ def add_page(app: FastAPI, root_path: str, *, judging: bool) -> None:
     async def page(request: Request) -> Response:
         return static(request, "index.html")
 
+    @app.get("/groups", include_in_schema=False)
+    async def groups(request: Request) -> Response:
+        return static(request, "groups.html")
+
     if judging:
 
         @app.get("/judge", include_in_schema=False)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from dr_keras.server.errors import Problem
-from dr_keras.server.schemas import MAX_ID, MAX_IDS, MAX_LABEL, Judgment, SearchRequest
+from dr_keras.server.schemas import MAX_ID, MAX_IDS, MAX_LABEL, SearchRequest
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -71,15 +71,15 @@ def parse_search(data: bytes) -> SearchRequest:
     return check(SearchRequest, _parse_json(data))
 
 
-async def read_judgment(request: Request) -> Judgment:
-    """Reads a judgment from a request.
+async def read_json(request: Request, kind: type[Checked]) -> Checked:
+    """Reads a body in JSON, such as a `dr_keras.server.schemas.Judgment`.
 
     Raises:
         Problem: 415, 400 or 422; the message says what is wrong.
     """
     if _content_type(request) != "application/json":
         raise Problem(415, "send application/json")
-    return check(Judgment, _parse_json(await request.body()))
+    return check(kind, _parse_json(await request.body()))
 
 
 def _parse_json(data: bytes) -> Any:

@@ -3,11 +3,10 @@
 import logging
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 from starlette.routing import Match
@@ -17,14 +16,16 @@ from dr_keras.errors import RunError
 from dr_keras.search_model import Model
 from dr_keras.server import schemas
 from dr_keras.server.errors import Problem
+from dr_keras.server.group_routes import add_groups
 from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, MIN_THUMBNAIL_PIXELS
 from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.limits import HEADERS, Guard
+from dr_keras.server.openapi import Credentials, CropText, K, body, errors
 from dr_keras.server.page import add_page
-from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_judgment
+from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_json
 from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store
 from dr_keras.server.root_path import RootPath
-from dr_keras.server.schemas import MAX_CROP, MAX_ID, MAX_K, MAX_LABEL, SearchRequest
+from dr_keras.server.schemas import MAX_ID, MAX_LABEL, SearchRequest
 from dr_keras.server.service import Service
 from dr_keras.server.settings import Settings
 
@@ -43,27 +44,6 @@ class AnyBytes(Convertor[str]):
     def to_string(self, value: str) -> str:
         """Returns the value unchanged."""
         return value
-
-
-K = Annotated[int, Parameter(ge=1, le=MAX_K, description="How many images.")]
-CropText = Annotated[
-    str | None,
-    Parameter(
-        max_length=MAX_CROP,
-        description="Search for this part of the only image: left,top,width,height in pixels of the upright image, or "
-        "in shares of it from 0 to 1.",
-    ),
-]
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for the OpenAPI document; any route may also answer 414 or 503."""
-    return {status: {"model": schemas.Error} for status in sorted({*statuses, 414, 503})}
-
-
-def body(*kinds: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """The request body of a route, for the OpenAPI document."""
-    return {"requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in kinds}}}
 
 
 def search_body() -> dict[str, Any]:
@@ -94,9 +74,6 @@ ADD_BODY = body(
         },
     )
 )
-Credentials = Annotated[
-    HTTPAuthorizationCredentials | None, Depends(HTTPBearer(scheme_name="token", auto_error=False))
-]  # `Service.authorize` refuses wrong ones, and says if the server is read-only
 
 
 def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
@@ -133,6 +110,7 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
     _add_map(app, service)
     _add_images(app, service)
     _add_changes(app, service)
+    add_groups(app, service)
     _add_watch(app, service)
     if settings.judge:
         _add_judging(app, service, JudgmentFile(settings.judge))
@@ -330,7 +308,7 @@ def _add_judging(app: FastAPI, service: Service, file: JudgmentFile) -> None:
     )
     async def judge(request: Request) -> Response:
         """Keeps the answer to a question, as one vote."""
-        count = await service.judge(await read_judgment(request), file)
+        count = await service.judge(await read_json(request, schemas.Judgment), file)
         return no_store({"judgments": count}, 201)
 
 

@@ -9,6 +9,8 @@ MAX_IDS = 64  # positives of a query, and as many negatives
 MAX_ID = 1024  # characters
 MAX_WHERE = 2000  # characters: anyone may send conditions, and SQLite evaluates them for every image
 MAX_CROP = 200  # characters
+MAX_GROUP = 200  # characters
+MAX_MOVED = 1000  # images
 MAX_LABEL = 200  # characters
 
 
@@ -154,6 +156,40 @@ class Judged(BaseModel):
     """An answer has been kept."""
 
     judgments: int = Field(description="How many the file has now.")
+
+
+class Group(BaseModel):
+    """Images that are alike, found without labels."""
+
+    name: str
+    count: int
+    center: Image = Field(description="The image in the middle of the group.")
+
+
+class Renaming(BaseModel):
+    """A group is to be renamed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=MAX_GROUP)
+    to: str = Field(min_length=1, max_length=MAX_GROUP, description="If there is a group of this name, it is joined.")
+
+
+class Moving(BaseModel):
+    """Images are to be moved to a group."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[Id] = Field(min_length=1, max_length=MAX_MOVED)
+    group: Annotated[str, Field(min_length=1, max_length=MAX_GROUP)] | None = Field(
+        description="Its name; it may be new. Null: out of any group."
+    )
+
+
+class Moved(BaseModel):
+    """Images are in another group now."""
+
+    images: int = Field(description="How many.")
 
 
 class Class(BaseModel):

@@ -11,7 +11,7 @@ MIN_TOKEN_LENGTH = 16  # characters: 64 bits in hexadecimal, which nobody guesse
 TOKEN_VARIABLE = "DR_KERAS_TOKEN"
 ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")  # no segment is . or ..
 OWN_PATHS = frozenset(
-    {"v1", "static", "healthz", "readyz", "metrics", "openapi.json", "favicon.ico"}
+    {"v1", "static", "judge", "groups", "healthz", "readyz", "metrics", "openapi.json", "favicon.ico"}
 )  # the first segments of the server's own paths
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

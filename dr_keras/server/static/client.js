@@ -85,5 +85,15 @@ export const sendJudgment = (body) =>
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
   });
+export const getGroups = () => json("v1/groups");
+export const getGroup = (name, k) => json(`v1/group?name=${encodeURIComponent(name)}&k=${k}`);
+const change = (path, body, token) =>
+  json(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
+    body: JSON.stringify(body),
+  });
+export const renameGroup = (body, token) => change("v1/groups/rename", body, token);
+export const moveToGroup = (body, token) => change("v1/groups/move", body, token);
 export const getMap = async () => (await request("v1/map")).arrayBuffer();
 export const getPoint = (key, number) => json(`v1/map/${encodeURIComponent(key)}/${number}`);

@@ -1,0 +1,106 @@
+"""Groups by HTTP, and the page that shows, names and corrects them, in a real browser."""
+
+import httpx2 as httpx
+import pytest
+from browsing import NEEDS_BROWSER, PHONE, SMALL, expect
+from conftest import indexed, script, serving
+from served import BEARER, TOKEN, client, refused
+
+
+@pytest.fixture
+def grouped(place):
+    assert script(place, "index.py", "cluster", "--index", "my-index", "--groups", 4).returncode == 0
+    return place
+
+
+def test_groups_are_listed_renamed_and_corrected(grouped):
+    with client(grouped, writable=True, token=TOKEN, uploads=grouped / "uploads") as page:
+        groups = page.get("/v1/groups").json()
+        assert sum(group["count"] for group in groups) == 16
+        assert [group["name"] for group in groups] == ["1", "2", "3", "4"]
+        first, second = groups[:2]
+        members = page.get("/v1/group", params={"name": first["name"]}).json()
+        assert len(members) == first["count"]
+        assert members[0] == first["center"]
+        assert {one["attributes"]["group"] for one in members} == {"1"}
+        assert len(page.get("/v1/group", params={"name": "1", "k": 2}).json()) == min(2, first["count"])
+
+        renaming = {"name": "1", "to": "beach"}
+        refused(page.post("/v1/groups/rename", json=renaming), 401, "a token is needed")
+        said = page.post("/v1/groups/rename", json=renaming, headers=BEARER)
+        assert said.json() == {"images": first["count"]}
+        refused(page.get("/v1/group", params={"name": "1"}), 404, "there is no such group")
+        moving = {"ids": [members[1]["id"]], "group": second["name"]}
+        assert page.post("/v1/groups/move", json=moving, headers=BEARER).json() == {"images": 1}
+        counts = {group["name"]: group["count"] for group in page.get("/v1/groups").json()}
+        assert (counts["beach"], counts["2"]) == (first["count"] - 1, second["count"] + 1)
+        out = {"ids": [members[1]["id"]], "group": None}
+        page.post("/v1/groups/move", json=out, headers=BEARER)
+        assert sum(group["count"] for group in page.get("/v1/groups").json()) == 15
+        found = page.post("/v1/search", json={"positives": [members[0]["id"]], "where": "group = beach"}).json()
+        assert len(found["results"]) == first["count"] - 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("rename", {"name": "none", "to": "x"}, 404, "no such group"),
+        ("rename", {"name": "1", "to": "a/b"}, 422, "cannot name a group"),
+        ("rename", {"name": "1"}, 422, "to: Field required"),
+        ("move", {"ids": ["none"], "group": "1"}, 404, "no image of this id"),
+        ("move", {"ids": [], "group": "1"}, 422, "ids: "),
+        ("move", {"ids": ["disc/disc_0.png"], "group": ".."}, 422, "cannot name a group"),
+        ("move", {"ids": ["disc/disc_0.png"] * 2, "group": "1"}, 422, "is given twice"),
+        ("move", {"ids": ["disc/disc_0.png"], "group": "1", "more": 1}, 422, "more: "),
+    ],
+)
+def test_changes_that_are_refused(grouped, path, body, status, words):
+    with client(grouped, writable=True, token=TOKEN, uploads=grouped / "uploads") as page:
+        refused(page.post(f"/v1/groups/{path}", json=body, headers=BEARER), status, words)
+
+
+def test_a_server_that_takes_no_changes(page):
+    assert page.get("/v1/groups").json() == []
+    refused(page.post("/v1/groups/rename", json={"name": "1", "to": "x"}, headers=BEARER), 403, "takes no changes")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(*NEEDS_BROWSER[1].args, reason=NEEDS_BROWSER[1].kwargs["reason"])
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "color_scheme": "dark"}])
+def test_the_page_of_groups(opened, workplace, tmp_path, monkeypatch, options):
+    place = indexed(tmp_path, workplace)
+    assert script(place, "index.py", "cluster", "--index", "my-index", "--groups", 3).returncode == 0
+    monkeypatch.setenv("DR_KERAS_TOKEN", TOKEN)
+    with serving(place, "--index", "my-index", "--writable", "--uploads", "uploads") as (_, address):
+        groups = httpx.get(f"{address}/v1/groups").json()
+        page = opened("/groups", at=address, **options)
+        expect(page.locator("#status")).to_have_text("3 groups; choose one to look at it")
+        page.screenshot(path=tmp_path / "groups.png")
+        page.locator(".card a").first.click()
+        expect(page.locator("#title")).to_have_text("1")
+        opened.expects = "401"
+        page.fill("#token", "not the token at all")
+        page.click("#login button")
+        page.wait_for_load_state("networkidle")
+        page.fill("#name", "beach")
+        page.click("#rename button")
+        expect(page.locator("#problem")).to_contain_text("a token is needed")
+        page.fill("#token", TOKEN)
+        page.click("#login button")
+        expect(page.locator("#login")).to_be_hidden()
+        page.wait_for_load_state("networkidle")
+        page.fill("#name", "beach")
+        page.click("#rename button")
+        expect(page.locator("#title")).to_have_text("beach")
+        page.locator(".card button").nth(1).click()
+        expect(page.locator("#status")).to_contain_text("1 marked")
+        page.screenshot(path=tmp_path / "group.png")
+        assert not options or page.evaluate(SMALL) == []
+        page.fill("#target", "2")
+        page.click("#move [type=submit]")
+        expect(page.locator("#status")).to_contain_text(f"{groups[0]['count'] - 1} image")
+        counts = {group["name"]: group["count"] for group in httpx.get(f"{address}/v1/groups").json()}
+        assert counts["beach"] == groups[0]["count"] - 1
+        assert counts["2"] == groups[1]["count"] + 1
+        page.click("#out")
+        expect(page.locator("#problem")).to_have_text("Mark the images first.")
