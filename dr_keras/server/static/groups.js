@@ -39,6 +39,7 @@ function imageCard(image) {
     const on = !marked.delete(image.id);
     if (on) marked.add(image.id);
     button.setAttribute("aria-pressed", String(on));
+    button.parentElement.classList.toggle("is-more", on);
     showStatus();
   });
   return element("li", { className: "card" }, button, element("span", { className: "class" }, image.name));
