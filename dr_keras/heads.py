@@ -119,8 +119,9 @@ def _principal_components(centered: np.ndarray, dim: int) -> tuple[np.ndarray, n
     subspace iteration (Halko et al. 2011, algorithm 4.4).
     """
     count, length = centered.shape
-    if min(count, length) > LARGE:
-        basis = np.random.default_rng(0).normal(size=(length, dim + OVERSAMPLING)).astype(np.float32)
+    width = dim + OVERSAMPLING
+    if min(count, length) > max(LARGE, 2 * width):
+        basis = np.random.default_rng(0).normal(size=(length, width)).astype(np.float32)
         for _ in range(ITERATIONS):
             basis, _ = np.linalg.qr(centered.T @ (centered @ basis))
         values, vectors = _principal_components(centered @ basis, dim)

@@ -15,6 +15,7 @@ from dr_keras.search_results import Result
 from dr_keras.variety import POOL, Variety, vary
 
 COPIES = CopyFinder()
+MAX_POOL = 2000  # nearest images among which copies are looked for: comparing them takes memory and time
 
 
 def row_of(index: Index, name: str) -> int:
@@ -50,33 +51,46 @@ def neighbors(
 
 
 def varied_neighbors(
-    index: Index, vector: np.ndarray, k: int, exclude: Sequence[int], where: str | None, variety: Variety
+    index: Index,
+    vector: np.ndarray,
+    k: int,
+    exclude: Sequence[str],
+    where: str | None,
+    variety: Variety,
+    max_distance: float | None = None,
 ) -> list[Result]:
-    """Returns k images that are near a vector (D,), chosen for variety.
+    """Returns up to k images that are near a vector (D,), chosen for variety among the nearest.
+
+    Files are read while other threads may search and refresh the index.
 
     Args:
         index: The index.
         vector: (D,) float32.
-        k: How many.
-        exclude: Rows to leave out.
+        k: How many; fewer if there are not as many different ones among the nearest `MAX_POOL`.
+        exclude: Ids to leave out.
         where: A condition, see `dr_keras.index.filters`.
         variety: What is asked for.
+        max_distance: The greatest distance to choose from, or None.
     """
     pool = variety.pool(k)
     while True:
         with index.held():
-            rows, distances = (
-                found[0]
-                for found in index.search(vector[None], pool, where=where, exclude=np.array([exclude], np.int64))
-            )
-            distances, rows = distances[rows >= 0], rows[rows >= 0]
+            left_out = np.array([list(index.records.rows_of(exclude).values())], np.int64)
+            found, away = index.search(vector[None], pool, where=where, exclude=left_out)
+            rows, distances = found[0], away[0]
+            enough = len(rows) < pool or pool >= max(k, MAX_POOL)
+            good = rows >= 0
+            if max_distance is not None:
+                enough = enough or distances[-1] > max_distance
+                good &= distances <= max_distance
+            distances, rows = distances[good], rows[good]
             near, entries = np.array(index.vectors[rows], np.float32), index.records.entries(rows)
             names, root = index.records.class_names(), index.root
-        files = [image_path(entry.id, root) for entry in entries]
+        files = [(image_path(entry.id, root), entry.hash) for entry in entries]
         chosen, copies = vary(variety, near, distances, k, lambda: COPIES.groups(files, near))  # noqa: B023  # called at once
-        if len(chosen) == k or len(rows) < pool:
+        if len(chosen) == k or enough:
             break
-        pool *= POOL
+        pool = min(POOL * pool, max(k, MAX_POOL))
     return [
         replace(
             _result(root, entries[number], names, rank, float(distances[number])),

@@ -15,6 +15,7 @@ from dr_keras.errors import ImageError, InputError
 from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader
 
+CHUNK_FILES = 256  # compared together
 LOOKED_AT = 50  # nearest images that are compared with a new one
 
 
@@ -48,6 +49,14 @@ def known_copies(index: Index, reader: Reader, files: Sequence[str | os.PathLike
         InputError: A file cannot be read; the message names it.
     """
     names = [os.fspath(file) for file in files]
+    finder = CopyFinder()
+    found = []
+    for start in range(0, len(names), CHUNK_FILES):
+        found += _known(index, reader, names[start : start + CHUNK_FILES], finder)
+    return found
+
+
+def _known(index: Index, reader: Reader, names: Sequence[str], finder: CopyFinder) -> list[KnownCopies]:
     pixels, hashes = [], []
     for name in names:
         try:
@@ -58,13 +67,14 @@ def known_copies(index: Index, reader: Reader, files: Sequence[str | os.PathLike
     vectors = reader.embed(np.stack(pixels))
     equal = index.image_files.ids_by_hash(hashes)
     rows, _ = index.search(vectors, LOOKED_AT)
-    finder = CopyFinder()
     found = []
     for name, vector, hash, near in zip(names, vectors, hashes, rows, strict=True):
         near = near[near >= 0]
         entries = index.records.entries(near)
         paths = [image_path(entry.id, index.root) for entry in entries]
-        group = finder.groups([name, *paths], np.concatenate([vector[None], index.vectors[near]]))
+        group = finder.groups(
+            [(name, hash), *((path, None) for path in paths)], np.concatenate([vector[None], index.vectors[near]])
+        )
         exact = [id for id in equal.get(hash, []) if not _same_file(name, image_path(id, index.root))]
         alike = [
             entry.id

@@ -70,8 +70,9 @@ def retrieve(
         limit = max_distance.limit_for(index, vector, excluded) if isinstance(max_distance, Cutoff) else max_distance
         known = [describe(index, row) if row is not None else None for row in rows[: len(names)]]
         results = [] if variety else neighbors(index, vector[None], k, excluded, where)[0]
-    if variety:  # reads files, while other threads may search
-        results = varied_neighbors(index, vector, k, excluded, where, variety)
+        ids = [entry.id for entry in index.records.entries(excluded)]  # rows may change as soon as it is not held
+    if variety:
+        results = varied_neighbors(index, vector, k, ids, where, variety, limit)
     path = known[0].path if known[0] else files[names[0]]
     return make_answer(names, path, known, results, negatives=negatives, max_distance=limit, crop=crop)
 

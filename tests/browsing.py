@@ -12,7 +12,7 @@ try:
     from playwright import sync_api
     from playwright.sync_api import expect
 except ImportError:
-    sync_api = expect = None
+    sync_api = expect = None  # type: ignore[assignment]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)

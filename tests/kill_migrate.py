@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def migrate_to(folder: Path, target: Target) -> None:
         switch(index, fresh, target, console=stderr())
 
 
-def check(folder: Path, files: list[Path], known: dict[str, tuple[str, dict]]) -> str:
+def check(folder: Path, files: list[Path], known: dict[str, tuple[str, dict[str, object]]]) -> str:
     """Returns the model that the index is of; raises AssertionError if anything is not as it should be."""
     with Index.open(folder) as index:
         assert index.verify() == [], index.verify()
@@ -93,14 +94,17 @@ def main(place: Path, kills: int, seed: int) -> None:
         if not child:
             try:
                 migrate_to(folder, target)
-            finally:
-                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
         time.sleep(chance.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             killed += 1
         else:
+            assert os.WEXITSTATUS(status) == 0
             longest = max(0.05, 0.9 * (time.monotonic() - started))
         if check(folder, files, known) != model:
             ended += 1

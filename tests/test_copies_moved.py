@@ -84,7 +84,7 @@ def test_links_stay(pictures, tmp_path):
 
 
 def test_a_stop_in_the_middle_can_be_undone(pictures, tmp_path, monkeypatch):
-    before, found, real = tree(pictures), find_duplicates(pictures, console=stderr()), shutil.move
+    before, found, real = tree(pictures), find_duplicates(pictures, console=stderr()), os.rename
     done = []
 
     def move(old, new):
@@ -94,13 +94,51 @@ def test_a_stop_in_the_middle_can_be_undone(pictures, tmp_path, monkeypatch):
         real(old, new)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(moving.shutil, "move", move)
+        patch.setattr(moving.os, "rename", move)
         move_copies(found, tmp_path / "moved")
     lines = (tmp_path / "moved" / UNDO).read_text().splitlines()
     assert len(lines) == 2  # the second was about to be moved
     (tmp_path / "moved" / UNDO).write_text("\n".join(lines) + '\n{"from": "/cut o')
     assert undo(tmp_path / "moved" / UNDO) == 1
     assert tree(pictures) == before
+
+
+def test_a_torn_line_is_mended_before_the_next_move(pictures, tmp_path):
+    place = tmp_path / "moved"
+    place.mkdir()
+    (place / UNDO).write_text('{"from": "/cut o')
+    move_copies(find_duplicates(pictures, console=stderr()), place)
+    assert undo(place / UNDO) == 2
+
+
+def test_two_files_of_one_place_are_not_moved_back(pictures, tmp_path):
+    place, before = tmp_path / "moved", (pictures / "b.png").read_bytes()
+    move_copies(find_duplicates(pictures, console=stderr()), place)
+    (pictures / "other.png").rename(pictures / "aa.png")
+    shutil.copy(pictures / "aa.png", pictures / "b.png")
+    move_copies(find_duplicates(pictures, console=stderr()), place)
+    with pytest.raises(InputError, match="several files would be moved back"):
+        undo(place / UNDO)
+    assert (place / "b.png").read_bytes() == before
+    assert (place / "b-1.png").exists()
+
+
+def test_moves_to_another_disk(pictures, tmp_path, monkeypatch):
+    before, place, real = tree(pictures), tmp_path / "moved", os.rename
+
+    def other_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moving.os, "rename", other_disk)
+        moves = move_copies(find_duplicates(pictures, console=stderr()), place)
+        assert len(moves.moved) == 2
+    moved = place / "b.png"
+    shutil.copy(moved, pictures / "b.png")  # as if it was stopped before the first was removed
+    assert undo(place / UNDO) == 2
+    assert tree(pictures) == before
+    assert not moved.exists()
+    assert real is os.rename
 
 
 def test_nothing_is_overwritten(pictures, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dr_keras import load
 from dr_keras.data.crop import Crop, cropped
+from dr_keras.data.images import decode
 from dr_keras.errors import InputError
 
 
@@ -56,6 +57,10 @@ def test_the_part_is_of_the_upright_picture(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     part = cropped(tmp_path / "turned.png", Crop.of("0,0,20,20"))
     assert (np.asarray(part) == (255, 0, 0)).all()
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    for name in ("turned.png", "turned.jpg"):  # the network sees what is seen without a crop
+        whole = decode(cropped(tmp_path / name, Crop.of("0,0,1,1")), 16)
+        assert np.abs(whole.astype(int) - decode(tmp_path / name, 16)).max() <= 3
 
 
 def collage(place, left, right):
@@ -144,6 +149,11 @@ def test_parts_that_the_server_refuses(page, crop, body, message):
     answer = page.post("/v1/search", params={"crop": crop}, json={"positives": body})
     assert answer.status_code in (400, 422)
     assert message in answer.json()["detail"]
+
+
+def test_a_part_of_nothing(page):
+    answer = page.post("/v1/search", params={"crop": "0,0,1,1"}, json={"negatives": ["bars/bars_0.png"]})
+    assert (answer.status_code, "single query" in answer.json()["detail"]) == (422, True)
 
 
 def test_a_part_of_a_file_that_is_gone(place, page):

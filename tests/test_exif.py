@@ -1,15 +1,18 @@
 """Dates, cameras and places of photos: read from EXIF when images are added, and used in conditions."""
 
 import json
+import struct
+import zlib
 
+import numpy as np
 import pytest
 from conftest import script
 from PIL import Image
 
 from dr_keras import Entry, Index, load
 from dr_keras.data.exif import distance_km, facts_of
-from dr_keras.data.images import facts
-from dr_keras.errors import InputError
+from dr_keras.data.images import decode, decode_with_facts, facts
+from dr_keras.errors import ImageError, InputError
 from dr_keras.index.filters import parse_where
 
 MUNICH, BERLIN, QUITO = (48.1372, 11.5755), (52.52, 13.405), (-0.2202, -78.5123)
@@ -58,7 +61,7 @@ def test_what_a_photo_says(tmp_path, kind):
         orientation=6,
     )
     with Image.open(file) as image:
-        known = facts_of(image)
+        known = facts_of(image, image.size)
     assert known == {
         "width": 30,
         "height": 40,
@@ -73,7 +76,11 @@ def test_what_a_photo_says(tmp_path, kind):
 def test_what_a_tiff_says(tmp_path):
     photo(tmp_path / "photo.tif", camera=("Google", "Pixel 8"), orientation=6)
     with Image.open(tmp_path / "photo.tif") as image:
-        assert facts_of(image) == {"width": 30, "height": 40, "camera": {"make": "Google", "model": "Pixel 8"}}
+        assert facts_of(image, image.size) == {
+            "width": 30,
+            "height": 40,
+            "camera": {"make": "Google", "model": "Pixel 8"},
+        }
 
 
 @pytest.mark.parametrize("taken", ["0000:00:00 00:00:00", "2024:13:01 00:00:00", "yesterday", "    :  :     :  :  "])
@@ -81,7 +88,7 @@ def test_what_a_tiff_says(tmp_path):
 def test_what_cannot_be_true_is_left_out(tmp_path, taken, place):
     photo(tmp_path / "photo.jpg", taken=taken, place=place, camera=("", "x" * 200))
     with Image.open(tmp_path / "photo.jpg") as image:
-        assert facts_of(image) == {"width": 40, "height": 30}
+        assert facts_of(image, image.size) == {"width": 40, "height": 30}
 
 
 def test_damaged_metadata_is_no_reason_to_refuse_a_picture(tmp_path):
@@ -95,6 +102,50 @@ def test_damaged_metadata_is_no_reason_to_refuse_a_picture(tmp_path):
         known = facts((tmp_path / "broken.jpg").read_bytes())
         assert set(known) <= {"width", "height", "taken", "camera", "lens", "latitude", "longitude"}
         json.dumps(known, allow_nan=False)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_a_file_says_makes_no_damaged_picture_good(tmp_path, deep):
+    file = tmp_path / "picture.png"
+    if deep:  # 12 of 16 bits, which would come out black
+        pixels = np.random.default_rng(0).integers(0, 4096, (40, 40), np.uint16)
+        write_png16(file, np.repeat(pixels[..., None], 3, axis=2))
+        variants = [file.read_bytes()]
+    else:
+        Image.effect_noise((64, 64), 80).convert("RGB").save(file)
+        whole = file.read_bytes()
+        variants = [
+            whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] for place in range(200, 4000, 400)
+        ]
+    for data in variants:
+        with pytest.raises(ImageError):
+            decode(data, 16)
+        with pytest.raises(ImageError):
+            decode_with_facts(data, 16)
+
+
+def write_png16(file, pixels):
+    """Saves (H, W, 3) uint16 as a PNG of 16 bits per channel, which Pillow does not."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = pixels.shape[:2]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_a_place_without_its_side_is_none(tmp_path):
+    photo(tmp_path / "photo.jpg", place=QUITO)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        exif = image.getexif()
+        place = exif.get_ifd(0x8825)
+        del place[1]
+        image.save(tmp_path / "other.jpg", exif=exif)
+    with Image.open(tmp_path / "other.jpg") as image:
+        assert "latitude" not in facts_of(image, image.size)
 
 
 def test_distances_on_the_earth():
@@ -160,6 +211,12 @@ def found(index, where):
         ("near(48.1372, 11.5755, 1m)", {"munich"}),
         ("near(-17, -179.95, 15km)", {"fiji"}),
         ("NOT near(48.1, 11.6, 20000km)", {"scan"}),
+        ("taken IN (2023, 2024-07-01)", {"quito", "berlin"}),
+        ("taken NOT IN (2024)", {"quito"}),
+        ("attributes.taken IN ('2024-06')", {"munich"}),
+        ("year = 2020", {"fiji"}),
+        ("year IN (2020, 2021)", {"fiji"}),
+        ("year != 2019", {"fiji"}),
         ("lens = 'any'", set()),  # photos may have it, these do not
     ],
 )
@@ -179,6 +236,7 @@ def test_conditions(photos, where, expected):
         ("near(48, 11)", "',' was expected"),
         ("near(48, 11, 5km", "')' was expected"),
         ("near()", "a latitude"),
+        ("'tak\\u0065n' > 48", "the name of an attribute has no backslashes"),
     ],
 )
 def test_conditions_that_are_none(where, message):
@@ -235,16 +293,32 @@ def test_what_a_changed_photo_says_is_read_again(place):
 
 
 def test_photos_can_be_added_without_what_they_say(place):
-    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09", place=MUNICH)
-    script(place, "index.py", "add", "trip", "--run", "small", "--index", "my-index", "--no-exif")
-    with Index.open(place / "my-index") as index:
-        assert index.records.entries([index.records.find("a.jpg")])[0].attributes == {}
+    base = ("--run", "small", "--index", "private")
+    for day in (1, 2):
+        photo(place / "trip" / "a.jpg", taken=f"2024:06:0{day} 18:05:09", place=MUNICH)
+        flags = ("--no-exif", "--set", "width=A4") if day == 1 else ()  # the index remembers it
+        assert script(place, "index.py", "add", "trip", *base, *flags).returncode == 0
+        with Index.open(place / "private") as index:
+            assert index.records.entries([index.records.find("a.jpg")])[0].attributes == {"width": "A4"}
+
+
+def test_attributes_that_nest_are_joined(place):
+    base = ("--run", "small", "--index", "my-index")
+    photo(place / "trip" / "a.jpg", camera=("Google", "Pixel 8"))
+    for _ in range(2):  # new, and unchanged
+        script(place, "index.py", "add", "trip", *base, "--set", "camera.owner=me")
+        with Index.open(place / "my-index") as index:
+            known = index.records.entries([index.records.find("a.jpg")])[0].attributes
+        assert known["camera"] == {"make": "Google", "model": "Pixel 8", "owner": "me"}
 
 
 def test_a_server_without_metadata_keeps_it_to_itself(place):
     from served import TOKEN, client
 
-    photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09", camera=("G", "Pixel 8"), place=MUNICH, size=(80, 60))
+    file = place / "trip" / "a.jpg"
+    photo(file, taken="2024:06:30 18:05:09", camera=("G", "Pixel 8"), place=MUNICH, size=(80, 60))
+    with Image.open(file) as image:
+        image.save(file, exif=image.getexif(), comment=b"a comment")
     script(place, "index.py", "add", "trip", "--run", "small", "--index", "my-index", "--set", "owner=me")
     sent = (place / "trip" / "a.jpg").read_bytes()
     upload = {"image": ("b.jpg", sent + b"\0", "image/jpeg")}
@@ -259,7 +333,17 @@ def test_a_server_without_metadata_keeps_it_to_itself(place):
             file = page.get("/v1/images/" + found["id"])
             assert (b"Pixel 8" in file.content) is metadata
             asked = {"positives": [found["id"]], "where": "near(48.1, 11.6, 20km)"}
-            assert page.post("/v1/search", json=asked).status_code == (200 if metadata else 400)
+            for where in (
+                "near(48.1, 11.6, 20km)",
+                "taken > 2020",
+                "taken > 2020 OR size > 0",
+                "time > 2020-01-01",
+                "'tak\"en' > '2020'",
+            ):
+                status = page.post("/v1/search", json=asked | {"where": where}).status_code
+                assert status == (200 if metadata else 400), where
+            thumbnail = page.get("/v1/images/" + found["id"], params={"thumbnail": 64}).content
+            assert b"a comment" not in thumbnail
             added = page.post("/v1/images", files=upload, headers=bearer)
             assert added.status_code in (200, 201)
             assert ("taken" in added.json()["attributes"]) is metadata

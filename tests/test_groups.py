@@ -115,6 +115,13 @@ def test_groups_are_named_joined_and_exported(index, tmp_path):
         rename_group(index, "none", "any")
 
 
+def test_names_never_lead_out_of_the_folder(index, tmp_path):
+    index.update([Entry("0.png", attributes={"group": "../../evil"})])
+    with pytest.raises(InputError, match="cannot name a group"):
+        export_groups(index, tmp_path / "deep" / "classes")
+    assert not (tmp_path / "evil").exists()
+
+
 def test_no_groups_yet(index, tmp_path):
     assert groups_of(index) == []
     with pytest.raises(InputError, match="has no groups yet"):
@@ -131,5 +138,11 @@ def test_groups_by_the_script(place):
     assert "are in first now" in renamed.stdout
     exported = script(place, "index.py", "cluster", "--index", "my-index", "--export", "more")
     assert (place / "more" / "first").is_dir(), exported.stderr
+    refused = script(place, "index.py", "cluster", "--index", "my-index", "--groups", 3)
+    assert (refused.returncode, "see --replace" in refused.stderr) == (2, True)
+    anew = script(place, "index.py", "cluster", "--index", "my-index", "--groups", 3, "--replace")
+    assert "16 of 16 images are in 3 groups" in anew.stdout
+    found = script(place, "retrieve.py", "--index", "my-index", "--query", "disc_0.png", "--where", "group = 1")
+    assert found.returncode == 0
     train = script(place, "index.py", "add", "classes", "--run", "small", "--index", "grouped")
     assert train.returncode == 0

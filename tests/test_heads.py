@@ -43,6 +43,7 @@ def test_many_features_are_reduced_first(shape, monkeypatch):
     monkeypatch.setattr("dr_keras.heads.LARGE", 100)
     reduced = fit_general_head(features, 8)(features)
     np.testing.assert_allclose(reduced @ reduced.T, exact @ exact.T, atol=1e-4)
+    assert fit_general_head(features, 110).dim >= 100  # more than the reduced width: not reduced
     few = features[:, :1] * np.ones((1, shape[1]), np.float32)
     assert fit_general_head(few, 8).dim == 1
 

@@ -148,6 +148,13 @@ def test_a_full_disk_changes_nothing(place, monkeypatch):
     assert script(place, *MIGRATE).returncode == 0
 
 
+def test_a_migration_to_another_model_is_not_removed(place):
+    embed_anew(place / "my-index", target(), console=stderr()).close()
+    same = script(place, "index.py", "migrate", "--index", "my-index", "--run", "small")
+    assert "is of" in same.stdout
+    assert (place / "my-index" / "migration").exists()
+
+
 def test_flags_that_are_missing(place):
     result = script(place, "index.py", "migrate", "--run", NEW)
     assert (result.returncode, "migrate needs --index PATH" in result.stderr) == (2, True)

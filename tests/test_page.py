@@ -251,7 +251,3 @@ def test_the_map(opened):
     page.wait_for_url(lambda url: parse_qs(urlsplit(url).query)["q"] != ["disc/disc_0.png"])
     page.click("[data-view=grid]")
     assert len(ids(page)) == 30
-
-
-ALPHAS = """canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]
-    .filter((_, place) => place % 4 === 3)"""

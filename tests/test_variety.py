@@ -100,11 +100,14 @@ def test_groups_of_files(copied, monkeypatch):
         "other-70.jpg",
         "gone.png",
     ]
-    files = [str(copied / "copies" / name) for name in names]
-    vectors = model.embed([*files[:-1], files[0]])
+    paths = [str(copied / "copies" / name) for name in names]
+    files = [(path, None) for path in paths]
+    vectors = model.embed([*paths[:-1], paths[0]])
     finder = CopyFinder()
     for _ in range(2):  # the second time from memory
         assert finder.groups(files, vectors).tolist() == [0, 1, 0, 3, 0, 5, 1, 7]  # flat ones have no fingerprint
+    hashed = [(path, b"same" if "red" in path else None) for path in paths]
+    assert finder.groups(hashed, vectors).tolist() == [0, 1, 0, 3, 0, 3, 1, 7]  # equal files are copies, flat or not
     (copied / "copies" / "one-70.jpg").write_bytes((copied / "copies" / "other.png").read_bytes())
     assert finder.groups(files, vectors).tolist()[2] in (1, 2)  # it is another picture now
 
@@ -148,6 +151,9 @@ def test_diverse_results(copied, monkeypatch):
     nearest = model.embed([result.path for result in plain.results])
     assert (chosen @ chosen.T).mean() < (nearest @ nearest.T).mean()
     assert script(copied, "retrieve.py", "--run", "small", "--query", "one.png", "--diverse", 2).returncode == 2
+    limit = plain.results[3].distance
+    near = model.retrieve("one.png", k=4, diverse=0.1, max_distance=limit)
+    assert sorted(one.id for one in near.results) == sorted(one.id for one in plain.results[:4])
 
 
 def test_variety_by_http(copied):

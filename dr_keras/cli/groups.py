@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dr_keras.errors import InputError
+
 ABOUT = "group the images by what they look like; the group of each becomes its attribute 'group'"
 SHOWN = 20  # groups that are listed
 
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("OLD", "NEW"),
         help="rename a group instead of grouping anew, or join it to another; may be given several times",
     )
+    parser.add_argument("--replace", action="store_true", help="group anew although groups have been named")
     parser.add_argument("--export", metavar="FOLDER", help="make class folders of the groups, with links to the images")
 
 
@@ -44,6 +47,8 @@ def main(options: argparse.Namespace) -> int:
             for old, new in options.rename:
                 print(f"{rename_group(index, old, new):,} images of {old} are in {new} now")
         elif options.method or options.groups or not known or not options.export:
+            if not options.replace and any(not group.name.isdecimal() for group in known):
+                raise InputError("the index has groups with names, which grouping anew would discard; see --replace")
             known = group_images(
                 index, method=options.method or "auto", groups=options.groups, min_images=options.min_images
             )

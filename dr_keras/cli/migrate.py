@@ -30,19 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Moves the index to another model; returns the exit status."""
     from dr_keras.index.index import Index
-    from dr_keras.index.migrate import compare, embed_anew, remove_migration, switch
+    from dr_keras.index.migrate import compare, embed_anew, remove_finished_migration, switch
     from dr_keras.progress import stderr
 
     if not options.index or not options.run:
         raise InputError("migrate needs --index PATH, and --run NAME, the model to move to")
     folder = Path(options.index)
-    keep_old = folder.with_name(folder.resolve().name + OLD) if options.keep_old else None
+    keep_old = folder.resolve().with_name(folder.resolve().name + OLD) if options.keep_old else None
     if keep_old is not None and keep_old.exists():
         raise InputError(f"{keep_old} exists; move it away, or go on without --keep-old")
     with Index.open(folder) as index:
         target = target_of(options, index)
         if index.model == target.model:
-            remove_migration(folder)  # of a migration that was killed after its last step
+            remove_finished_migration(folder)
             print(f"{folder} is of {target.run} already")
             return 0
     console = stderr()

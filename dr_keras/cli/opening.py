@@ -27,7 +27,7 @@ def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
     run = open_run(options.run or index.run or None)
     model = Model(run, getattr(options, "runtime", "auto"), getattr(options, "head", "auto"))
     model.check(index)
-    return replace(model.reader_for(index), exif=not getattr(options, "no_exif", False))
+    return replace(model.reader_for(index), exif=index.exif and not getattr(options, "no_exif", False))
 
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"]:
@@ -60,6 +60,7 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
     run = open_run(options.run)
     model = Model(run, options.runtime, options.head)
     shared: dict[str, Any] = {"root": root, "run": run.lasting_name()}
+    shared["exif"] = not getattr(options, "no_exif", False)
     if not getattr(options, "fit_head", False):
         paths = getattr(options, "paths", [root])
         head = model.head_for(*(path for path in paths if Path(path).is_dir()))

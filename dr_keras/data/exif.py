@@ -17,21 +17,25 @@ EARTH_KM = 6371.0088  # mean radius
 
 _MAKE, _MODEL, _ORIENTATION, _EXIF, _GPS = 0x10F, 0x110, 0x112, 0x8769, 0x8825
 _TAKEN, _DIGITIZED, _LENS = 0x9003, 0x9004, 0xA434
-_LATITUDE, _LONGITUDE = (1, 2, "S", 90), (3, 4, "W", 180)  # reference, value, the negative reference, limit
+_LATITUDE, _LONGITUDE = (1, 2, "N", "S", 90), (3, 4, "E", "W", 180)  # reference, value, sides, limit
 
 
-def facts_of(image: Image.Image) -> dict[str, Any]:
-    """Returns what an opened picture says of itself.
+def facts_of(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
+    """Returns what an opened picture says of itself; nothing if it was developed from a raw photo.
 
     Args:
-        image: A picture that has just been opened, and need not be decoded.
+        image: The picture.
+        size: Its width and height as stored. Where the pixels matter, load them first: to look for metadata, Pillow may
+            load them itself.
 
     Returns:
         Its `width` and `height` as it is shown, in pixels; and as far as its EXIF data say so: `taken`, the local time
         as 2026-01-31T12:00:00; `camera`, with `make` and `model`; `lens`; `latitude` and `longitude` in degrees. What
         is damaged or impossible is left out.
     """
-    width, height = image.size
+    if image.format is None:
+        return {}
+    width, height = size
     facts: dict[str, Any] = {"width": width, "height": height}
     try:
         exif = image.getexif()
@@ -121,7 +125,9 @@ def _time(value: object) -> str | None:
         return None
 
 
-def _degrees(place: dict[int, Any], reference: int, value: int, negative: str, limit: float) -> float | None:
+def _degrees(
+    place: dict[int, Any], reference: int, value: int, positive: str, negative: str, limit: float
+) -> float | None:
     """Degrees, minutes and seconds as degrees; None if they are none."""
     try:
         degrees, minutes, seconds = (float(part) for part in place[value])
@@ -130,5 +136,8 @@ def _degrees(place: dict[int, Any], reference: int, value: int, negative: str, l
     total = degrees + minutes / 60 + seconds / 3600
     if not 0 <= total <= limit:
         return None
-    sign = -1 if str(place.get(reference, "")).strip("\0 ").upper() == negative else 1
-    return round(sign * total, DIGITS)
+    side = place.get(reference)
+    side = (side.decode("ascii", "replace") if isinstance(side, bytes) else str(side)).strip("\0 ").upper()
+    if side not in (positive, negative):
+        return None
+    return round(-total if side == negative else total, DIGITS)

@@ -22,7 +22,7 @@ IN_MEMORY_BYTES = 64 * 2**20  # a larger file is not read into memory at once: i
 BUFFER_BYTES = 2**18  # read from such a file at a time
 
 T = TypeVar("T")
-LookAt = Callable[[Image.Image], dict[str, Any]]
+LookAt = Callable[[Image.Image, tuple[int, int]], dict[str, Any]]
 ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
@@ -114,11 +114,11 @@ def read(source: ImageInput, draft: int | None = None) -> Image.Image:
     Raises:
         ImageError: As for `decode`.
     """
-    return _read(source, draft, lambda _: {})[0]
+    return _read(source, draft, lambda *_: {})[0]
 
 
 def _read(source: ImageInput, draft: int | None, look_at: LookAt) -> tuple[Image.Image, dict[str, Any]]:
-    """`read`, and what `look_at` finds in the picture before it is decoded."""
+    """`read`, and what `look_at` finds in the loaded picture, given its size before."""
     if isinstance(source, Image.Image):
         with _as_image_error():
             source.load()  # if it was opened from a file, it may not be decoded yet
@@ -157,7 +157,7 @@ def facts(source: bytes) -> dict[str, Any]:
 
         def known(content: IO[bytes]) -> dict[str, Any]:
             with _open_image(content, format) as image:
-                return facts_of(image)
+                return facts_of(image, image.size)
 
         return _tried(file, format, known)
 
@@ -237,11 +237,12 @@ def _reason(error: Exception) -> str:
 def _decoded(file: IO[bytes], format: Format, draft: int | None, look_at: LookAt) -> tuple[Image.Image, dict[str, Any]]:
     with _open_image(file, format) as image:
         _check_size(*image.size)
-        facts = look_at(image)
+        size = image.size  # a draft is smaller
         if draft is not None and image.format == "JPEG" and min(image.size) >= 2 * draft:
             image.draft(None, (draft, draft))
         deep = isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
+        facts = look_at(image, size)  # not before: to look for metadata, Pillow may load the pixels, and hide damage
         return _to_rgb(image, deep=deep), facts
 
 
@@ -336,7 +337,9 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
     if method is not None:
         format, info = image.format, image.info
         image = image.transpose(method)
-        image.format, image.info = format, info
+        image.format = format
+        # Without the metadata, by which it would be turned once more if it were decoded again.
+        image.info = {name: value for name, value in info.items() if name == "transparency"}
     if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion would clip at 255
         return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
     if deep:

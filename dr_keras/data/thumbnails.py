@@ -46,7 +46,9 @@ def jpeg_thumbnail(source: ImageInput, side: int, quality: int, *, optimize: boo
         ImageError: As in `dr_keras.data.images.decode`.
     """
     buffer = io.BytesIO()
-    thumbnail(source, side).save(buffer, "JPEG", quality=quality, optimize=optimize)
+    picture = thumbnail(source, side)
+    picture.info = {}  # Pillow would write a comment
+    picture.save(buffer, "JPEG", quality=quality, optimize=optimize)
     return buffer.getvalue()
 
 

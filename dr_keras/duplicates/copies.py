@@ -13,6 +13,7 @@ from dr_keras.duplicates.fingerprints import (
     Fingerprints,
     edge_correlation,
 )
+from dr_keras.duplicates.grouping import CONFIRMED_PAIRS, join_groups
 from dr_keras.errors import ImageError
 from dr_keras.lru import LRUCache
 
@@ -29,33 +30,46 @@ class CopyFinder:
     def __init__(self) -> None:
         self._known: LRUCache[tuple[str, int, int], Fingerprints] = LRUCache(REMEMBERED)
 
-    def groups(self, files: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    def groups(self, files: Sequence[tuple[str, bytes | None]], vectors: np.ndarray) -> np.ndarray:
         """Groups images that are copies of each other: re-encoded, resized, brightened a little, cropped by a pixel.
 
         Args:
-            files: The paths of N images.
+            files: The paths of N images, and the SHA-256 of each if it is known.
             vectors: (N, D) their embeddings, of unit length.
 
         Returns:
             (N,) int64, for each image the number of the first image of its group: its own number if it is no copy, or
             if its file cannot be read.
         """
-        near = vectors @ vectors.T >= 1 - MAX_COPY_DISTANCE**2 / 2
+        vectors = np.asarray(vectors, np.float32)
+        one, other = np.nonzero(np.triu(vectors @ vectors.T >= 1 - MAX_COPY_DISTANCE**2 / 2, 1))
         group = np.arange(len(files))
-        for number in range(1, len(files)):
-            for other in np.flatnonzero(near[number, :number]).tolist():
-                if group[other] != group[number] and self._alike(files[number], files[other]):
-                    group[group == max(group[number], group[other])] = min(group[number], group[other])
+        hashes = [hash for _, hash in files]
+        equal = np.fromiter(
+            (hashes[a] is not None and hashes[a] == hashes[b] for a, b in zip(one, other, strict=True)), bool, len(one)
+        )
+        join_groups(group, one[equal], other[equal])
+        apart = group[one] != group[other]
+        one, other = one[apart], other[apart]
+        known = {number: self._fingerprint(files[number][0]) for number in np.union1d(one, other).tolist()}
+        clear = np.zeros(len(files), bool)
+        for number, made in known.items():
+            clear[number] = made is not None and not made.flat[0]
+        usable = clear[one] & clear[other]
+        one, other = one[usable], other[usable]
+        if not len(one):
+            return group
+        prints = Fingerprints.empty(len(files))
+        for number, found in known.items():
+            if found is not None:
+                prints.hashes[number], prints.thumbnails[number] = found.hashes[0], found.thumbnails[0]
+        bits = np.bitwise_count(prints.hashes[one] ^ prints.hashes[other]).sum(axis=1)
+        one, other = one[bits <= MAX_HASH_BITS], other[bits <= MAX_HASH_BITS]
+        for start in range(0, len(one), CONFIRMED_PAIRS):
+            left, right = one[start : start + CONFIRMED_PAIRS], other[start : start + CONFIRMED_PAIRS]
+            same = edge_correlation(prints.thumbnails, left, right) >= MIN_CORRELATION
+            join_groups(group, left[same], right[same])
         return group
-
-    def _alike(self, file: str, other: str) -> bool:
-        one, two = self._fingerprint(file), self._fingerprint(other)
-        if one is None or two is None or one.flat[0] or two.flat[0]:
-            return False
-        if int(np.bitwise_count(one.hashes ^ two.hashes).sum()) > MAX_HASH_BITS:
-            return False
-        both = np.concatenate([one.thumbnails, two.thumbnails])
-        return bool(edge_correlation(both, np.array([0]), np.array([1]))[0] >= MIN_CORRELATION)
 
     def _fingerprint(self, file: str) -> Fingerprints | None:
         """The fingerprint of an image; None if it cannot be read."""

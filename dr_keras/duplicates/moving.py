@@ -4,6 +4,7 @@ Before each move, a line of JSON is appended to `undo.jsonl` in that folder and 
 path}. So whatever happens, every file is in one of two known places.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_keras.atomic_files import sha256_of
+from dr_keras.atomic_files import new_file, sha256_of
 from dr_keras.data.image_ids import image_path, is_outside_root
 from dr_keras.data.images import look
 from dr_keras.duplicates.find import Duplicates
@@ -80,27 +81,46 @@ def undo(file: Path) -> int:
         InputError: The file cannot be read, or another file is now where one of them was; nothing was moved.
         OSError: A file cannot be moved; the list still names it.
     """
+    moves = _listed(file)
+    due = []
+    for old, new in reversed(moves):
+        if not os.path.lexists(new):
+            continue  # it was about to be moved, or has been moved back
+        if not os.path.lexists(old):
+            due.append((old, new))
+        elif not _equal(old, new):
+            raise InputError(f"{new} cannot be moved back: there is another {old}")
+        else:  # a copy to another disk, after which the first was not removed yet
+            due.append((new, new))
+    targets = [old for old, _ in due]
+    if twice := [old for old in targets if targets.count(old) > 1]:
+        raise InputError(f"several files would be moved back to {twice[0]}; move them by hand")
+    for old, new in due:
+        if old == new:
+            Path(new).unlink()
+            continue
+        Path(old).parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(old):
+            raise InputError(f"{new} cannot be moved back: there is another {old}")
+        _rename(new, old)
+    file.unlink()
+    return len(due)
+
+
+def _listed(file: Path) -> list[tuple[str, str]]:
+    """The moves in a list: from and to. The last line may be incomplete; then its file was not moved."""
     try:
-        lines = file.read_text(encoding="ascii").splitlines()
+        text = file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     moves = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             move = json.loads(line)
             moves.append((move["from"], move["to"]))
         except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # the last line may be incomplete, and then its file was not moved
-                raise InputError(f"{file}, line {number}, is not a move") from None
-    due = [(old, new) for old, new in reversed(moves) if os.path.lexists(new)]
-    for old, new in due:
-        if os.path.lexists(old):
-            raise InputError(f"{new} cannot be moved back: there is another {old}")
-    for old, new in due:
-        Path(old).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(new, old)
-    file.unlink()
-    return len(due)
+            raise InputError(f"{file}, line {number}, is not a move") from None
+    return moves
 
 
 def _move_all(kept: str, copies: Iterable[str], place: Path, root: Path, moves: Moves, *, equal: bool) -> None:
@@ -141,11 +161,36 @@ def _free_name(place: Path, copy: str, root: Path) -> str:
 
 def _move(old: str, new: str, place: Path) -> None:
     Path(new).parent.mkdir(parents=True, exist_ok=True)
-    with open(place / UNDO, "a", encoding="ascii") as log:
-        log.write(json.dumps({"from": old, "to": new}) + "\n")
+    line = json.dumps({"from": old, "to": new}) + "\n"
+    with open(place / UNDO, "a+b") as log:
+        log.seek(0)
+        complete = log.read().rfind(b"\n") + 1
+        log.truncate(complete)  # what a full disk left of an earlier line
+        log.write(line.encode("ascii"))
         log.flush()
         os.fsync(log.fileno())
-    shutil.move(old, new)
+    _rename(old, new)
+
+
+def _rename(old: str, new: str) -> None:
+    """Moves a file; on another disk, its copy appears there complete or not at all, and then the first is removed."""
+    try:
+        os.rename(old, new)  # noqa: PTH104  # a path may hold any bytes
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with new_file(Path(new)) as temporary:
+            shutil.copy2(old, temporary)
+            with open(temporary, "rb") as copied:
+                os.fsync(copied.fileno())
+        Path(old).unlink()
+
+
+def _equal(one: str, other: str) -> bool:
+    try:
+        return sha256_of(one) == sha256_of(other)
+    except OSError:
+        return False
 
 
 def _size(path: str) -> tuple[int, int]:

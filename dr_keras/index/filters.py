@@ -37,7 +37,7 @@ TEXT_FIELDS = {
     "split": "split",
 }
 NUMBER_FIELDS = {"size": "size", "time": "(mtime_ns / 1e9)"}
-TAKEN = "taken"
+TAKEN, GROUP = "taken", "group"
 DATE = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}(T[0-9]{2}(:[0-9]{2}(:[0-9]{2})?)?)?)?)?")
 DISTANCE = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+) ?(?P<unit>km|m|mi)", re.IGNORECASE)
 KM_OF = {"m": 0.001, "km": 1.0, "mi": 1.609344}
@@ -55,11 +55,19 @@ Value = str | int | float
 
 @dataclass(frozen=True)
 class Condition:
-    """An SQL expression over the table `images`, the values of its placeholders, and the attributes that it names."""
+    """An SQL expression over the table `images`.
+
+    Attributes:
+        sql: The expression.
+        values: The values of its placeholders.
+        attributes: The attributes that it names.
+        of_file: Whether it asks for the size or the time of files.
+    """
 
     sql: str
     values: tuple[Value, ...]
     attributes: tuple[str, ...] = ()
+    of_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def parse_where(text: str) -> Condition:
     sql = parser.any_of(0)
     if parser.token.kind != "end":
         raise parser.error("AND, OR or the end")
-    return Condition(sql, tuple(parser.values), tuple(parser.attributes))
+    return Condition(sql, tuple(parser.values), tuple(parser.attributes), parser.of_file)
 
 
 class _Parser:
@@ -111,6 +119,7 @@ class _Parser:
         self._comparisons = 0
         self.values: list[Value] = []
         self.attributes: dict[str, None] = {}  # in their order
+        self.of_file = False
 
     @property
     def token(self) -> _Token:
@@ -153,12 +162,17 @@ class _Parser:
         self._check_utf8(token)
         if name.lower() == "near" and self._took_sign("("):
             return self._near()
-        if name == TAKEN and self.token.kind == "sign" and self.token.text in COMPARISONS:
-            return self._taken()
+        if name.removeprefix("attributes.") == TAKEN and (taken := self._taken()):
+            return taken
         sql, is_text = self._field(name)
+        group = name.removeprefix("attributes.") == GROUP  # groups have numbers for names
         if self.token.kind == "sign" and self.token.text in COMPARISONS:
             comparison = COMPARISONS[self._take().text]
-            self.values.append(self._number(name) if name in NUMBER_FIELDS else self._value(is_text))
+            if group and comparison in ("=", "!="):
+                values = self._either(name)
+                self.values += values
+                return f"{sql} {'NOT ' if comparison == '!=' else ''}IN ({', '.join('?' * len(values))})"
+            self.values.append(self._plain(name, is_text))
             return f"{sql} {comparison} ?"
         if self._took("IS"):
             negated = self._took("NOT")
@@ -175,8 +189,9 @@ class _Parser:
                 raise self.error("'('")
             count = 0
             while not count or self._took_sign(","):
-                self.values.append(self._number(name) if name in NUMBER_FIELDS else self._value(is_text))
-                count += 1
+                values = self._either(name) if group else [self._plain(name, is_text)]
+                self.values += values
+                count += len(values)
             if not self._took_sign(")"):
                 raise self.error("',' or ')'")
             return f"{sql} {prefix}IN ({', '.join('?' * count)})"
@@ -187,17 +202,47 @@ class _Parser:
         if name in TEXT_FIELDS:
             return TEXT_FIELDS[name], True
         if name in NUMBER_FIELDS:
+            self.of_file = True
             return NUMBER_FIELDS[name], False
-        name = name.removeprefix("attributes.")
+        if "\\" in name:  # SQLite may take it for the beginning of an escape
+            raise InputError(f"where {self._text!r}: the name of an attribute has no backslashes")
+        name = name.removeprefix("attributes.").replace('"', "")
         self.attributes[name] = None
-        keys = name.split(".")
-        self.values.append("$" + "".join('."' + key.replace('"', "") + '"' for key in keys))
-        return "json_extract(attributes, ?)", name == TAKEN
+        self.values.append("$" + "".join(f'."{key}"' for key in name.split(".")))
+        return "json_extract(attributes, ?)", False
+
+    def _plain(self, name: str, is_text: bool) -> Value:
+        return self._number(name) if name in NUMBER_FIELDS else self._value(is_text)
+
+    def _either(self, name: str) -> list[Value]:
+        """The value for the name of a group: a number that is not quoted is also looked for as text."""
+        token = self.token
+        value = self._plain(name, False)
+        return [value] if isinstance(value, str) else [value, token.text]
 
     def _taken(self) -> str:
-        """The rest of a comparison with the time that a picture was taken."""
+        """The rest of a comparison with the time that a picture was taken; nothing if it is not one with a date."""
+        start, prefix = self._next, "NOT " if self._took("NOT") else ""
+        field = f"json_extract(attributes, '$.{TAKEN}')"
+        if self._took("IN") and self._took_sign("("):
+            parts: list[str] = []
+            while not parts or self._took_sign(","):
+                date = self._date()
+                parts.append(f"substr({field}, 1, {len(date)}) = ?")
+            if not self._took_sign(")"):
+                raise self.error("',' or ')'")
+            self.attributes[TAKEN] = None
+            inside = f"({' OR '.join(parts)})"
+            return f"({field} NOT NULL AND NOT {inside})" if prefix else inside
+        self._next = start
+        if self.token.kind != "sign" or self.token.text not in COMPARISONS:
+            return ""
         self.attributes[TAKEN] = None
         comparison = COMPARISONS[self._take().text]
+        return f"substr({field}, 1, {len(self._date())}) {comparison} ?"
+
+    def _date(self) -> str:
+        """A date or the beginning of one, which is bound."""
         token = self.token
         date = str(self._value(True)).replace(" ", "T")
         if not DATE.fullmatch(date):
@@ -206,7 +251,7 @@ class _Parser:
                 f"{token.place + 1}, not {date!r}"
             )
         self.values.append(date)
-        return f"substr(json_extract(attributes, '$.{TAKEN}'), 1, {len(date)}) {comparison} ?"
+        return date
 
     def _near(self) -> str:
         """The rest of near(latitude, longitude, distance)."""

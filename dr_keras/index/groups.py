@@ -204,7 +204,7 @@ def export_groups(index: Index, folder: Path) -> int:
         How many images are in it.
 
     Raises:
-        InputError: The folder exists, or there are no groups.
+        InputError: The folder exists, there are no groups, or one has a name that no folder can have.
         OSError: It cannot be written.
     """
     if folder.exists():
@@ -212,6 +212,8 @@ def export_groups(index: Index, folder: Path) -> int:
     entries = _grouped(index)
     if not entries:
         raise InputError(f"{index.folder} has no groups yet")
+    for name in {str(entry.attributes[GROUP]) for entry in entries}:
+        check_group_name(name)
     with new_folder(folder, replace=False) as temporary:
         for entry in entries:
             inside = temporary / str(entry.attributes[GROUP])

@@ -89,6 +89,7 @@ class Index:
         model: str = "",
         run: str = "",
         head: str = "trained",
+        exif: bool = True,
         replace: bool = False,
     ) -> "Index":
         """Creates an empty index and opens it for writing.
@@ -100,13 +101,14 @@ class Index:
             model: What the vectors depend on, as any string; `dr_keras.Model` compares it with its own.
             run: The run that computes the vectors, used when the index is opened without naming one.
             head: The head of that run; see `dr_keras.heads`.
+            exif: Whether what files say of themselves becomes attributes; see `dr_keras.data.exif`.
             replace: Replace an existing index, even a damaged one.
 
         Raises:
             Locked: Another process is creating or writing to an index there.
             RunError: The folder is not empty, or cannot be written to.
         """
-        meta = {"root": os.path.abspath(root), "model": model, "run": run, "head": head, "engine": "auto"}
+        meta = {"root": os.path.abspath(root), "model": model, "run": run, "head": head, "exif": exif, "engine": "auto"}
         return cls(Store.create(Path(folder), dim, meta, replace=replace))
 
     @classmethod
@@ -174,6 +176,11 @@ class Index:
     def head(self) -> str:
         """The head of the run that computes the vectors."""
         return self._store.meta.get("head", "trained")
+
+    @property
+    def exif(self) -> bool:
+        """Whether what files say of themselves becomes attributes."""
+        return self._store.meta.get("exif", True)
 
     @property
     def head_file(self) -> Path:

@@ -127,7 +127,6 @@ def switch(
     unread = _take_over(index, fresh, target.reader, console, leave_out)
     if keep_old is not None:
         index.save(keep_old)
-    index.remove(unread)
     rows = fresh.records.rows_of([id for _, id, *_ in index.records.listing()])
     index.compact(NewVectors(fresh.vectors, rows, target.meta()))
     fresh.close()
@@ -164,6 +163,20 @@ def remove_migration(folder: Path) -> None:
             shutil.rmtree(folder / MIGRATION)
 
 
+def remove_finished_migration(folder: Path) -> None:
+    """Removes the rest of a migration that was killed after its switch; not one to another model.
+
+    Raises:
+        Locked: Another process is writing to the index, or migrating it.
+    """
+    if not (folder / MIGRATION / DATABASE).exists():
+        return
+    with Index.open(folder, write=True) as index, Index.open(folder / MIGRATION, write=True) as fresh:
+        if fresh.model != index.model:
+            return
+    remove_migration(folder)
+
+
 def _open_migration(folder: Path, index: Index, target: Target) -> Index:
     """The index of the new vectors: that of an earlier attempt, unless it was by another model."""
     place = folder / MIGRATION
@@ -172,8 +185,9 @@ def _open_migration(folder: Path, index: Index, target: Target) -> Index:
         if (fresh.model, fresh.dim) == (target.model, target.dim):
             return fresh
         fresh.close()
-    meta = {key: str(value) for key, value in target.meta().items() if key != "dim"}
-    return Index.create(place, target.dim, root=index.root, replace=True, **meta)
+    return Index.create(
+        place, target.dim, root=index.root, model=target.model, run=target.run, head=target.head, replace=True
+    )
 
 
 def _take_over(index: Index, fresh: Index, reader: Reader, console: Console, leave_out: bool) -> dict[str, str]:
@@ -187,6 +201,7 @@ def _take_over(index: Index, fresh: Index, reader: Reader, console: Console, lea
         with bar(f"embedding {len(todo):,} images", len(todo), console) as advance:
             for chunk in timed_chunks(todo, chunk_images(reader)):
                 unread |= _embed(index.root, fresh, reader, {id: wanted[id] for id in chunk})
+                index.refresh()  # a state that is kept for hours would make the log of its writers grow
                 advance(len(chunk))
     if unread and not leave_out:
         some = "; ".join(f"{id} {reason}" for id, reason in list(unread.items())[:UNREAD_SHOWN])

@@ -20,7 +20,7 @@ class NewVectors:
 
     Attributes:
         vectors: (R, D) float32.
-        rows: For each image of the index, by id, the row of its vector.
+        rows: The row of the vector of each image, by id; images that are not there are removed from the index.
         meta: What the index says of its vectors, such as `dim` and `model`.
     """
 
@@ -46,6 +46,10 @@ def rewrite(store: Store, new: NewVectors | None = None) -> None:
     try:
         with store.transaction() as db:
             images = db.execute("SELECT row, id FROM images ORDER BY row").fetchall()
+            if new is not None:
+                lost = [(row,) for row, id in images if id not in new.rows]
+                db.executemany("DELETE FROM images WHERE row = ?", lost)
+                images = [(row, id) for row, id in images if id in new.rows]
             kept = np.fromiter((row for row, _ in images), np.int64, len(images))
             if new is None:
                 crc = write_rows(file, store.vectors, kept)

@@ -106,8 +106,10 @@ class Searcher:
 
     def _rows_where(self, where: str, seconds: float | None) -> np.ndarray:
         condition = parse_where(where)
+        if self.withheld and condition.of_file:  # the time of a file is often that of the photo
+            raise InputError("the sizes and times of files are not available here")
         for name in condition.attributes:
-            if name.partition(".")[0] in self.withheld:
+            if name.partition(".")[0].lower() in self.withheld:
                 raise InputError(f"the attribute {name!r} is not available here")
         with one_line_errors(self._store.folder), self._limited_to(seconds):
             rows = self._store.db.execute(
@@ -123,7 +125,7 @@ class Searcher:
         version = self._store.meta["version"]
         if self._attributes[0] != version:
             self._attributes = version, set()
-        path = "$" + "".join(f'."{key.replace(chr(34), "")}"' for key in name.split("."))
+        path = "$" + "".join(f'."{key}"' for key in name.split("."))
         has = "SELECT 1 FROM images WHERE json_type(attributes, ?) IS NOT NULL LIMIT 1"
         if name in self._attributes[1] or name in FIELDS or self._store.db.execute(has, (path,)).fetchone():
             self._attributes[1].add(name)

@@ -311,7 +311,7 @@ class _Batch:
         pixels, failures, facts = self._decoded(other)
         good = [row for row in range(len(other)) if row not in failures]
         if good:
-            entries = [self._entry(other[row], stamps[other[row]], facts.get(row, {})) for row in good]
+            entries = [self._entry(other[row], stamps[other[row]], facts.get(row)) for row in good]
             index.put(entries, self.reader.embed(pixels[good] if failures else pixels))
         self._keep_failures({other[row]: reason for row, reason in failures.items()}, stamps)
         changed = sum(ids[other[row]] in known for row in good)
@@ -372,7 +372,7 @@ def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attribut
         size=size,
         mtime_ns=time,
         label=label or entry.label,
-        attributes={**entry.attributes, **(attributes or {})},
+        attributes=merged(entry.attributes, attributes or {}),
     )
 
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from dr_keras.data.exif import merged
 from dr_keras.data.image_ids import image_id, image_path
 from dr_keras.errors import InputError, RunError
 from dr_keras.index.index import NO_CLASS, Entry, Index
@@ -13,23 +13,16 @@ from dr_keras.index.writer_lock import Locked
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, remove_upload, store_upload
 from dr_keras.server.queries import Vector, check_model
+from dr_keras.server.requests import Upload
 
 
-def add_upload(
-    folder: Path,
-    uploads: Path,
-    data: bytes,
-    format: Format,
-    vector: Vector,
-    label: str | None,
-    attributes: dict[str, Any],
-) -> tuple[str, bool]:
+def add_upload(folder: Path, uploads: Path, upload: Upload, format: Format, vector: Vector) -> tuple[str, bool]:
     """Stores an image in the uploads folder and adds it to an index.
 
     Args:
         folder: The folder of the index.
         uploads: The uploads folder.
-        data, format, vector, label, attributes: As for `dr_keras.server.live_index.LiveIndex.add`.
+        upload, format, vector: As for `dr_keras.server.live_index.LiveIndex.add`.
 
     Returns:
         The id of the image, and whether it is new to the index.
@@ -39,15 +32,17 @@ def add_upload(
     """
     with _writing(folder) as writer:
         check_model(writer, vector.model)
-        file, digest, stored = store_upload(data, format, uploads)
+        file, digest, stored = store_upload(upload.image, format, uploads)
         id = image_id(os.path.abspath(file), writer.root)
         old = writer.records.row(id)
         status = file.stat()
         try:
+            label, attributes = upload.label, upload.facts
             if old is not None:
                 kept = writer.records.entries([old])[0]
                 label = label or kept.label
-                attributes = {**kept.attributes, **attributes}
+                attributes = merged(attributes, kept.attributes)
+            attributes = merged(attributes, upload.attributes)
             entry = Entry(id, label or NO_CLASS, "", digest, status.st_size, status.st_mtime_ns, attributes)
             writer.put([entry], vector.values[None])
         except BaseException:

@@ -25,6 +25,7 @@ from dr_keras.server.image_files import Format, Opened, open_image
 from dr_keras.server.judging import uncertain_triplet
 from dr_keras.server.map import Map, Mapper, Snapshot
 from dr_keras.server.queries import Query, Resolved, Vector, answer_to, find_row, resolve
+from dr_keras.server.requests import Upload
 
 T = TypeVar("T")
 
@@ -123,13 +124,15 @@ class LiveIndex:
         """
         answers: dict[int, Answer | Exception] = {}
         groups: dict[tuple[str | None, int], dict[int, Resolved]] = {}  # queries that one call can answer
+        varied: dict[int, tuple[Resolved, list[str]]] = {}  # they read files, so others do not wait for them
         with self._guard:
             self.refresh()
             for number, (query, k) in enumerate(searches):
                 try:
                     resolved = resolve(self.model, query)
                     if query.variety:
-                        answers[number] = answer_to(query, resolved, self._varied(query, resolved, k))
+                        ids = [entry.id for entry in self.index.records.entries(resolved.excluded)]
+                        varied[number] = resolved, ids
                     else:
                         groups.setdefault((query.where or None, k), {})[number] = resolved
                 except RunError:
@@ -150,11 +153,19 @@ class LiveIndex:
                     continue
                 for (number, resolved), results in zip(group.items(), found, strict=True):
                     answers[number] = answer_to(searches[number][0], resolved, results)
+        for number, (resolved, ids) in varied.items():
+            query, k = searches[number]
+            try:
+                chosen = varied_neighbors(
+                    self.index, resolved.vector, k, ids, query.where or None, query.variety, resolved.limit
+                )
+            except RunError:
+                raise
+            except InputError as error:
+                answers[number] = Problem(400, str(error))
+            else:
+                answers[number] = answer_to(query, resolved, chosen)
         return [answers[number] for number in range(len(searches))]
-
-    def _varied(self, query: Query, resolved: Resolved, k: int) -> list[Result]:
-        where = query.where or None
-        return varied_neighbors(self.index, resolved.vector, k, resolved.excluded, where, query.variety)
 
     def _neighbors(self, queries: Sequence[Resolved], k: int, where: str | None) -> list[list[Result]]:
         excluded = np.full((len(queries), max(len(query.excluded) for query in queries)), -1)
@@ -331,17 +342,13 @@ class LiveIndex:
 
     # Writing
 
-    def add(
-        self, data: bytes, format: Format, vector: Vector, label: str | None, attributes: dict[str, Any]
-    ) -> tuple[Result, bool]:
+    def add(self, upload: Upload, format: Format, vector: Vector) -> tuple[Result, bool]:
         """Stores an image in the uploads folder and adds it to the index.
 
         Args:
-            data: The encoded image.
+            upload: The image.
             format: Its format.
             vector: Its vector.
-            label: Its class, or None.
-            attributes: Its attributes.
 
         Returns:
             The image, and whether it is new to the index.
@@ -351,7 +358,7 @@ class LiveIndex:
         """
         assert self.uploads is not None
         with self._writing:
-            id, created = add_upload(self.index.folder, self.uploads, data, format, vector, label, attributes)
+            id, created = add_upload(self.index.folder, self.uploads, upload, format, vector)
         with self._guard:
             self.refresh()
             row = self.index.records.row(id)

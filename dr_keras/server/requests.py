@@ -1,7 +1,7 @@
 """Reads and checks the contents of requests: bodies, forms and ids."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -29,11 +29,13 @@ class Upload:
         image: The encoded image.
         label: Its class, or None.
         attributes: What else the client says about it.
+        facts: What it says of itself, see `dr_keras.data.exif`.
     """
 
     image: bytes
     label: str | None
     attributes: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 async def read_search(request: Request) -> tuple[SearchRequest, list[bytes]]:

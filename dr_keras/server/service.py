@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from starlette.responses import Response
 
 from dr_keras.data.crop import Crop, cropped
-from dr_keras.data.exif import FACTS, merged
+from dr_keras.data.exif import FACTS
 from dr_keras.data.images import decode, facts
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.index.sync import Reader
@@ -30,7 +30,7 @@ from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.live_index import LiveIndex
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.queries import Query, Vector
-from dr_keras.server.requests import path_id, read_search, read_upload
+from dr_keras.server.requests import Upload, path_id, read_search, read_upload
 from dr_keras.server.responses import FileResponse, matches_etag, requested_range
 from dr_keras.server.schemas import Judgment, SearchRequest
 from dr_keras.server.settings import Settings
@@ -167,7 +167,7 @@ class Service:
 
     async def _embed_query(self, search: SearchRequest, images: list[bytes], crop: Crop | None) -> Query:
         asked = len(images) + len(search.positives) + len(search.negatives)
-        if crop and asked != 1:
+        if crop and (asked != 1 or search.negatives):
             raise Problem(422, f"a crop is a part of a single query; {asked} images were given")
         examined = await asyncio.gather(*(self._examine(data, crop) for data in images))
         part = examined[0][1] if examined else await self._part(search.positives[0], crop) if crop else None
@@ -214,6 +214,10 @@ class Service:
             vector = Vector(values.copy(), embedding.model)  # a view would keep the whole batch in memory
             self._vectors.put(digest, vector)
         return format, vector
+
+    async def _facts(self, image: bytes) -> dict[str, Any]:
+        """What an image says of itself, see `dr_keras.data.exif`."""
+        return await self._decoding(facts, image)
 
     async def _decoding(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
@@ -325,10 +329,10 @@ class Service:
         """
         upload = await read_upload(request)
         format, vector = await self._examine(upload.image)
-        known = await self._decoding(facts, upload.image) if self.settings.metadata else {}
-        attributes = merged(known, upload.attributes)
+        wanted = self.settings.metadata and self.live_index.index.exif
+        about = Upload(upload.image, upload.label, upload.attributes, await self._facts(upload.image) if wanted else {})
         try:
-            return await self.write(self.live_index.add, upload.image, format, vector, upload.label, attributes)
+            return await self.write(self.live_index.add, about, format, vector)
         except RunError:
             raise
         except InputError as error:  # its message names the image by its id, which may be a path on this machine
