@@ -40,7 +40,7 @@ NEEDS_BROWSER = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(workplace, tmp_path_factory):
     """A server with four classes of twelve pictures."""
     place = indexed(tmp_path_factory.mktemp("page"), workplace, each=12)
@@ -48,7 +48,7 @@ def address(workplace, tmp_path_factory):
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

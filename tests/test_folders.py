@@ -272,7 +272,7 @@ def test_an_index_is_told_where_its_collection_lies_now(collection, tmp_path):
     assert collection.verify() == []
     for name, vector in before.items():
         assert np.array_equal(collection.get(name)[1], vector)
-        assert dict(collection.get(name)[0].attributes) == {"year": 2020}
+        assert dict(collection.get(name)[0].attributes) == {"width": 32, "height": 32, "year": 2020}
     with Index.open(tmp_path / "index") as other:
         assert other.root == new
 

@@ -36,7 +36,7 @@ def pictures(tmp_path):
     for query in range(COUNT - 1):
         positive, negative = (query + 2) % COUNT, (query + 1) % COUNT  # of the same kind, of the other
         lines.append(f"pictures/{query}.png,pictures/{positive}.png,pictures/{negative}.png,3,{query % 2}")
-    lines += ["pictures/0.png,pictures/1.png,pictures/4.png,1,4", "pictures/0.png,pictures/1.png,pictures/4.png,2,2"]
+    lines += ["pictures/0.png,pictures/1.png,pictures/4.png,1,4", "pictures/0.png,pictures/5.png,pictures/4.png,2,2"]
     (tmp_path / "judgments.csv").write_text("\n".join(lines))
     return tmp_path
 

@@ -3,7 +3,8 @@
 import httpx2 as httpx
 import pytest
 from browsing import NEEDS_BROWSER, PHONE, SMALL, expect
-from conftest import indexed, serving
+from conftest import indexed, script, serving
+from served import TOKEN
 
 pytestmark = NEEDS_BROWSER
 
@@ -68,3 +69,43 @@ def test_judging(opened, workplace, tmp_path, options):
         assert page.evaluate(SMALL) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert len((place / "judgments.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "has_touch": True, "color_scheme": "dark"}])
+def test_the_page_of_groups(opened, workplace, tmp_path, monkeypatch, options):
+    place = indexed(tmp_path, workplace)
+    assert script(place, "index.py", "cluster", "--index", "my-index", "--groups", 3).returncode == 0
+    monkeypatch.setenv("DR_KERAS_TOKEN", TOKEN)
+    with serving(place, "--index", "my-index", "--writable", "--uploads", "uploads") as (_, address):
+        groups = httpx.get(f"{address}/v1/groups").json()
+        page = opened("/groups", at=address, **options)
+        expect(page.locator("#status")).to_have_text("3 groups; choose one to look at it")
+        page.screenshot(path=tmp_path / "groups.png")
+        page.locator(".card a").first.click()
+        expect(page.locator("#title")).to_have_text("1")
+        opened.expects = "401"
+        page.fill("#token", "not the token at all")
+        page.click("#login button")
+        page.wait_for_load_state("networkidle")
+        page.fill("#name", "beach")
+        page.click("#rename button")
+        expect(page.locator("#problem")).to_contain_text("a token is needed")
+        page.fill("#token", TOKEN)
+        page.click("#login button")
+        expect(page.locator("#login")).to_be_hidden()
+        page.wait_for_load_state("networkidle")
+        page.fill("#name", "beach")
+        page.click("#rename button")
+        expect(page.locator("#title")).to_have_text("beach")
+        page.locator(".card button").nth(1).click()
+        expect(page.locator("#status")).to_contain_text("1 marked")
+        page.screenshot(path=tmp_path / "group.png")
+        assert not options or page.evaluate(SMALL) == []
+        page.fill("#target", "2")
+        page.click("#move [type=submit]")
+        expect(page.locator("#status")).to_contain_text(f"{groups[0]['count'] - 1} image")
+        counts = {group["name"]: group["count"] for group in httpx.get(f"{address}/v1/groups").json()}
+        assert counts["beach"] == groups[0]["count"] - 1
+        assert counts["2"] == groups[1]["count"] + 1
+        page.click("#out")
+        expect(page.locator("#problem")).to_have_text("Mark the images first.")

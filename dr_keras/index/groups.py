@@ -152,7 +152,7 @@ def groups_of(index: Index) -> list[tuple[Group, list[str]]]:
         if entry.attributes.get(CENTER) or name not in centers:
             centers[name] = entry.id
     groups = [(Group(name, centers[name], len(ids)), ids) for name, ids in members.items()]
-    return sorted(groups, key=lambda found: -found[0].count)
+    return sorted(groups, key=lambda found: (-found[0].count, len(found[0].name), found[0].name))
 
 
 def rename_group(index: Index, old: str, new: str) -> int:
