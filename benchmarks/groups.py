@@ -9,6 +9,7 @@ chance, 1 if equal) and normalized mutual information.
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 from machine import machine
@@ -42,7 +43,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, values, methods in (
         ("raw pixels, 32 x 32", pixels, ("kmeans",)),
-        (f"{options.run}, {options.head} head", vectors, ("agglomerative", "kmeans", "hdbscan")),
+        (f"{Path(options.run).name}, {options.head} head", vectors, ("agglomerative", "kmeans", "hdbscan")),
     ):
         for method in methods:
             started = time.perf_counter()

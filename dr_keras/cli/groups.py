@@ -13,9 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags to `parser`."""
     parser.add_argument(
         "--method",
-        choices=("auto", "agglomerative", "hdbscan", "kmeans"),
-        help="agglomerative and hdbscan (scikit-learn) compare all pairs of up to 20,000 images; kmeans (FAISS) is for "
-        "any number (auto: agglomerative, or kmeans for more images)",
+        choices=("kmeans", "agglomerative", "hdbscan"),
+        help="agglomerative and hdbscan (scikit-learn) compare all pairs of up to 20,000 images (default: kmeans)",
     )
     parser.add_argument(
         "--groups", type=int, metavar="N", help="how many (default: the square root of half the number of images)"
@@ -50,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
             if not options.replace and any(not group.name.isdecimal() for group in known):
                 raise InputError("the index has groups with names, which grouping anew would discard; see --replace")
             known = group_images(
-                index, method=options.method or "auto", groups=options.groups, min_images=options.min_images
+                index, method=options.method or "kmeans", groups=options.groups, min_images=options.min_images
             )
             print(f"{sum(group.count for group in known):,} of {len(index):,} images are in {len(known):,} groups")
             for group in known[:SHOWN]:

@@ -19,7 +19,7 @@ from dr_keras.index.exact_search import load_faiss
 from dr_keras.index.index import Entry, Index
 
 GROUP, CENTER = "group", "group_center"  # attributes
-METHODS = ("auto", "agglomerative", "hdbscan", "kmeans")
+METHODS = ("kmeans", "agglomerative", "hdbscan")
 NONE = -1
 # Agglomerative clustering and HDBSCAN compare all pairs: 20,000 images take 1.6 GB and a minute or two.
 MAX_PAIRED = 20_000
@@ -46,7 +46,7 @@ class Group:
 def cluster(
     vectors: np.ndarray,
     *,
-    method: str = "auto",
+    method: str = "kmeans",
     groups: int | None = None,
     min_images: int = MIN_IMAGES,
     seed: int = 0,
@@ -55,9 +55,9 @@ def cluster(
 
     Args:
         vectors: (N, D) float32 of unit length.
-        method: 'agglomerative' joins the two groups of the smallest mean distance until there are `groups`; 'hdbscan'
-            finds dense regions and leaves the rest out; 'kmeans', by FAISS, is for any number. 'auto' takes the first
-            for up to `MAX_PAIRED` vectors, and k-means for more.
+        method: 'kmeans', by FAISS, is for any number; 'agglomerative' joins the two groups of the smallest mean
+            distance until there are `groups`; 'hdbscan' finds dense regions and leaves the rest out. The last two take
+            up to `MAX_PAIRED` vectors.
         groups: How many; by default the square root of N / 2. Not for 'hdbscan'.
         min_images: The least for a group of 'hdbscan'.
         seed: Seeds k-means.
@@ -72,8 +72,6 @@ def cluster(
     count = len(vectors)
     if method not in METHODS:
         raise InputError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
-    if method == "auto":
-        method = "agglomerative" if count <= MAX_PAIRED else "kmeans"
     if method != "kmeans" and count > MAX_PAIRED:
         raise InputError(f"{method} takes up to {MAX_PAIRED:,} images, and there are {count:,}; use kmeans")
     groups = groups or max(2, round(math.sqrt(count / 2)))
@@ -104,7 +102,7 @@ def medoid(vectors: np.ndarray) -> int:
 
 
 def group_images(
-    index: Index, *, method: str = "auto", groups: int | None = None, min_images: int = MIN_IMAGES
+    index: Index, *, method: str = "kmeans", groups: int | None = None, min_images: int = MIN_IMAGES
 ) -> list[Group]:
     """Groups all images that a search may return, and keeps the group of each as its attribute `group`.
 
