@@ -73,6 +73,7 @@ def test_below_a_path(opened, strips, workplace, tmp_path):
         if not strips:
             page.goto(below.rstrip("/"))
             page.wait_for_url(below)
+        page.wait_for_load_state("networkidle")  # before the server stops
         assert (tmp_path / "grid.png").stat().st_size > 10_000
 
 

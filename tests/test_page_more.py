@@ -109,3 +109,4 @@ def test_the_page_of_groups(opened, workplace, tmp_path, monkeypatch, options):
         assert counts["2"] == groups[1]["count"] + 1
         page.click("#out")
         expect(page.locator("#problem")).to_have_text("Mark the images first.")
+        page.wait_for_load_state("networkidle")  # before the server stops
