@@ -72,13 +72,14 @@ def varied_neighbors(
         variety: What is asked for.
         max_distance: The greatest distance to choose from, or None.
     """
-    pool = variety.pool(k)
+    most = max(k, MAX_POOL)
+    pool = min(variety.pool(k), most)
     while True:
         with index.held():
             left_out = np.array([list(index.records.rows_of(exclude).values())], np.int64)
             found, away = index.search(vector[None], pool, where=where, exclude=left_out)
             rows, distances = found[0], away[0]
-            enough = len(rows) < pool or pool >= max(k, MAX_POOL)
+            enough = len(rows) < pool or pool >= most
             good = rows >= 0
             if max_distance is not None:
                 enough = enough or distances[-1] > max_distance
@@ -90,7 +91,7 @@ def varied_neighbors(
         chosen, copies = vary(variety, near, distances, k, lambda: COPIES.groups(files, near))  # noqa: B023  # called at once
         if len(chosen) == k or enough:
             break
-        pool = min(POOL * pool, max(k, MAX_POOL))
+        pool = min(POOL * pool, most)
     return [
         replace(
             _result(root, entries[number], names, rank, float(distances[number])),

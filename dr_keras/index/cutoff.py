@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance
 from dr_keras.atomic_files import read_json, write_json
 from dr_keras.data.image_ids import image_path
 from dr_keras.data.images import decode, read
+from dr_keras.data.splits import MONITOR, SPLIT_NAMES
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.index.exact_search import distances, nearest
 from dr_keras.index.index import Index
@@ -35,7 +36,6 @@ ALTERED = 500  # images that are searched for in an altered form
 EQUAL_DISTANCE = 0.05  # between the vectors of two files of the same picture
 BLOCK_QUERIES = 64
 ROUNDING = 1e-9  # added to the intercept, so that the result that sets it is kept
-MONITOR = "monitor"  # the split of images that were watched, not trained on
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def calibrate(index: Index, precision: float, *, seed: int = 0) -> Cutoff:
     usable = (counts >= 2) & (names != NO_CLASS)
     if usable.sum() < 2:
         raise InputError("calibrating by classes needs two classes with two images at least; see --copies")
-    watched = {row for row, _, split in listing if split == MONITOR}
+    watched = {row for row, _, split in listing if split == SPLIT_NAMES[MONITOR]}
     able = usable[numbers]
     mine = np.fromiter((row in watched for row in rows.tolist()), bool, len(rows)) & able
     places = np.flatnonzero(mine if mine.any() else able)
