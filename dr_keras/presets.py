@@ -29,10 +29,10 @@ def tiny_imagenet_cpu() -> dict[str, Any]:
 
 
 def tiny_imagenet_gpu() -> dict[str, Any]:
-    """Sized for 20 minutes on one H100-class GPU, with JAX.
+    """For one H100-class GPU, with JAX.
 
-    Neither its time nor its quality has been measured, because no GPU was available. It was designed for a
-    precision@30 of 0.62 to 0.70 on Tiny ImageNet (docs/gpu.md).
+    110 epochs of Tiny ImageNet take less than nine minutes on an H100, and precision@30 of the validation images is
+    0.6549; for classes that it was not trained on, `tiny_imagenet_cpu` is better (docs/gpu.md).
     """
     return {
         "store": "device",
