@@ -200,7 +200,7 @@ def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reade
     whole = (pictures / "bars" / "bars_0.png").read_bytes()
     file = pictures / "half.png"
     file.write_bytes(whole[: len(whole) // 2])
-    decode = folder.decode_files_with_facts
+    decode = folder.decode_with_parts
 
     def complete_after(*arguments, **options):
         try:
@@ -209,7 +209,7 @@ def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reade
             file.write_bytes(whole)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "decode_files_with_facts", complete_after)
+        patch.setattr(folder, "decode_with_parts", complete_after)
         assert sync_folder(index, pictures, reader, console=stderr()).skipped == 1
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (1, 0, 12, 0, 0)
 

@@ -332,7 +332,7 @@ def test_an_error_after_a_compaction_was_made_loses_nothing(index, vectors, monk
 
     with monkeypatch.context() as patch:
         if moment == "map":
-            patch.setattr(store.Store, "_map", fail)
+            patch.setattr(store.Store, "_mapped", fail)
         else:
             patch.setattr(Searcher, "refresh", fail)
         with pytest.raises(KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """Decodes many files at once, in child processes, because threads would wait for the GIL."""
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from dr_keras import subprocesses
 from dr_keras.data.images import decode, decode_with_facts
+from dr_keras.data.parts import decode_parts, windows
 from dr_keras.errors import ImageError, InputError
 
 BLOCK_IMAGES = 256  # decoded by a process between two progress reports, if they fit in BLOCK_BYTES
@@ -31,7 +33,7 @@ class Block:
     """A few files, decoded.
 
     Attributes:
-        pixels: (N, size, size, 3) uint8, black where a file failed.
+        pixels: (N, size, size, 3) uint8, or with parts (N, 1 + P, size, size, 3); black where a file failed.
         failures: The reason for each failure, by row.
         facts: What each file says of itself, see `dr_keras.data.exif`; by row, without rows of which nothing is known.
     """
@@ -41,24 +43,35 @@ class Block:
     facts: dict[int, dict[str, Any]]
 
 
-def decode_block(files: Files, size: int, resize: str, facts: bool) -> Block:
+def decode_block(files: Files, size: int, resize: str, facts: bool, parts: int = 0) -> Block:
     """Decodes a few files one by one.
 
     Args:
         files: N paths.
         size, resize: As for `dr_keras.data.images.decode`.
         facts: Whether to look at what they say of themselves.
+        parts: Which parts of each, see `dr_keras.data.parts.windows`; 0 for none.
     """
-    block = Block(np.zeros((len(files), size, size, 3), np.uint8), {}, {})
+    block = Block(np.zeros((len(files), *pixels_shape(size, parts)), np.uint8), {}, {})
     for row, file in enumerate(files):
         try:
-            if facts:
+            if parts:
+                block.pixels[row], known = decode_parts(file, size, resize, parts)
+                if facts:
+                    block.facts[row] = known
+            elif facts:
                 block.pixels[row], block.facts[row] = decode_with_facts(file, size, resize)
             else:
                 block.pixels[row] = decode(file, size, resize)
         except ImageError as error:
             block.failures[row] = str(error)
     return block
+
+
+def pixels_shape(size: int, parts: int) -> tuple[int, ...]:
+    """The shape of a decoded file: (size, size, 3), or with parts (1 + P, size, size, 3)."""
+    pieces = 1 + len(windows(parts))
+    return (pieces, size, size, 3) if parts else (size, size, 3)
 
 
 def decode_files(
@@ -90,16 +103,17 @@ def decode_files(
     return pixels, decoded.failures
 
 
-def decode_files_with_facts(files: Files, size: int, resize: str = "stretch") -> Block:
-    """Decodes files in parallel, as `decode_files` does, and returns what they say of themselves as well.
+def decode_with_parts(files: Files, size: int, resize: str = "stretch", *, facts: bool = True, parts: int = 0) -> Block:
+    """Decodes files in parallel, as `decode_files` does, with their parts and with what they say of themselves.
 
     Args:
         files: N paths.
         size, resize: As for `dr_keras.data.images.decode`.
+        facts: Whether to look at what they say of themselves.
+        parts: Which parts of each, see `dr_keras.data.parts.windows`; 0 for none.
     """
-    return _Decoding(
-        files, size, resize, np.empty((len(files), size, size, 3), np.uint8), None, None, facts=True
-    ).done()
+    pixels = np.empty((len(files), *pixels_shape(size, parts)), np.uint8)
+    return _Decoding(files, size, resize, pixels, None, None, facts=facts, parts=parts).done()
 
 
 def _worth_processes(files: Files) -> bool:
@@ -125,13 +139,15 @@ class _Decoding:
         processes: int | None,
         *,
         facts: bool,
+        parts: int = 0,
     ) -> None:
         if processes is None:
             processes = (os.cpu_count() or 1) if _worth_processes(files) else 0
-        self._files, self._size, self._resize, self._facts = files, size, resize, facts
+        self._files, self._size, self._resize, self._facts, self._parts = files, size, resize, facts, parts
         self._pixels, self._advance, self._processes = pixels, advance, processes
         share = -(-len(files) // (4 * max(processes, 1)))  # small enough for processes to finish together
-        self._block = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (3 * size * size), share))
+        self._shape = pixels_shape(size, parts)
+        self._block = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // math.prod(self._shape), share))
         starts = range(0, len(files), self._block)
         self._blocks = [(start, min(start + self._block, len(files))) for start in starts]
         self._children: list[subprocess.Popen[bytes]] = []
@@ -144,7 +160,8 @@ class _Decoding:
             self._in_children(self._processes)
         else:
             for start, stop in self._blocks:
-                self._keep(start, decode_block(self._files[start:stop], self._size, self._resize, self._facts))
+                files = self._files[start:stop]
+                self._keep(start, decode_block(files, self._size, self._resize, self._facts, self._parts))
         return Block(self._pixels, dict(sorted(self._failures.items())), self._known)
 
     def _in_children(self, processes: int) -> None:
@@ -180,10 +197,11 @@ class _Decoding:
         assert process.stdin
         assert process.stdout
         names = [[os.fspath(file) for file in self._files[start:stop]] for start, stop in blocks]
-        request = {"blocks": names, "size": self._size, "resize": self._resize, "facts": self._facts}
+        what = {"size": self._size, "resize": self._resize, "facts": self._facts, "parts": self._parts}
+        request = {"blocks": names} | what
         process.stdin.write(json.dumps(request).encode())
         process.stdin.close()
-        buffer = np.empty((self._block, self._size, self._size, 3), np.uint8)
+        buffer = np.empty((self._block, *self._shape), np.uint8)
         for start, stop in blocks:
             head = json.loads(process.stdout.readline())
             images = buffer[: stop - start]

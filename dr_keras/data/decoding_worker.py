@@ -1,8 +1,8 @@
 """The child process of `dr_keras.data.decoding.decode_files`.
 
-It reads a JSON object from standard input: `size`, `resize`, `facts`, and `blocks`, which are lists of files. For each
-block it writes to standard output a line of JSON, {"failures": {row within the block: reason}, "facts": {row: facts}},
-and then the pixels, (n, size, size, 3) bytes.
+It reads a JSON object from standard input: `size`, `resize`, `facts`, `parts`, and `blocks`, which are lists of files.
+For each block it writes to standard output a line of JSON, {"failures": {row within the block: reason}, "facts": {row:
+facts}}, and then the pixels, (n, size, size, 3) or (n, 1 + P, size, size, 3) bytes.
 """
 
 import json
@@ -18,7 +18,7 @@ def main() -> None:
     request = json.load(sys.stdin.buffer)
     out = sys.stdout.buffer
     for files in request["blocks"]:
-        block = decode_block(files, request["size"], request["resize"], request["facts"])
+        block = decode_block(files, *(request[name] for name in ("size", "resize", "facts", "parts")))
         try:
             out.write(json.dumps({"failures": block.failures, "facts": block.facts}).encode() + b"\n")
             out.write(block.pixels.data)

@@ -67,7 +67,7 @@ def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray
         >>> decode(Image.new("RGB", (30, 20), "white"), 8).shape
         (8, 8, 3)
     """
-    return _square(read(source, draft=2 * size), size, resize)
+    return square(read(source, draft=2 * size), size, resize)
 
 
 def decode_with_facts(source: ImageInput, size: int, resize: str = "stretch") -> tuple[np.ndarray, dict[str, Any]]:
@@ -79,11 +79,12 @@ def decode_with_facts(source: ImageInput, size: int, resize: str = "stretch") ->
     Raises:
         ImageError: As for `decode`.
     """
-    image, facts = _read(source, 2 * size, facts_of)
-    return _square(image, size, resize), facts
+    image, facts = read_with_facts(source, draft=2 * size)
+    return square(image, size, resize), facts
 
 
-def _square(image: Image.Image, size: int, resize: str) -> np.ndarray:
+def square(image: Image.Image, size: int, resize: str) -> np.ndarray:
+    """Makes a decoded image square, (size, size, 3) uint8; `resize` as for `decode`."""
     width, height = image.size
     if width == height == size:
         return np.asarray(image)
@@ -115,6 +116,11 @@ def read(source: ImageInput, draft: int | None = None) -> Image.Image:
         ImageError: As for `decode`.
     """
     return _read(source, draft, lambda *_: {})[0]
+
+
+def read_with_facts(source: ImageInput, draft: int | None = None) -> tuple[Image.Image, dict[str, Any]]:
+    """Decodes one image as `read` does, and returns what its file says of it, see `dr_keras.data.exif`."""
+    return _read(source, draft, facts_of)
 
 
 def _read(source: ImageInput, draft: int | None, look_at: LookAt) -> tuple[Image.Image, dict[str, Any]]:

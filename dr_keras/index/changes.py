@@ -18,7 +18,7 @@ def insert_images(store: Store, entries: Sequence[Entry], vectors: np.ndarray, c
     Args:
         store: Inside a transaction.
         entries: n images whose ids are not in the index.
-        vectors: (n, D) float32, as returned by `check_vectors`.
+        vectors: (n, D) or (n, 1 + P, D) float32, as returned by `check_vectors`.
         class_names: The display names of the labels that have one.
     """
     values = [(as_text(entry.id), as_text(entry.name), *entry.values()) for entry in entries]

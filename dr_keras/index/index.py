@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dr_keras.data.parts import windows
 from dr_keras.errors import InputError
 from dr_keras.index import changes
 from dr_keras.index.database import one_line_errors
@@ -90,6 +91,7 @@ class Index:
         run: str = "",
         head: str = "trained",
         exif: bool = True,
+        parts: int = 0,
         replace: bool = False,
     ) -> "Index":
         """Creates an empty index and opens it for writing.
@@ -102,13 +104,17 @@ class Index:
             run: The run that computes the vectors, used when the index is opened without naming one.
             head: The head of that run; see `dr_keras.heads`.
             exif: Whether what files say of themselves becomes attributes; see `dr_keras.data.exif`.
+            parts: Which parts of each image it keeps vectors of, see `dr_keras.data.parts.windows`; 0 for none.
             replace: Replace an existing index, even a damaged one.
 
         Raises:
+            InputError: There is no such choice of parts.
             Locked: Another process is creating or writing to an index there.
             RunError: The folder is not empty, or cannot be written to.
         """
+        windows(parts)
         meta = {"root": os.path.abspath(root), "model": model, "run": run, "head": head, "exif": exif, "engine": "auto"}
+        meta |= {"parts": parts} if parts else {}
         return cls(Store.create(Path(folder), dim, meta, replace=replace))
 
     @classmethod
@@ -183,6 +189,11 @@ class Index:
         return self._store.meta.get("exif", True)
 
     @property
+    def parts(self) -> int:
+        """Which parts of each image it keeps vectors of, see `dr_keras.data.parts.windows`; 0 for none."""
+        return self._store.meta.get("parts", 0)
+
+    @property
     def head_file(self) -> Path:
         """The general head that was fitted on this index's images, if `head` is "fitted"."""
         return self.folder / HEAD_FILE
@@ -206,6 +217,11 @@ class Index:
     def vectors(self) -> np.ndarray:
         """(R, D) float32, memory-mapped, by row, including the rows of removed images."""
         return self._store.vectors
+
+    @property
+    def part_vectors(self) -> np.ndarray | None:
+        """(R, P, D) float32, memory-mapped: the vectors of the parts of each image; None if it keeps none."""
+        return self._store.parts
 
     @property
     def version(self) -> int:
@@ -234,7 +250,7 @@ class Index:
 
         Args:
             entries: n images with new ids.
-            vectors: (n, D) of unit length.
+            vectors: (n, D) of unit length; if the index keeps parts, (n, 1 + P, D), the whole image first.
             class_names: The display names of new labels; a label without one is displayed as is.
 
         Raises:
@@ -252,7 +268,7 @@ class Index:
 
         Args:
             entries: n images with ids that are in the index.
-            vectors: (n, D) of unit length.
+            vectors: As in `add`.
 
         Raises:
             InputError: An id is not in the index or is given twice, or the vectors are invalid, as in `add`. In that
@@ -271,7 +287,7 @@ class Index:
                 with self._searcher.changing():
                     changes.update_images(self._store, entries, rows)
                 return
-            vectors = check_vectors(vectors, len(entries), self.dim)
+            vectors = self._checked(vectors, len(entries))
             replaced = self.records.rows_of(ids)
             self._insert(entries, vectors, {}, replaced.values())
             if replaced:
@@ -284,13 +300,16 @@ class Index:
         class_names: Mapping[str, str],
         replaced: Collection[int] = (),
     ) -> None:
-        vectors = check_vectors(vectors, len(entries), self.dim)
+        vectors = self._checked(vectors, len(entries))
         check_unique([entry.id for entry in entries])
         if not entries:
             return
         with self._searcher.changing():
             changes.delete_images(self._store, replaced)
             changes.insert_images(self._store, entries, vectors, class_names)
+
+    def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
+        return check_vectors(vectors, count, self.dim, len(windows(self.parts)))
 
     def remove(self, ids: Collection[str]) -> int:
         """Removes images.
@@ -366,15 +385,40 @@ class Index:
         Raises:
             InputError: The vectors have the wrong length, `k` is below 1, or `where` is not a valid condition.
         """
+        queries, own = self._asked(vectors, k, exclude)
+        with self._guard:
+            return self._searcher.search(queries, k, where, own, self.condition_seconds)
+
+    def search_parts(
+        self, vectors: np.ndarray, k: int = 30, *, where: str | None = None, exclude: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Finds the `k` images of which the whole or a part is nearest to each vector; every part is compared.
+
+        Args:
+            vectors, k, where, exclude: As in `search`.
+
+        Returns:
+            rows and distances as in `search`, and parts (Q, K) int64: the number of the nearest part in
+            `dr_keras.data.parts.windows`, or -1 for the whole image.
+
+        Raises:
+            InputError: As in `search`; or the index keeps no parts.
+        """
+        queries, own = self._asked(vectors, k, exclude)
+        with self._guard:
+            if not self.parts:
+                raise InputError(f"{self.folder} keeps no parts of its images")
+            return self._searcher.search_parts(queries, k, where, own, self.condition_seconds)
+
+    def _asked(self, vectors: np.ndarray, k: int, exclude: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of a search, and the rows to exclude for each."""
         queries = np.ascontiguousarray(vectors, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"vectors are {np.shape(vectors)}; this index takes (Q, {self.dim})")
         if k < 1:
             raise InputError(f"{k} neighbors were asked for; ask for at least 1")
         own = np.empty((len(queries), 0), np.int64) if exclude is None else np.asarray(exclude)
-        own = own[:, None] if own.ndim == 1 else own
-        with self._guard:
-            return self._searcher.search(queries, k, where, own, self.condition_seconds)
+        return queries, own[:, None] if own.ndim == 1 else own
 
     # Statistics, integrity and copies
 

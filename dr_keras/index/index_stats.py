@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dr_keras.data.parts import windows
 from dr_keras.index.engine import IndexEngine
 from dr_keras.index.image_files import ImageFiles
 from dr_keras.index.records import Records
@@ -21,6 +22,7 @@ def index_stats(store: Store, records: Records, image_files: ImageFiles, engine:
         "splits": {name or "added": count for name, count in sorted(records.split_counts().items())},
         "skipped": len(image_files.skipped()),
         "dim": store.meta["dim"],
+        "parts": len(windows(store.meta.get("parts", 0))),
         "engine": engine.stats(),
         "rows": store.rows,
         "gaps": store.rows - images,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dr_keras.data.decoding import decode_files
+from dr_keras.data.decoding import decode_with_parts
 from dr_keras.data.image_ids import image_path
 from dr_keras.errors import InputError
 from dr_keras.index.database import DATABASE, one_line_errors
@@ -128,7 +128,7 @@ def switch(
     if keep_old is not None:
         index.save(keep_old)
     rows = fresh.records.rows_of([id for _, id, *_ in index.records.listing()])
-    index.compact(NewVectors(fresh.vectors, rows, target.meta()))
+    index.compact(NewVectors(fresh.vectors, rows, target.meta(), fresh.part_vectors))
     fresh.close()
     remove_migration(index.folder)
     return list(unread)
@@ -182,11 +182,18 @@ def _open_migration(folder: Path, index: Index, target: Target) -> Index:
     place = folder / MIGRATION
     if (place / DATABASE).exists():
         fresh = Index.open(place, write=True)
-        if (fresh.model, fresh.dim) == (target.model, target.dim):
+        if (fresh.model, fresh.dim, fresh.parts) == (target.model, target.dim, index.parts):
             return fresh
         fresh.close()
     return Index.create(
-        place, target.dim, root=index.root, model=target.model, run=target.run, head=target.head, replace=True
+        place,
+        target.dim,
+        root=index.root,
+        model=target.model,
+        run=target.run,
+        head=target.head,
+        parts=index.parts,
+        replace=True,
     )
 
 
@@ -215,11 +222,13 @@ def _take_over(index: Index, fresh: Index, reader: Reader, console: Console, lea
 def _embed(root: Path, fresh: Index, reader: Reader, images: Mapping[str, Stamp]) -> dict[str, str]:
     """Embeds images, by id with their stamps; returns why some could not be, by id."""
     ids = list(images)
-    pixels, failures = decode_files([image_path(id, root) for id in ids], reader.size, reader.resize)
+    files = [image_path(id, root) for id in ids]
+    block = decode_with_parts(files, reader.size, reader.resize, facts=False, parts=reader.parts)
+    pixels, failures = block.pixels, block.failures
     good = [number for number in range(len(ids)) if number not in failures]
     if good:
         entries = [Entry(ids[number], NO_CLASS, "", *images[ids[number]]) for number in good]
-        fresh.put(entries, reader.embed(pixels[good] if failures else pixels))
+        fresh.put(entries, reader.vectors(pixels[good] if failures else pixels))
     return {ids[number]: reason for number, reason in failures.items()}
 
 

@@ -275,9 +275,12 @@ def check_unique(ids: Collection[str]) -> None:
         raise InputError(f"{twice!r} is given twice")
 
 
-def checksum(id: str, vector: np.ndarray) -> int:
-    """The CRC-32 of an image's id and its vector (D,) float32."""
-    return zlib.crc32(vector.data, zlib.crc32(as_text(id)))
+def checksum(id: str, *vectors: np.ndarray) -> int:
+    """The CRC-32 of an image's id and its vectors, float32: its own (D,), and those of its parts (P, D) if any."""
+    crc = zlib.crc32(as_text(id))
+    for vector in vectors:
+        crc = zlib.crc32(np.ascontiguousarray(vector).data, crc)
+    return crc
 
 
 def _parts(values: Sequence[int]) -> Iterator[Sequence[int]]:

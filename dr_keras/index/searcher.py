@@ -15,6 +15,7 @@ from dr_keras.index.approximate_search import ApproximateSearch, EngineInfo
 from dr_keras.index.database import one_line_errors
 from dr_keras.index.exact_search import nearest, ranked
 from dr_keras.index.filters import parse_where
+from dr_keras.index.part_search import nearest_parts
 from dr_keras.index.store import Store
 
 CLOCK_STEPS = 10_000  # steps of SQLite's virtual machine between checks of the clock: about a millisecond
@@ -103,6 +104,14 @@ class Searcher:
         rows, found = ranked(queries, self._store.vectors, rows, k)
         keep = int((rows >= 0).sum(axis=1).max(initial=0))
         return rows[:, :keep], found[:, :keep]
+
+    def search_parts(
+        self, queries: np.ndarray, k: int, where: str | None, exclude: np.ndarray, condition_seconds: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Finds the `k` images whose nearest part is nearest; see `dr_keras.index.index.Index.search_parts`."""
+        searchable = self._searchable if where is None else self._rows_where(where, condition_seconds)
+        assert self._store.parts is not None
+        return nearest_parts(queries, self._store.vectors, self._store.parts, k, rows=searchable, exclude=exclude)
 
     def _rows_where(self, where: str, seconds: float | None) -> np.ndarray:
         condition = parse_where(where)

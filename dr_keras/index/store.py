@@ -2,6 +2,7 @@
 
     index.sqlite       what is known about each image, the row of its vector, and which rows are hidden from searches
     vectors-G.f32      float32 (rows, D), row after row; G counts how often it was rewritten without its gaps
+    parts-G.f32        optional: float32 (rows, P, D), the vectors of parts of each image (`dr_keras.data.parts`)
     engine-....faiss   optional: an approximate index of the first rows, built from the vectors
     map.npz            optional, from `index.py map`: positions on the page's map (`dr_keras.index.umap_layout`)
     head.npz           optional: the general head that was fitted on the index's images (`dr_keras.heads`)
@@ -15,13 +16,14 @@ until it asks for a newer one; with a write-ahead log, readers and the writer do
 """
 
 import json
+import math
 import os
 import shutil
 import sqlite3
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dr_keras.atomic_files import new_folder
+from dr_keras.data.parts import windows
 from dr_keras.errors import RunError
 from dr_keras.index.database import (
     DATABASE,
@@ -44,7 +47,10 @@ from dr_keras.index.vector_file import (
     QUICK_CHECK_BYTES,
     VALUE_BYTES,
     damaged_segments,
+    given,
+    joined_checksum,
     map_vectors,
+    parts_name,
     sync_data,
     vectors_name,
     write_at,
@@ -64,10 +70,11 @@ REFRESH_POLL_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class _State:
-    """A snapshot of a store: its meta values, and its vectors (rows, D) float32."""
+    """A snapshot of a store: its meta values, its vectors (rows, D) float32, and those of parts (rows, P, D)."""
 
     meta: dict[str, Any]
     vectors: np.ndarray
+    parts: np.ndarray | None
 
 
 class Store:
@@ -132,11 +139,14 @@ class Store:
                     raise RunError(f"{folder} exists and is not empty; choose another place for the index")
                 for file in there:
                     if (
-                        file.name.startswith(("index.", "vectors-", "engine-", "map.", "head.", "calibration."))
+                        file.name.startswith(
+                            ("index.", "vectors-", "parts-", "engine-", "map.", "head.", "calibration.")
+                        )
                         and file.is_file()
                     ):
                         file.unlink()
-                (folder / vectors_name(0)).write_bytes(b"")
+                for name in _names(0, meta):
+                    (folder / name).write_bytes(b"")
                 known = {"format": FORMAT, "dim": dim, "generation": 0, "rows": 0, "version": 0} | meta
                 create_database(folder, known)
             except BaseException:
@@ -161,6 +171,11 @@ class Store:
         """(rows, D) float32, memory-mapped."""
         return self._seen().vectors
 
+    @property
+    def parts(self) -> np.ndarray | None:
+        """(rows, P, D) float32, memory-mapped: the vectors of the images' parts; None if the index keeps none."""
+        return self._seen().parts
+
     def _seen(self) -> _State:
         state = self._state
         if state is None:
@@ -172,10 +187,9 @@ class Store:
         """How many rows of the vectors are in use, gaps included."""
         return len(self.vectors)
 
-    @property
-    def vectors_file(self) -> Path:
-        """The file of the vectors."""
-        return self.folder / vectors_name(self.meta["generation"])
+    def vector_names(self, generation: int) -> list[str]:
+        """The names of the files of vectors: that of the images and, if it keeps them, that of their parts."""
+        return _names(generation, self.meta)
 
     def refresh(self) -> bool:
         """Moves to the latest state.
@@ -208,22 +222,21 @@ class Store:
                 meta = self._read_meta(self._db)
                 if old is not None and meta == old.meta:
                     return old
-                file = self.folder / vectors_name(meta["generation"])
                 try:
-                    vectors = self._map(file, meta["rows"], meta["dim"])
+                    vectors, parts = self._mapped(meta)
                     break
-                except FileNotFoundError:
+                except FileNotFoundError as error:
                     # A writer replaced the vector file between the two steps.
                     self._db.execute("COMMIT")
                     if attempt == REFRESH_ATTEMPTS - 1:
-                        raise RunError(f"{self.folder} is damaged: {file} does not exist") from None
+                        raise RunError(f"{self.folder} is damaged: {error.filename} does not exist") from None
                     time.sleep(REFRESH_POLL_SECONDS)
             if old is None or meta["generation"] != old.meta["generation"]:
                 self._checked_rows = 0
-            if not self._repair and vectors.nbytes <= QUICK_CHECK_BYTES:
-                self._compare(self._db, file, vectors)
+            if not self._repair and sum(array.nbytes for array in given(vectors, parts)) <= QUICK_CHECK_BYTES:
+                self._compare(self._db, vectors, parts)
             self._checked_rows = len(vectors)
-        return _State(meta, vectors)
+        return _State(meta, vectors, parts)
 
     def _read_meta(self, db: sqlite3.Connection) -> dict[str, Any]:
         meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
@@ -243,16 +256,21 @@ class Store:
         if self._db is None:
             self._db, self._copied = connect(self.folder, write=self._lock is not None)
 
-    def _map(self, file: Path, rows: int, dim: int) -> np.ndarray:
-        return map_vectors(file, rows, dim, repair=self._repair)
+    def _mapped(self, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Maps the vectors of the images and those of their parts into memory."""
+        rows, dim, pieces = meta["rows"], meta["dim"], len(windows(meta.get("parts", 0)))
+        files = [self.folder / name for name in _names(meta["generation"], meta)]
+        vectors = map_vectors(files[0], rows, dim, repair=self._repair)
+        if not pieces:
+            return vectors, None
+        return vectors, map_vectors(files[1], rows, pieces * dim, repair=self._repair).reshape(rows, pieces, dim)
 
-    def _compare(self, db: sqlite3.Connection, file: Path, vectors: np.ndarray) -> None:
+    def _compare(self, db: sqlite3.Connection, vectors: np.ndarray, parts: np.ndarray | None) -> None:
         """Compares the checksums of the segments that have not been compared yet."""
-        if any(True for _ in damaged_segments(db, vectors, self._checked_rows)):
+        if any(True for _ in damaged_segments(db, vectors, parts, self._checked_rows)):
             raise RunError(
-                f"{file} was altered or damaged: a checksum differs; find out what is lost with "
-                f"{command('index')} verify, and "
-                "repair it with --repair"
+                f"the vectors in {self.folder} were altered or damaged: a checksum differs; find out what is lost with "
+                f"{command('index')} verify, and repair it with --repair"
             )
 
     @contextmanager
@@ -288,23 +306,29 @@ class Store:
         self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def append(self, vectors: np.ndarray) -> int:
-        """Writes vectors (n, D) after the rows in use; call it at most once per transaction.
+        """Writes vectors after the rows in use; call it at most once per transaction.
+
+        Args:
+            vectors: (n, D) float32, or with parts (n, 1 + P, D).
 
         Returns:
             The row of the first vector.
         """
-        vectors = np.ascontiguousarray(vectors, np.float32)
         start = self.rows
-        end = start * self.meta["dim"] * VALUE_BYTES
-        with open(self.vectors_file, "r+b", buffering=0) as file:
-            try:
-                write_at(file, vectors, end)
-                sync_data(file)
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(end)  # free the space, such as on a full disk
-                raise
-        self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (start, len(vectors), zlib.crc32(vectors.data)))
+        arrays = [vectors[:, 0], vectors[:, 1:]] if vectors.ndim == 3 else [vectors]
+        arrays = [np.ascontiguousarray(array, np.float32) for array in arrays]
+        for name, array in zip(self.vector_names(self.meta["generation"]), arrays, strict=True):
+            end = start * math.prod(array.shape[1:]) * VALUE_BYTES
+            with open(self.folder / name, "r+b", buffering=0) as file:
+                try:
+                    write_at(file, array, end)
+                    sync_data(file)
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(end)  # free the space, such as on a full disk
+                    raise
+        crc = joined_checksum([zlib.crc32(array.data) for array in arrays])
+        self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (start, len(vectors), crc))
         self.set_meta("rows", start + len(vectors))
         self._checked_rows = start + len(vectors)  # more than there are rows, if the transaction fails
         return start
@@ -315,7 +339,7 @@ class Store:
 
     def _remove_strays(self) -> None:
         """Removes what a killed process left behind."""
-        known = {self.vectors_file.name, self.meta.get("engine_file")}
+        known = {*self.vector_names(self.meta["generation"]), self.meta.get("engine_file")}
         with one_line_errors(self.folder):
             for file in self.folder.iterdir():
                 if file.name not in known and file.suffix in (".f32", ".faiss"):
@@ -343,7 +367,9 @@ class Store:
                     target.execute(FORGET_ENGINE)
                 finally:
                     target.close()
-                write_rows(temporary / self.vectors_file.name, self.vectors, np.arange(self.rows))
+                names = self.vector_names(self.meta["generation"])
+                for name, array in zip(names, given(self.vectors, self.parts), strict=True):
+                    write_rows(temporary / name, array, np.arange(self.rows))
                 for name in (HEAD_FILE, CUTOFF_FILE):
                     if (self.folder / name).is_file():
                         shutil.copyfile(self.folder / name, temporary / name)
@@ -369,3 +395,7 @@ class Store:
     def __del__(self) -> None:
         if sys.meta_path is not None:  # else Python is exiting, and the system releases the lock
             self.close()
+
+
+def _names(generation: int, meta: Mapping[str, Any]) -> list[str]:
+    return [vectors_name(generation), *([parts_name(generation)] if meta.get("parts") else [])]

@@ -1,5 +1,6 @@
 """Syncs an index with images on disk: reads only new or changed files, and can remove images whose files are gone."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from dr_keras.data.catalog import data_folder
-from dr_keras.data.decoding import decode_files, decode_files_with_facts
+from dr_keras.data.decoding import decode_with_parts, pixels_shape
 from dr_keras.data.exif import merged, without_facts
 from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures
 from dr_keras.data.formats import needs_decoder
@@ -41,17 +42,25 @@ class Reader:
         embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
         size, resize: How images are decoded, see `dr_keras.data.images.decode`.
         exif: Whether what a file says of itself becomes attributes, see `dr_keras.data.exif`.
+        parts: Which parts of a file are embedded too, see `dr_keras.data.parts.windows`; 0 for none.
     """
 
     embed: Callable[[np.ndarray], np.ndarray]
     size: int
     resize: str
     exif: bool = True
+    parts: int = 0
+
+    def vectors(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds decoded files: (n, D), or with parts (n, 1 + P, D) of (n, 1 + P, size, size, 3), as an index takes."""
+        if not self.parts:
+            return self.embed(pixels)
+        return self.embed(pixels.reshape(-1, *pixels.shape[2:])).reshape(*pixels.shape[:2], -1)
 
 
 def chunk_images(reader: Reader) -> int:
     """Returns how many images are decoded and embedded together at most."""
-    return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * reader.size**2)))
+    return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(pixels_shape(reader.size, reader.parts))))
 
 
 def timed_chunks(files: Sequence[str], most: int) -> Iterator[Sequence[str]]:
@@ -312,7 +321,7 @@ class _Batch:
         good = [row for row in range(len(other)) if row not in failures]
         if good:
             entries = [self._entry(other[row], stamps[other[row]], facts.get(row)) for row in good]
-            index.put(entries, self.reader.embed(pixels[good] if failures else pixels))
+            index.put(entries, self.reader.vectors(pixels[good] if failures else pixels))
         self._keep_failures({other[row]: reason for row, reason in failures.items()}, stamps)
         changed = sum(ids[other[row]] in known for row in good)
         return len(good) - changed, changed, {ids[other[row]]: reason for row, reason in failures.items()}
@@ -320,10 +329,8 @@ class _Batch:
     def _decoded(self, files: Sequence[str]) -> tuple[np.ndarray, dict[int, str], dict[int, dict[str, Any]]]:
         """Pixels, failures by row, and what each file says of itself by row."""
         reader = self.reader
-        if reader.exif:
-            block = decode_files_with_facts(files, reader.size, reader.resize)
-            return block.pixels, block.failures, block.facts
-        return *decode_files(files, reader.size, reader.resize), {}
+        block = decode_with_parts(files, reader.size, reader.resize, facts=reader.exif, parts=reader.parts)
+        return block.pixels, block.failures, block.facts
 
     def _entry(self, file: str, stamp: Stamp, facts: Mapping[str, Any] | None = None) -> Entry:
         """The entry of a file; `facts` are what it says of itself, or None if it is as before."""

@@ -3,8 +3,9 @@
 import io
 import os
 import sqlite3
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,21 @@ LENGTH_TOLERANCE = 1e-3  # how far a vector's length may be from 1; half precisi
 def vectors_name(generation: int) -> str:
     """The name of the vector file; `generation` counts how often it was rewritten without gaps."""
     return f"vectors-{generation}.f32"
+
+
+def parts_name(generation: int) -> str:
+    """The name of the file of the vectors of parts."""
+    return f"parts-{generation}.f32"
+
+
+def given(vectors: np.ndarray, parts: np.ndarray | None) -> list[np.ndarray]:
+    """The vectors of images (R, D) and, if there are any, those of their parts (R, P, D)."""
+    return [vectors] if parts is None else [vectors, parts]
+
+
+def joined_checksum(crcs: Sequence[int]) -> int:
+    """The checksum of rows, from that in each file: of one file it is the same."""
+    return crcs[0] if len(crcs) == 1 else zlib.crc32(struct.pack(f"<{len(crcs)}I", *crcs))
 
 
 def map_vectors(file: Path, rows: int, dim: int, *, repair: bool) -> np.ndarray:
@@ -73,7 +89,7 @@ def write_rows(file: Path, vectors: np.ndarray, rows: np.ndarray) -> int:
 
     Args:
         file: The file to create.
-        vectors: (R, D) float32.
+        vectors: (R, D) or (R, P, D) float32.
         rows: (n,) int64, the rows to write, in this order.
 
     Returns:
@@ -90,41 +106,46 @@ def write_rows(file: Path, vectors: np.ndarray, rows: np.ndarray) -> int:
     return crc
 
 
-def damaged_segments(db: sqlite3.Connection, vectors: np.ndarray, start: int = 0) -> Iterator[tuple[int, int]]:
+def damaged_segments(
+    db: sqlite3.Connection, vectors: np.ndarray, parts: np.ndarray | None, start: int = 0
+) -> Iterator[tuple[int, int]]:
     """Finds the segments, each written by one change, whose checksum differs.
 
     Args:
         db: The index's database.
         vectors: (R, D) float32.
+        parts: (R, P, D) float32, or None.
         start: The row of the first segment to check.
 
     Yields:
         The first row and the number of rows of each.
     """
     for first, count, crc in db.execute("SELECT start, count, crc FROM segments WHERE start >= ?", (start,)):
-        if zlib.crc32(vectors[first : first + count].data) != crc:
+        crcs = [zlib.crc32(array[first : first + count].data) for array in given(vectors, parts)]
+        if joined_checksum(crcs) != crc:
             yield first, count
 
 
-def check_vectors(vectors: np.ndarray, count: int, dim: int) -> np.ndarray:
+def check_vectors(vectors: np.ndarray, count: int, dim: int, parts: int) -> np.ndarray:
     """Checks vectors and converts them to the form that an index stores.
 
     Args:
         vectors: The given vectors.
-        count, dim: The shape that they should have.
+        count, dim, parts: How many images, the length of a vector, and how many parts an image has.
 
     Returns:
-        (count, dim) float32, contiguous.
+        (count, dim), or with parts (count, 1 + parts, dim), float32, contiguous.
 
     Raises:
         InputError: They have another shape, or a vector is not finite or not of unit length.
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
-    if vectors.shape != (count, dim):
-        raise InputError(f"vectors are {vectors.shape}; expected ({count}, {dim})")
-    bad = np.flatnonzero(~(np.abs(lengths(vectors) - 1) < LENGTH_TOLERANCE))
+    expected = (count, 1 + parts, dim) if parts else (count, dim)
+    if vectors.shape != expected:
+        raise InputError(f"vectors are {vectors.shape}; expected {expected}")
+    bad = np.flatnonzero(~(np.abs(lengths(vectors.reshape(-1, dim)) - 1) < LENGTH_TOLERANCE))
     if len(bad):
-        raise InputError(f"vector {bad[0]} is not finite or not of unit length")
+        raise InputError(f"vector {bad[0] // (1 + parts)} is not finite or not of unit length")
     return vectors
 
 
