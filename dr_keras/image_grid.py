@@ -18,6 +18,8 @@ FAINT = (120, 126, 134)
 QUERY = (45, 92, 190)
 SAME = (31, 138, 84)  # green and orange-red also differ in lightness, for color-blind people
 OTHER = (216, 96, 58)
+PART, PART_EDGE = (255, 255, 255), (0, 0, 0)  # the frame of a part is seen on light and dark pictures
+PART_LINE = 0.02  # its width, as a share of the longer side
 TILE_PAPER = (236, 236, 232)
 GAP = 10  # pixels
 FRAME = 4  # pixels
@@ -119,6 +121,19 @@ def open_or_missing(path: Path, side: int = 112, crop: Crop | None = None) -> Im
         image = Image.new("RGB", (side, side), (228, 228, 224))
         ImageDraw.Draw(image).text((8, side // 2 - 8), "file not found", FAINT, ImageFont.load_default(12))
         return image
+
+
+def framed(image: Image.Image, part: Crop | None) -> Image.Image:
+    """Returns an image with a white frame around a part of it, or unchanged if there is none."""
+    if part is None:
+        return image
+    image = image.copy()
+    box, line = part.box(*image.size), max(1, round(max(image.size) * PART_LINE))
+    left, top, right, bottom = box
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=PART_EDGE, width=2 * line)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=PART, width=line)
+    return image
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:

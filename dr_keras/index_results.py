@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dr_keras.data.crop import Crop
 from dr_keras.data.image_ids import image_path
+from dr_keras.data.parts import windows
 from dr_keras.duplicates.copies import CopyFinder
 from dr_keras.errors import InputError
 from dr_keras.image_names import resolve
@@ -31,23 +33,33 @@ def row_of(index: Index, name: str) -> int:
 
 
 def neighbors(
-    index: Index, vectors: np.ndarray, k: int, exclude: Sequence[int] | np.ndarray, where: str | None
+    index: Index, vectors: np.ndarray, k: int, exclude: Sequence[int] | np.ndarray, where: str | None, *, whole: bool
 ) -> list[list[Result]]:
     """Returns the k nearest images of each vector; see `dr_keras.search_model.Model.neighbors`."""
     others = np.broadcast_to(np.asarray(exclude, np.int64), (len(vectors), np.shape(exclude)[-1]))
     with index.held():
-        rows, distances = index.search(vectors, k, where=where, exclude=others)
+        rows, distances, parts = search(index, vectors, k, where, others, whole=whole)
         good = rows >= 0
         entries = dict(zip(rows[good].tolist(), index.records.entries(rows[good]), strict=True))
-        names, root = index.records.class_names(), index.root
+        names, root, cuts = index.records.class_names(), index.root, windows(index.parts)
     return [
         [
-            _result(root, entries[row], names, rank, distance)
-            for rank, (row, distance) in enumerate(zip(*found, strict=True), start=1)
+            _result(root, entries[row], names, rank, distance, cuts[part] if part >= 0 else None)
+            for rank, (row, distance, part) in enumerate(zip(*found, strict=True), start=1)
             if row >= 0
         ]
-        for found in zip(rows.tolist(), distances.tolist(), strict=True)
+        for found in zip(rows.tolist(), distances.tolist(), parts.tolist(), strict=True)
     ]
+
+
+def search(
+    index: Index, vectors: np.ndarray, k: int, where: str | None, exclude: np.ndarray, *, whole: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Searches an index as `Index.search_parts` does; by whole images if it keeps no parts, or if `whole` says so."""
+    if index.parts and not whole:
+        return index.search_parts(vectors, k, where=where, exclude=exclude)
+    rows, distances = index.search(vectors, k, where=where, exclude=exclude)
+    return rows, distances, np.full(rows.shape, -1)
 
 
 def varied_neighbors(
@@ -58,6 +70,8 @@ def varied_neighbors(
     where: str | None,
     variety: Variety,
     max_distance: float | None = None,
+    *,
+    whole: bool = False,
 ) -> list[Result]:
     """Returns up to k images that are near a vector (D,), chosen for variety among the nearest.
 
@@ -71,22 +85,24 @@ def varied_neighbors(
         where: A condition, see `dr_keras.index.filters`.
         variety: What is asked for.
         max_distance: The greatest distance to choose from, or None.
+        whole: Whether to search by whole images alone.
     """
     most = max(k, MAX_POOL)
     pool = min(variety.pool(k), most)
     while True:
         with index.held():
             left_out = np.array([list(index.records.rows_of(exclude).values())], np.int64)
-            found, away = index.search(vector[None], pool, where=where, exclude=left_out)
-            rows, distances = found[0], away[0]
+            rows, distances, parts = (
+                each[0] for each in search(index, vector[None], pool, where, left_out, whole=whole)
+            )
             enough = len(rows) < pool or pool >= most
             good = rows >= 0
             if max_distance is not None:
                 enough = enough or distances[-1] > max_distance
                 good &= distances <= max_distance
-            distances, rows = distances[good], rows[good]
+            distances, rows, parts = distances[good], rows[good], parts[good]
             near, entries = np.array(index.vectors[rows], np.float32), index.records.entries(rows)
-            names, root = index.records.class_names(), index.root
+            names, root, cuts = index.records.class_names(), index.root, windows(index.parts)
         files = [(image_path(entry.id, root), entry.hash) for entry in entries]
         chosen, copies = vary(variety, near, distances, k, lambda: COPIES.groups(files, near))  # noqa: B023  # called at once
         if len(chosen) == k or enough:
@@ -96,6 +112,7 @@ def varied_neighbors(
         replace(
             _result(root, entries[number], names, rank, float(distances[number])),
             copies=tuple(entries[other].id for other in folded),
+            part=cuts[parts[number]] if parts[number] >= 0 else None,
         )
         for rank, (number, folded) in enumerate(zip(chosen, copies, strict=True), start=1)
     ]
@@ -107,5 +124,13 @@ def describe(index: Index, row: int) -> Result:
         return _result(index.root, index.records.entries([row])[0], index.records.class_names())
 
 
-def _result(root: Path, entry: Entry, names: Mapping[str, str], rank: int = 0, distance: float = 0.0) -> Result:
-    return Result(rank, entry.id, root / entry.id, entry.label, names[entry.label], distance, entry.attributes)
+def _result(
+    root: Path,
+    entry: Entry,
+    names: Mapping[str, str],
+    rank: int = 0,
+    distance: float = 0.0,
+    part: Crop | None = None,
+) -> Result:
+    path, name = root / entry.id, names[entry.label]
+    return Result(rank, entry.id, path, entry.label, name, distance, entry.attributes, part=part)

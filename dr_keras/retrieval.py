@@ -31,6 +31,7 @@ def retrieve(
     max_distance: float | Cutoff | None,
     crop: Crop | None,
     variety: Variety,
+    whole: bool,
 ) -> Answer:
     """Finds the nearest images of one image, or of several together; see `dr_keras.search_model.Model.retrieve`.
 
@@ -43,6 +44,7 @@ def retrieve(
         max_distance: The greatest distance of a result, or what says it for the query; None for any.
         crop: The part of the query, which must be a single one, or None.
         variety: What is asked for besides nearness.
+        whole: Whether to search by whole images alone.
 
     Raises:
         InputError: As there.
@@ -69,12 +71,25 @@ def retrieve(
         excluded = [row for row in (rows[len(names) :] if include_self else rows) if row is not None]
         limit = max_distance.limit_for(index, vector, excluded) if isinstance(max_distance, Cutoff) else max_distance
         known = [describe(index, row) if row is not None else None for row in rows[: len(names)]]
-        results = [] if variety else neighbors(index, vector[None], k, excluded, where)[0]
+        results = [] if variety else neighbors(index, vector[None], k, excluded, where, whole=whole)[0]
         ids = [entry.id for entry in index.records.entries(excluded)]  # rows may change as soon as it is not held
     if variety:
-        results = varied_neighbors(index, vector, k, ids, where, variety, limit)
+        results = varied_neighbors(index, vector, k, ids, where, variety, limit, whole=whole)
     path = known[0].path if known[0] else files[names[0]]
     return make_answer(names, path, known, results, negatives=negatives, max_distance=limit, crop=crop)
+
+
+def check_cutoff(index: Index, *, whole: bool) -> None:
+    """Checks that a calibrated distance suits a search: it is one of whole images.
+
+    Raises:
+        InputError: The search is also by parts, which are nearer.
+    """
+    if index.parts and not whole:
+        raise InputError(
+            "the calibrated distance is one of whole images, and this index is also searched by their parts; give a "
+            "number, or search by whole images"
+        )
 
 
 def _part(index: Index, name: str, file: Path | None, crop: Crop) -> ImageInput:

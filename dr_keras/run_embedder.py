@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -75,9 +76,9 @@ class RunEmbedder:
 
     def reader_for(self, index: Index) -> Reader:
         """Returns how files become the vectors of an index."""
-        if index.head != FITTED:
-            return self.reader(index.head)
-        return self.reader(TRAINED, GeneralHead.load(index.head_file))
+        own = index.head != FITTED
+        reader = self.reader(index.head) if own else self.reader(TRAINED, GeneralHead.load(index.head_file))
+        return replace(reader, parts=index.parts)
 
     def vector_runtime(self) -> str:
         """Returns what tells the vectors of the runtimes apart, which differ a little.

@@ -20,7 +20,7 @@ from dr_keras.index.index import Index
 from dr_keras.index.sync import Reader, folder_classes
 from dr_keras.index_results import describe, neighbors
 from dr_keras.progress import stderr
-from dr_keras.retrieval import retrieve
+from dr_keras.retrieval import check_cutoff, retrieve
 from dr_keras.run_embedder import Images, RunEmbedder
 from dr_keras.runs import Run, open_run
 from dr_keras.search_results import Answer, Result
@@ -259,6 +259,7 @@ class Model:
         crop: Crop | Sequence[float] | str | None = None,
         distinct: bool = False,
         diverse: float | None = None,
+        whole: bool = False,
     ) -> Answer:
         """Finds the nearest gallery images of one image, or of several images together.
 
@@ -277,6 +278,7 @@ class Model:
             distinct: Fold copies of a result into it, as its `copies`: images that `index.py duplicates` would find.
             diverse: The weight of nearness, from 0 to 1, against being unlike the results before it (maximal marginal
                 relevance); the results are then no longer in the order of their distances.
+            whole: Search by whole images alone, if the index also keeps parts of them (`index.py add --parts`).
 
         Returns:
             The answer, with its results nearest first.
@@ -292,6 +294,8 @@ class Model:
             ('apples', ['maroon.png'])
         """
         index = self.index  # another thread may replace it
+        if max_distance == "auto":
+            check_cutoff(index, whole=whole)
         limit = self._cutoff(index) if max_distance == "auto" else max_distance
         if isinstance(limit, str):
             raise InputError(f"max_distance is {limit!r}; give a number or 'auto'")
@@ -306,6 +310,7 @@ class Model:
             max_distance=limit,
             crop=None if crop is None else Crop.of(crop),
             variety=Variety(distinct, diverse),
+            whole=whole,
         )
 
     def explain(self, query: ImageInput, neighbor: ImageInput) -> Explanation:
@@ -351,7 +356,13 @@ class Model:
         return calibrated_distance(self.run, self.head)
 
     def neighbors(
-        self, vectors: np.ndarray, k: int = 30, *, exclude: Sequence[int] | np.ndarray = (), where: str | None = None
+        self,
+        vectors: np.ndarray,
+        k: int = 30,
+        *,
+        exclude: Sequence[int] | np.ndarray = (),
+        where: str | None = None,
+        whole: bool = False,
     ) -> list[list[Result]]:
         """Finds the nearest gallery images of each vector.
 
@@ -359,12 +370,12 @@ class Model:
             vectors: (Q, D) float32.
             k: How many for each vector.
             exclude: Rows to leave out: the same ones for all vectors, or (Q, X), those of each vector, padded with -1.
-            where: As in `retrieve`.
+            where, whole: As in `retrieve`.
 
         Returns:
             For each vector its results, nearest first.
         """
-        return neighbors(self.index, vectors, k, exclude, where)
+        return neighbors(self.index, vectors, k, exclude, where, whole=whole)
 
     def result(self, row: int) -> Result:
         """Returns what the index knows about the image in a row."""

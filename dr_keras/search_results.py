@@ -31,6 +31,7 @@ class Result:
         distance: Euclidean distance to the query, from 0 to 2.
         attributes: What else the index knows about the image.
         copies: The ids of copies of the image that were folded into it.
+        part: The part of the image that was found, in shares of it; None for the whole.
 
     Example:
         >>> Result(1, "cats/tom.jpg", Path("photos/cats/tom.jpg"), "cats", "cats", 0.25).name
@@ -45,6 +46,7 @@ class Result:
     distance: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
     copies: Sequence[str] = ()
+    part: Crop | None = None
 
     @property
     def name(self) -> str:
@@ -100,6 +102,7 @@ class Answer:
                     "distance": result.distance,
                     "attributes": dict(result.attributes),
                     "copies": list(result.copies),
+                    "part": None if result.part is None else list(result.part.numbers),
                 }
                 for result in self.results
             ],
@@ -110,7 +113,7 @@ class Answer:
         }
 
     def save(self, file: Path) -> None:
-        """Saves an image of the query and the results; those of its class are framed in green.
+        """Saves an image of the query and the results; those of its class are framed in green, and parts in white.
 
         Args:
             file: The image file to write.
@@ -123,7 +126,7 @@ class Answer:
         check_picture_name(file)
         neighbors = [
             image_grid.Neighbor(
-                image_grid.open_or_missing(result.path),
+                image_grid.framed(image_grid.open_or_missing(result.path), result.part),
                 result.class_name,
                 result.distance,
                 None if self.label is None else result.label == self.label,

@@ -20,9 +20,9 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @contextmanager
-def client(place, **settings):
-    """A client of an application that serves the index `my-index`."""
-    model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
+def client(place, run=None, **settings):
+    """A client of an application that serves the index `my-index`, by the run `small` or another one."""
+    model = load(run or place / "runs" / "small", runtime="litert", index=place / "my-index")
     with TestClient(create_app(model, Settings(**settings))) as made:
         yield made
 

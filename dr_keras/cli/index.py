@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from dr_keras.cli import duplicates, groups, migrate
 from dr_keras.cli.opening import place, reader_of, writable
 from dr_keras.cli.parser import add_head, add_runtime, command_parser
+from dr_keras.data.parts import FINEST
 from dr_keras.errors import InputError
 from dr_keras.heads import GENERAL_DIM
 from dr_keras.invocation import program
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dr_keras.index.index import Index
     from dr_keras.index.sync_report import SyncReport
 
+PARTS = 3  # a middle way between what is found and what it takes (docs/benchmarks.md)
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
 STOPPED = "stopped; the work so far is kept, and the same command resumes it"  # what Ctrl-C prints
 
@@ -111,6 +113,16 @@ def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
         help="an attribute of all these images, for --where; a value that is not JSON is text",
     )
     add_exif(parser)
+    parser.add_argument(
+        "--parts",
+        nargs="?",
+        type=int,
+        const=PARTS,
+        choices=range(2, FINEST + 1),
+        metavar="N",
+        help="for a new index: also embed overlapping parts of each image, down to 1/N of its sides, so that a search "
+        f"finds small things in it; 9, 34 or 83 parts for N of 2, 3 or 4 (default: {PARTS})",
+    )
     parser.add_argument(
         "--fit-head",
         action="store_true",
@@ -225,6 +237,7 @@ def stats(options: argparse.Namespace) -> int:
         "classes": f"{found['classes']:,}",
         "unreadable": f"{found['skipped']:,} files",
         "vectors": f"{found['dim']} values each, {found['gaps']:,} gaps",
+        "parts": f"{found['parts']} of each image" if found["parts"] else "-",
         "engine": f"{engine['name']} ({how}), chosen: {engine['chosen']}",
         "on disk": f"{found['bytes'] / 2**20:,.1f} MiB",
     }

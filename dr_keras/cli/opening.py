@@ -42,6 +42,10 @@ def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"
     else:
         index = Index.open(place(options), write=True)
     try:
+        parts = getattr(options, "parts", None)
+        if parts is not None and parts != index.parts:
+            kept = f"parts down to 1/{index.parts} of the sides" if index.parts else "no parts"
+            raise InputError(f"{index.folder} keeps {kept} of its images, and --parts is for a new index")
         return reader_of(options, index), index
     except BaseException:
         index.close()
@@ -61,6 +65,7 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
     model = Model(run, options.runtime, options.head)
     shared: dict[str, Any] = {"root": root, "run": run.lasting_name()}
     shared["exif"] = not getattr(options, "no_exif", False)
+    shared["parts"] = getattr(options, "parts", None) or 0
     if not getattr(options, "fit_head", False):
         paths = getattr(options, "paths", [root])
         head = model.head_for(*(path for path in paths if Path(path).is_dir()))

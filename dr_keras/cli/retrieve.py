@@ -81,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAMBDA",
         help="results unlike each other: the weight of nearness, from 0 to 1, against being unlike those before",
     )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help=f"search by whole pictures alone, in an index that keeps parts of them ({program('index')} add --parts)",
+    )
     parser.add_argument("--top", type=int, default=30, metavar="K", help="how many neighbors (default: 30)")
     parser.add_argument("--include-self", action="store_true", help="let a query from the gallery find itself")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -117,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         crop=options.crop,
         distinct=options.distinct,
         diverse=options.diverse,
+        whole=options.whole,
     )
     if options.save:
         answer.save(Path(options.save))
@@ -186,8 +192,13 @@ def show(answer: "Answer", where: str | None) -> None:
     folded = any(result.copies for result in answer.results)
     if folded:
         table.add_column("copies", justify="right")
+    parts = any(result.part for result in answer.results)
+    if parts:
+        table.add_column("part")
     for result in answer.results:
         style = "green" if result.label == answer.label else None
         copies = [f"and {len(result.copies)} like it" if result.copies else ""] if folded else []
-        table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", *copies, style=style)
+        part = [f"{result.part or 'whole'}"] if parts else []
+        more = (*copies, *part)
+        table.add_row(str(result.rank), result.name, result.class_name, f"{result.distance:.4f}", *more, style=style)
     console.print(table)

@@ -123,7 +123,7 @@ class LiveIndex:
             For each query its answer, or the Problem in its place.
         """
         answers: dict[int, Answer | Exception] = {}
-        groups: dict[tuple[str | None, int], dict[int, Resolved]] = {}  # queries that one call can answer
+        groups: dict[tuple[str | None, int, bool], dict[int, Resolved]] = {}  # queries that one call can answer
         varied: dict[int, tuple[Resolved, list[str]]] = {}  # they read files, so others do not wait for them
         with self._guard:
             self.refresh()
@@ -134,7 +134,7 @@ class LiveIndex:
                         ids = [entry.id for entry in self.index.records.entries(resolved.excluded)]
                         varied[number] = resolved, ids
                     else:
-                        groups.setdefault((query.where or None, k), {})[number] = resolved
+                        groups.setdefault((query.where or None, k, query.whole), {})[number] = resolved
                 except RunError:
                     raise
                 except Problem as error:
@@ -143,9 +143,9 @@ class LiveIndex:
                     answers[number] = Problem(400, str(error))
                 except Exception as error:  # whatever it is, it affects only this query
                     answers[number] = error
-            for (where, k), group in groups.items():
+            for (where, k, whole), group in groups.items():
                 try:
-                    found = self._neighbors(list(group.values()), k, where)
+                    found = self._neighbors(list(group.values()), k, where, whole)
                 except RunError:
                     raise
                 except InputError as error:
@@ -157,7 +157,14 @@ class LiveIndex:
             query, k = searches[number]
             try:
                 chosen = varied_neighbors(
-                    self.index, resolved.vector, k, ids, query.where or None, query.variety, resolved.limit
+                    self.index,
+                    resolved.vector,
+                    k,
+                    ids,
+                    query.where or None,
+                    query.variety,
+                    resolved.limit,
+                    whole=query.whole,
                 )
             except RunError:
                 raise
@@ -167,11 +174,12 @@ class LiveIndex:
                 answers[number] = answer_to(query, resolved, chosen)
         return [answers[number] for number in range(len(searches))]
 
-    def _neighbors(self, queries: Sequence[Resolved], k: int, where: str | None) -> list[list[Result]]:
+    def _neighbors(self, queries: Sequence[Resolved], k: int, where: str | None, whole: bool) -> list[list[Result]]:
         excluded = np.full((len(queries), max(len(query.excluded) for query in queries)), -1)
         for row, query in zip(excluded, queries, strict=True):
             row[: len(query.excluded)] = query.excluded
-        return self.model.neighbors(np.stack([query.vector for query in queries]), k, exclude=excluded, where=where)
+        vectors = np.stack([query.vector for query in queries])
+        return self.model.neighbors(vectors, k, exclude=excluded, where=where, whole=whole)
 
     def place(self, query: Query, k: int) -> dict[str, Any]:
         """Places a query on the map.

@@ -12,6 +12,7 @@ from dr_keras.image_names import find_indexed
 from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.index import Index
 from dr_keras.invocation import command
+from dr_keras.retrieval import check_cutoff
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result, make_answer, refined_query
 from dr_keras.server.errors import Problem, busy
@@ -25,7 +26,7 @@ class Vector:
     """The vector of an image that was sent.
 
     Attributes:
-        values: (D,) float32.
+        values: (D,) float32; of an image to add to an index that keeps parts, (1 + P, D).
         model: What it depends on, as `dr_keras.index.index.Index.model`.
     """
 
@@ -44,6 +45,7 @@ class Query:
         where: As in `dr_keras.Model.retrieve`.
         max_distance: As in `dr_keras.Model.retrieve`.
         include_self: As in `dr_keras.Model.retrieve`.
+        whole: As in `dr_keras.Model.retrieve`.
         variety: What is asked for besides nearness.
         crop: The part of its only image that is searched for, or None for the whole.
         part: The vector of that part.
@@ -55,6 +57,7 @@ class Query:
     where: str | None = None
     max_distance: float | str | None = None
     include_self: bool = False
+    whole: bool = False
     variety: Variety = NEAREST
     crop: Crop | None = None
     part: Vector | None = None
@@ -95,6 +98,7 @@ def resolve(model: Model, query: Query) -> Resolved:
         raise Problem(400, "no query was given; send an image, or ids of the index as positives")
     limit: float | str | Cutoff | None = query.max_distance
     if limit == "auto":
+        check_cutoff(index, whole=query.whole)
         limit = Cutoff.of(index) or _calibrated(model)
     if isinstance(limit, str):
         raise Problem(400, f"max_distance is {limit!r}; give a number or 'auto'")

@@ -16,7 +16,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 FORM = "multipart/form-data"
 FIELD_BYTES = 2**16  # limit for a form field that is not an image
-SEARCH_FIELDS = ("where", "max_distance", "include_self", "distinct", "diverse")  # of a form
+SEARCH_FIELDS = ("where", "max_distance", "include_self", "whole", "distinct", "diverse")  # of a form
 IMAGES_OF_A_QUERY = 8  # the most that a client may send with one search
 IMAGES = "/v1/images/"  # the path before an id in a URL
 

@@ -55,6 +55,9 @@ class SearchRequest(BaseModel):
         description="Leave out results farther than this; `auto`: than the calibrated distance of this query.",
     )
     include_self: bool = Field(default=False, description="Whether a query may find itself.")
+    whole: bool = Field(
+        default=False, description="Search by whole images alone, if the index also keeps parts of them."
+    )
     distinct: bool = Field(default=False, description="Fold copies of a result into it.")
     diverse: Weight | None = Field(
         default=None,
@@ -75,6 +78,10 @@ class Neighbor(BaseModel):
     distance: float = Field(description="Euclidean, from 0 to 2.")
     attributes: dict[str, Any]
     copies: list[str] = Field(default=[], description="Ids of copies that were folded into it, with `distinct`.")
+    part: list[float] | None = Field(
+        default=None,
+        description="The part of it that was found: left, top, width and height in shares of it; null for the whole.",
+    )
 
 
 class SearchResponse(BaseModel):
@@ -230,6 +237,7 @@ class Stats(BaseModel):
     splits: dict[str, int]
     skipped: int
     dim: int
+    parts: int = Field(description="How many parts of each image the index keeps.")
     engine: Engine
     rows: int
     gaps: int

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from dr_keras.data.crop import Crop, cropped
 from dr_keras.data.exif import FACTS
 from dr_keras.data.images import decode, facts
+from dr_keras.data.parts import decode_parts
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.index.sync import Reader
 from dr_keras.lru import LRUCache
@@ -178,6 +179,7 @@ class Service:
             search.where,
             search.max_distance,
             search.include_self,
+            search.whole,
             Variety(search.distinct, search.diverse),
             crop,
             part if crop else None,
@@ -214,6 +216,15 @@ class Service:
             vector = Vector(values.copy(), embedding.model)  # a view would keep the whole batch in memory
             self._vectors.put(digest, vector)
         return format, vector
+
+    async def _with_parts(self, image: bytes) -> Vector:
+        """The vectors (1 + P, D) of an image that was examined, and of its parts."""
+        embedding = self.live_index.embedding
+        reader = embedding.reader
+        pixels, _ = await self._decoding(decode_parts, image, reader.size, reader.resize, reader.parts)
+        loop = asyncio.get_running_loop()
+        vectors = await loop.run_in_executor(self._explainers, reader.vectors, pixels[None])
+        return Vector(vectors[0], embedding.model)
 
     async def _facts(self, image: bytes) -> dict[str, Any]:
         """What an image says of itself, see `dr_keras.data.exif`."""
@@ -329,6 +340,8 @@ class Service:
         """
         upload = await read_upload(request)
         format, vector = await self._examine(upload.image)
+        if self.live_index.embedding.reader.parts:
+            vector = await self._with_parts(upload.image)
         wanted = self.settings.metadata and self.live_index.index.exif
         about = Upload(upload.image, upload.label, upload.attributes, await self._facts(upload.image) if wanted else {})
         try:

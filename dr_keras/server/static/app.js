@@ -281,6 +281,7 @@ function listenForFilters() {
   });
   $("k").addEventListener("change", () => go({ k: COUNTS[$("k").value] }));
   $("distinct").addEventListener("change", () => go({ distinct: $("distinct").checked }));
+  $("whole").addEventListener("change", () => go({ whole: $("whole").checked }));
   $("variety").addEventListener("input", () => view.showVariety(Number($("variety").value)));
   $("variety").addEventListener("change", () => go({ variety: Number($("variety").value) }));
   $("where").addEventListener("change", () => go({ where: $("where").value.trim() }));

@@ -54,6 +54,7 @@ function searchOptions(state, signal) {
     if (where) body.where = where;
     if (state.d !== null) body.max_distance = state.d === "auto" ? "auto" : Number(state.d);
     if (state.distinct) body.distinct = true;
+    if (state.whole) body.whole = true;
     if (state.variety) body.diverse = 1 - state.variety;
     const headers = { "Content-Type": "application/json" };
     return { method: "POST", headers, body: JSON.stringify(body), signal };
@@ -65,6 +66,7 @@ function searchOptions(state, signal) {
   if (where) form.append("where", where);
   if (state.d !== null) form.append("max_distance", state.d);
   if (state.distinct) form.append("distinct", "true");
+  if (state.whole) form.append("whole", "true");
   if (state.variety) form.append("diverse", 1 - state.variety);
   return { method: "POST", body: form, signal };
 }

@@ -22,6 +22,7 @@ export function readState() {
     where: from.get("where") || "",
     crop: from.get("crop"),
     distinct: from.has("distinct"),
+    whole: from.has("whole"),
     variety: Number(from.get("variety")) || 0,
     view: from.get("view") === "map" ? "map" : "grid",
   };
@@ -38,6 +39,7 @@ export function stateURL(state) {
   if (state.where) to.set("where", state.where);
   if (state.crop) to.set("crop", state.crop);
   if (state.distinct) to.set("distinct", "");
+  if (state.whole) to.set("whole", "");
   if (state.variety) to.set("variety", state.variety);
   if (state.view === "map") to.set("view", "map");
   const text = to.toString();

@@ -20,6 +20,7 @@ export const $ = (id) => document.getElementById(id);
 export const actions = { go: null, searchWith: null, mark: null, crop: null, why: null, shade: null };
 
 const number = new Intl.NumberFormat("en");
+const SVG = "http://www.w3.org/2000/svg";
 const RETRY_MILLISECONDS = 1500; // until a failed thumbnail is requested again
 
 // ---- Text
@@ -83,17 +84,39 @@ function whyButton(image, find) {
   return button;
 }
 
+// Frames the part of a result that was found, on the whole picture; its size is known once it is loaded.
+function framePart(find, picture, [left, top, width, height]) {
+  find.classList.add("part");
+  picture.addEventListener("load", () => {
+    const [across, down] = [picture.naturalWidth, picture.naturalHeight];
+    const box = { x: left * across, y: top * down, width: width * across, height: height * down };
+    const drawn = (className) => {
+      const rectangle = document.createElementNS(SVG, "rect");
+      for (const [name, value] of Object.entries({ ...box, class: className })) rectangle.setAttribute(name, value);
+      return rectangle;
+    };
+    const frame = document.createElementNS(SVG, "svg");
+    frame.setAttribute("viewBox", `0 0 ${across} ${down}`);
+    frame.setAttribute("aria-hidden", "true");
+    frame.append(drawn("edge"), drawn("line"));
+    find.querySelector("svg")?.remove();
+    find.append(frame);
+  });
+}
+
 function card(image, label) {
   known.set(image.id, image);
   const find = element("button", { type: "button", className: "find", title: printable(image.id) });
   find.setAttribute("aria-label", `Search with ${printable(description(image))}`);
-  find.append(thumbnail(image.id, description(image)));
+  const picture = thumbnail(image.id, description(image));
+  find.append(picture);
+  if (image.part) framePart(find, picture, image.part);
   find.addEventListener("click", () => actions.searchWith(image.id));
   const found = image.distance !== undefined;
   const title = element("span", { className: "class" }, printable(className(image) || image.name));
   const copies = image.copies?.length ? ` and ${image.copies.length} like it` : "";
   const below = found ? image.distance.toFixed(3) + copies : className(image) ? printable(image.name) : "";
-  const distance = element("span", { className: "distance" }, below);
+  const distance = element("span", { className: "distance" }, below + (image.part ? ", a part" : ""));
   const line = element("div", { className: "line" }, distance, ...markButtons(image));
   const made = element("li", { className: "card" }, find, title, line);
   if (found && actions.why) made.append(whyButton(image, find));
@@ -187,16 +210,18 @@ export function showFilters(state) {
   const calibrated = gallery.stats?.calibrated ?? null;
   $("class-chips").replaceChildren(...state.classes.map((label) => classChip(state, label)));
   $("near").value = state.d === "auto" ? (calibrated ?? MAX_DISTANCE) : (state.d ?? MAX_DISTANCE);
-  $("near-auto").hidden = calibrated === null;
+  $("near-auto").hidden = calibrated === null || (Boolean(gallery.stats?.parts) && !state.whole);
   showDistance(state.d);
   const place = COUNTS.findIndex((count) => count >= state.k);
   $("k").value = place < 0 ? COUNTS.length - 1 : place;
   $("k-value").textContent = state.k;
   $("where").value = state.where;
   $("distinct").checked = state.distinct;
+  $("whole").checked = state.whole;
+  $("whole-field").hidden = !gallery.stats?.parts;
   $("variety").value = state.variety;
   showVariety(state.variety);
-  const set = [state.classes.length > 0, state.d !== null, state.where !== "", state.distinct, state.variety > 0];
+  const set = [state.classes.length > 0, state.d !== null, state.where !== "", state.distinct, state.whole, state.variety > 0];
   const count = set.filter(Boolean).length;
   $("filters-count").textContent = count ? ` \u00b7 ${count} set` : "";
 }
