@@ -18,12 +18,13 @@ from dr_keras.index import changes
 from dr_keras.index.database import one_line_errors
 from dr_keras.index.engine import IndexEngine
 from dr_keras.index.image_files import ImageFiles
+from dr_keras.index.index_meta import IndexMeta
 from dr_keras.index.index_stats import index_stats
 from dr_keras.index.integrity import Damage, check_integrity
 from dr_keras.index.records import NO_CLASS, Entry, Records, check_unique
 from dr_keras.index.rewriting import NewVectors, rewrite
 from dr_keras.index.searcher import Searcher
-from dr_keras.index.store import CUTOFF_FILE, HEAD_FILE, Store
+from dr_keras.index.store import Store
 from dr_keras.index.vector_file import check_vectors
 
 __all__ = ["NO_CLASS", "Damage", "Entry", "Index"]
@@ -32,7 +33,7 @@ MAX_GAP_SHARE = 0.25  # of rows that belong to no image; beyond it, a removal co
 MIN_GAPS = 4096  # fewer are never worth compacting
 
 
-class Index:
+class Index(IndexMeta):
     """A snapshot of an open index; `refresh` picks up changes by others. Use `create` or `open` to get one.
 
     One process at a time may change an index, while any number of others read it. The methods are thread-safe.
@@ -69,7 +70,7 @@ class Index:
     condition_seconds: float | None = None
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        super().__init__(store)
         self._guard = threading.RLock()
         try:
             self._searcher = Searcher(store)
@@ -162,76 +163,6 @@ class Index:
     def withhold(self, attributes: Collection[str]) -> None:
         """Keeps attributes to itself: neither entries nor conditions have them from now on."""
         self.records.withheld = self._searcher.withheld = frozenset(attributes)
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the index."""
-        return self._store.folder
-
-    @property
-    def root(self) -> Path:
-        """The folder that ids are relative to."""
-        return Path(self._store.meta["root"])
-
-    @property
-    def run(self) -> str:
-        """The run that computes the vectors; empty if none was named."""
-        return self._store.meta["run"]
-
-    @property
-    def head(self) -> str:
-        """The head of the run that computes the vectors."""
-        return self._store.meta.get("head", "trained")
-
-    @property
-    def exif(self) -> bool:
-        """Whether what files say of themselves becomes attributes."""
-        return self._store.meta.get("exif", True)
-
-    @property
-    def parts(self) -> int:
-        """Which parts of each image it keeps vectors of, see `dr_keras.data.parts.windows`; 0 for none."""
-        return self._store.meta.get("parts", 0)
-
-    @property
-    def head_file(self) -> Path:
-        """The general head that was fitted on this index's images, if `head` is "fitted"."""
-        return self.folder / HEAD_FILE
-
-    @property
-    def cutoff_file(self) -> Path:
-        """How near is near enough, if the index is calibrated; see `dr_keras.index.cutoff`."""
-        return self.folder / CUTOFF_FILE
-
-    @property
-    def model(self) -> str:
-        """What the vectors depend on."""
-        return self._store.meta["model"]
-
-    @property
-    def dim(self) -> int:
-        """D, the length of a vector."""
-        return self._store.meta["dim"]
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """(R, D) float32, memory-mapped, by row, including the rows of removed images."""
-        return self._store.vectors
-
-    @property
-    def part_vectors(self) -> np.ndarray | None:
-        """(R, P, D) float32, memory-mapped: the vectors of the parts of each image; None if it keeps none."""
-        return self._store.parts
-
-    @property
-    def version(self) -> int:
-        """How many changes have been made to the index."""
-        return self._store.meta["version"]
-
-    @property
-    def generation(self) -> int:
-        """How often the vectors have been compacted; within a generation, images keep their rows."""
-        return self._store.meta["generation"]
 
     def __len__(self) -> int:
         """How many images a search may return."""

@@ -24,9 +24,34 @@ if TYPE_CHECKING:
 NO_CLASS = "-"  # the label of an image that is not in a class folder
 MAX_SUGGESTIONS = 5
 MAX_COMPARED_NAMES = 5000  # by difflib, which is slow
+MAX_CAMERAS = 100
 MAX_PARAMETERS = 500  # of one statement; SQLite allows 32,766, but this keeps statements short
 
+_TIME = "CASE WHEN json_type(attributes, '$.taken') = 'text' THEN attributes ->> '$.taken' END"
+_TAKEN = f"SELECT min({_TIME}), max({_TIME}) "
+_CAMERAS = (
+    "SELECT attributes ->> '$.camera.model' AS model, count(*) AS photos {} "
+    "AND json_type(attributes, '$.camera.model') = 'text' GROUP BY model ORDER BY photos DESC, model LIMIT ?"
+)
+_PLACED = "SELECT count(attributes ->> '$.latitude' + attributes ->> '$.longitude') "
+
 Stamp = tuple[bytes | None, int | None, int | None]  # SHA-256, size in bytes and mtime_ns of a file; None if unknown
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What conditions can ask of an index's photos.
+
+    Attributes:
+        first, last: The times of the first and the last, as 2026-01-31T12:00:00; None if none has one.
+        cameras: How many were taken with each model, the most used first.
+        placed: How many say where they were taken.
+    """
+
+    first: str | None
+    last: str | None
+    cameras: Mapping[str, int]
+    placed: int
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,16 @@ class Records:
         with self._reading() as db:
             counts = "SELECT label, count(*) FROM images WHERE row NOT IN hidden GROUP BY label ORDER BY label"
             return dict(db.execute(counts))
+
+    def photos(self) -> Photos:
+        """What conditions can ask of the photos among the images that a search may return."""
+        taken, camera, place = (not name & self.withheld for name in ({"taken"}, {"camera"}, {"latitude", "longitude"}))
+        searched = "FROM images WHERE row NOT IN hidden"
+        with self._reading() as db:
+            first, last = db.execute(_TAKEN + searched).fetchone() if taken else (None, None)
+            cameras = db.execute(_CAMERAS.format(searched), (MAX_CAMERAS,)).fetchall() if camera else []
+            placed = db.execute(_PLACED + searched).fetchone()[0] if place else 0
+        return Photos(first, last, dict(cameras), placed)
 
     def own_classes(self) -> set[str]:
         """The labels of the run's own data, as far as the index holds it."""

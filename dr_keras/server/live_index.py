@@ -14,6 +14,7 @@ from dr_keras.data.image_ids import image_path, is_outside_root
 from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explanation
 from dr_keras.index.cutoff import Cutoff
+from dr_keras.index.records import Photos
 from dr_keras.index.sync import Reader
 from dr_keras.index_results import varied_neighbors
 from dr_keras.runs import open_run
@@ -289,6 +290,12 @@ class LiveIndex:
         with self._guard:
             self.refresh()
             return self._cache("classes", self._count_classes)
+
+    def photos(self) -> Photos:
+        """Returns what conditions can ask of the photos."""
+        with self._guard:
+            self.refresh()
+            return self._cache("photos", self.index.records.photos)
 
     def _count_classes(self) -> list[dict[str, Any]]:
         names = self.index.records.class_names()

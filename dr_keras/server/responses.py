@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from dr_keras.index.records import Photos
 from dr_keras.search_results import Answer, Result
 from dr_keras.server.errors import Problem
 from dr_keras.server.image_files import Opened
@@ -131,6 +132,12 @@ def image_content(result: Result) -> dict[str, Any]:
         "class_name": result.class_name,
         "attributes": dict(result.attributes),
     }
+
+
+def photos_content(photos: Photos) -> dict[str, Any]:
+    """Makes the object `dr_keras.server.schemas.Photos`."""
+    cameras = [{"model": model, "count": count} for model, count in photos.cameras.items()]
+    return {"first": photos.first, "last": photos.last, "cameras": cameras, "placed": photos.placed}
 
 
 def no_store(content: Any, status: int = 200) -> PlainJSON:

@@ -23,7 +23,7 @@ from dr_keras.server.limits import HEADERS, Guard
 from dr_keras.server.openapi import Credentials, CropText, K, body, errors
 from dr_keras.server.page import add_page
 from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_json
-from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store
+from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store, photos_content
 from dr_keras.server.root_path import RootPath
 from dr_keras.server.schemas import MAX_ID, MAX_LABEL, SearchRequest
 from dr_keras.server.service import Service
@@ -186,6 +186,11 @@ def _add_index(app: FastAPI, service: Service) -> None:
     async def classes() -> Response:
         """Lists the classes of the images that a search may find."""
         return no_store(await service.read(live_index.classes))
+
+    @app.get("/v1/photos", response_model=schemas.Photos, responses=errors(), tags=["index"])
+    async def photos() -> Response:
+        """Says when, where and with what the images were taken that a search may find."""
+        return no_store(photos_content(await service.read(live_index.photos)))
 
     @app.get("/v1/sample", response_model=list[schemas.Image], responses=errors(422), tags=["index"])
     async def sample(k: K = 30) -> Response:

@@ -207,6 +207,22 @@ class Class(BaseModel):
     count: int
 
 
+class Camera(BaseModel):
+    """A camera model."""
+
+    model: str
+    count: int
+
+
+class Photos(BaseModel):
+    """What conditions can ask of the photos of the index: `taken`, `camera.model` and `near(...)`."""
+
+    first: str | None = Field(description="When the first was taken, as 2026-01-31T12:00:00; null if unknown.")
+    last: str | None = Field(description="When the last was taken.")
+    cameras: list[Camera] = Field(description="With what they were taken, the most used first.")
+    placed: int = Field(description="How many say where they were taken.")
+
+
 class Place(BaseModel):
     """Where a query lies on the map."""
 

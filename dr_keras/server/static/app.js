@@ -7,10 +7,13 @@ import {
   COUNTS,
   gallery,
   hasQuery,
+  KILOMETERS,
   known,
   MAX_DISTANCE,
   marks,
   NO_CLASS,
+  NO_FILTERS,
+  parsePlace,
   readState,
   stateURL,
   uploads,
@@ -269,6 +272,16 @@ function addClass() {
   if (!state.classes.includes(found.label)) go({ classes: [...state.classes, found.label] });
 }
 
+function setPlace() {
+  const at = $("at").value.trim();
+  if (at && !parsePlace(at)) {
+    $("at").setCustomValidity("Enter latitude and longitude in degrees, such as 48.137, 11.575.");
+    $("at").reportValidity();
+    return;
+  }
+  go({ at });
+}
+
 function listenForFilters() {
   const distance = () => (Number($("near").value) >= MAX_DISTANCE ? null : $("near").value);
   $("class").addEventListener("change", addClass);
@@ -286,7 +299,15 @@ function listenForFilters() {
   $("variety").addEventListener("change", () => go({ variety: Number($("variety").value) }));
   $("where").addEventListener("change", () => go({ where: $("where").value.trim() }));
   $("none-near").addEventListener("click", () => go({ d: null }));
-  $("none-filters").addEventListener("click", () => go({ d: null, classes: [], where: "" }));
+  for (const name of ["from", "to", "camera"]) {
+    $(name).addEventListener("change", () => go({ [name]: $(name).value }));
+  }
+  $("at").addEventListener("change", setPlace);
+  $("at").addEventListener("input", () => $("at").setCustomValidity(""));
+  $("km").addEventListener("input", () => view.showKilometers(KILOMETERS[$("km").value]));
+  $("km").addEventListener("change", () => go({ km: KILOMETERS[$("km").value] }));
+  $("at-query").addEventListener("click", () => go({ at: view.placeOfQuery(readState()) }));
+  $("none-filters").addEventListener("click", () => go({ d: null, ...NO_FILTERS }));
 }
 
 function listenForSearches() {
@@ -335,6 +356,7 @@ async function loadGallery() {
     gallery.stats = await client.getStats();
     view.showGallery();
     view.showFilters(readState());
+    gallery.photos = await client.getPhotos();
     gallery.classes = (await client.getClasses()).filter((one) => one.label !== NO_CLASS);
     view.showGallery();
     view.showFilters(readState());

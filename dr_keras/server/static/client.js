@@ -77,6 +77,7 @@ export const placeQuery = (state, signal) => json(`v1/map/query?${parameters(sta
 export const findImage = (name, signal) => json(`v1/find?name=${encodeId(name)}`, { signal });
 export const sampleImages = (k, signal) => json(`v1/sample?k=${k}`, { signal });
 export const getStats = () => json("v1/stats");
+export const getPhotos = () => json("v1/photos");
 export const getClasses = () => json("v1/classes");
 export const explain = (query, neighbor, pairs) =>
   json(`v1/explain?query=${encodeId(query)}&neighbor=${encodeId(neighbor)}&pairs=${pairs}`);

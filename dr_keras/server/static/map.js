@@ -317,6 +317,27 @@ export class GalleryMap {
     this.#draw(true);
   }
 
+  // Pins the next point in a direction from the pinned one, or else the point nearest to the middle.
+  #step(across, up) {
+    const from = this.pinned >= 0 && (across || up) ? this.pinned : -1;
+    const start = from < 0 ? this.center : [this.places[2 * from], this.places[2 * from + 1]];
+    let best = -1;
+    let least = Number.POSITIVE_INFINITY;
+    for (let number = 0; number < this.count; number++) {
+      const [x, y] = [this.places[2 * number] - start[0], this.places[2 * number + 1] - start[1]];
+      const ahead = x * across + y * up;
+      const aside = Math.abs(x * up - y * across);
+      if (number === from || (from >= 0 && (ahead <= 0 || aside > ahead))) continue;
+      const away = x * x + y * y;
+      if (away < least) [best, least] = [number, away];
+    }
+    if (best < 0) return;
+    const [left, top] = this.#toScreen(this.places[2 * best], this.places[2 * best + 1]);
+    const { clientWidth: width, clientHeight: height } = this.points;
+    if (left < 0 || top < 0 || left > width || top > height) this.#pan(width / 2 - left, height / 2 - top);
+    this.#pin(best);
+  }
+
   #listen() {
     const canvas = this.points;
     let moved = 0;
@@ -375,10 +396,13 @@ export class GalleryMap {
         "-": () => this.zoomBy("out"),
         0: () => this.zoomBy("all"),
         Escape: () => this.#pin(-1),
+        Enter: () => this.#step(0, 0),
       };
+      const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
       if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
       event.preventDefault();
-      keys[event.key]();
+      if (event.shiftKey && steps[event.key]) this.#step(...steps[event.key]);
+      else keys[event.key]();
     });
     this.image.addEventListener("error", () => this.image.classList.add("failed"));
     this.search.addEventListener("click", () => this.onsearch(this.about.id));

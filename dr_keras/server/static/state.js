@@ -4,11 +4,14 @@ export const COUNTS = [10, 20, 30, 50, 100, 200, 500, 1000];
 export const MAX_DISTANCE = 2; // between unit vectors; the right end of the slider means any distance
 export const NO_CLASS = "-"; // the label of images without a class
 const DEFAULT_COUNT = 30;
+export const NO_FILTERS = { classes: [], where: "", from: "", to: "", camera: "", at: "" };
+export const KILOMETERS = [1, 5, 20, 100, 500];
+const DEFAULT_KM = 20; // around a place
 
 export const uploads = new Map(); // key in the URL -> {file, url}
 export const marks = new Map(); // id -> "more" or "less": marked for the next search
 export const known = new Map(); // id -> what the server said about the image
-export const gallery = { stats: null, classes: [] };
+export const gallery = { stats: null, classes: [], photos: null };
 
 export function readState() {
   const from = new URLSearchParams(location.search);
@@ -23,6 +26,11 @@ export function readState() {
     crop: from.get("crop"),
     distinct: from.has("distinct"),
     whole: from.has("whole"),
+    from: from.get("from") || "",
+    to: from.get("to") || "",
+    camera: from.get("camera") || "",
+    at: from.get("at") || "",
+    km: Number(from.get("km")) || DEFAULT_KM,
     variety: Number(from.get("variety")) || 0,
     view: from.get("view") === "map" ? "map" : "grid",
   };
@@ -40,6 +48,8 @@ export function stateURL(state) {
   if (state.crop) to.set("crop", state.crop);
   if (state.distinct) to.set("distinct", "");
   if (state.whole) to.set("whole", "");
+  for (const name of ["from", "to", "camera", "at"]) if (state[name]) to.set(name, state[name]);
+  if (state.at && state.km !== DEFAULT_KM) to.set("km", state.km);
   if (state.variety) to.set("variety", state.variety);
   if (state.view === "map") to.set("view", "map");
   const text = to.toString();
@@ -51,12 +61,27 @@ export const isSingle = (state) => state.q.length + state.not.length + Number(Bo
 
 export const hasQuery = (state) => Boolean(state.upload || state.q.length);
 
-// Combines the classes and the user's condition into one condition.
+// Latitude and longitude in degrees, from text such as 48.1, 11.6; null if it is none.
+export function parsePlace(text) {
+  const numbers = text
+    .split(/[,;\s]+/)
+    .filter(Boolean)
+    .map(Number);
+  const good = numbers.length === 2 && Math.abs(numbers[0]) <= 90 && Math.abs(numbers[1]) <= 180;
+  return good ? numbers : null;
+}
+
+// Combines the filters and the user's condition into one condition.
 export function condition(state) {
   const quote = (text) => `'${text.replaceAll("'", "''")}'`;
   const parts = [];
   if (state.classes.length) parts.push(`label IN (${state.classes.map(quote).join(", ")})`);
-  if (state.where) parts.push(state.classes.length ? `(${state.where})` : state.where);
+  if (state.from) parts.push(`taken >= ${quote(state.from)}`);
+  if (state.to) parts.push(`taken <= ${quote(state.to)}`);
+  if (state.camera) parts.push(`camera.model = ${quote(state.camera)}`);
+  const place = parsePlace(state.at);
+  if (place) parts.push(`near(${place[0]}, ${place[1]}, ${state.km}km)`);
+  if (state.where) parts.push(parts.length ? `(${state.where})` : state.where);
   return parts.join(" AND ");
 }
 

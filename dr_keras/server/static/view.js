@@ -7,6 +7,7 @@ import {
   gallery,
   hasQuery,
   isSingle,
+  KILOMETERS,
   known,
   MAX_DISTANCE,
   marks,
@@ -87,6 +88,7 @@ function whyButton(image, find) {
 // Frames the part of a result that was found, on the whole picture; its size is known once it is loaded.
 function framePart(find, picture, [left, top, width, height]) {
   find.classList.add("part");
+  find.setAttribute("aria-description", "A part of it was found.");
   picture.addEventListener("load", () => {
     const [across, down] = [picture.naturalWidth, picture.naturalHeight];
     const box = { x: left * across, y: top * down, width: width * across, height: height * down };
@@ -116,10 +118,10 @@ function card(image, label) {
   const title = element("span", { className: "class" }, printable(className(image) || image.name));
   const copies = image.copies?.length ? ` and ${image.copies.length} like it` : "";
   const below = found ? image.distance.toFixed(3) + copies : className(image) ? printable(image.name) : "";
-  const distance = element("span", { className: "distance" }, below + (image.part ? ", a part" : ""));
+  const distance = element("span", { className: "distance" }, below);
   const line = element("div", { className: "line" }, distance, ...markButtons(image));
   const made = element("li", { className: "card" }, find, title, line);
-  if (found && actions.why) made.append(whyButton(image, find));
+  if (found && actions.why && !image.part) made.append(whyButton(image, find));
   made.dataset.id = image.id;
   if (label !== null && found) {
     made.classList.add(image.label === label ? "same" : "other");
@@ -216,14 +218,57 @@ export function showFilters(state) {
   $("k").value = place < 0 ? COUNTS.length - 1 : place;
   $("k-value").textContent = state.k;
   $("where").value = state.where;
+  showPhotoFilters(state);
   $("distinct").checked = state.distinct;
   $("whole").checked = state.whole;
   $("whole-field").hidden = !gallery.stats?.parts;
   $("variety").value = state.variety;
   showVariety(state.variety);
-  const set = [state.classes.length > 0, state.d !== null, state.where !== "", state.distinct, state.whole, state.variety > 0];
+  const set = [
+    state.classes.length > 0,
+    state.d !== null,
+    state.where !== "",
+    state.distinct,
+    state.whole,
+    state.variety > 0,
+  ];
+  set.push(state.from !== "", state.to !== "", state.camera !== "", state.at !== "");
   const count = set.filter(Boolean).length;
   $("filters-count").textContent = count ? ` \u00b7 ${count} set` : "";
+}
+
+// The filters of what photos say of themselves, as far as there are photos that do.
+function showPhotoFilters(state) {
+  const photos = gallery.photos;
+  $("taken-field").hidden = !photos?.first && !state.from && !state.to;
+  for (const name of ["from", "to"]) {
+    if (photos?.first) Object.assign($(name), { min: day(photos.first), max: day(photos.last) });
+    $(name).value = state[name];
+  }
+  const cameras = (photos?.cameras ?? []).map(({ model, count }) => [model, `${printable(model)} (${count})`]);
+  if (state.camera && !cameras.some(([model]) => model === state.camera)) cameras.push([state.camera, state.camera]);
+  $("camera-field").hidden = !cameras.length;
+  const options = [["", "any camera"], ...cameras].map(([value, text]) => element("option", { value }, text));
+  $("camera").replaceChildren(...options);
+  $("camera").value = state.camera;
+  $("place-field").hidden = !photos?.placed && !state.at;
+  $("at").value = state.at;
+  const near = KILOMETERS.findIndex((one) => one >= state.km);
+  $("km").value = near < 0 ? KILOMETERS.length - 1 : near;
+  showKilometers(state.km);
+  $("at-query").hidden = !placeOfQuery(state);
+}
+
+const day = (time) => time.slice(0, 10);
+
+export function showKilometers(km) {
+  $("km-value").textContent = `within ${number.format(km)} km`;
+}
+
+// Where the only image of the query was taken, as text; empty if that is unknown.
+export function placeOfQuery(state) {
+  const { latitude, longitude } = (isSingle(state) && known.get(state.q[0])?.attributes) || {};
+  return latitude === undefined || longitude === undefined ? "" : `${latitude}, ${longitude}`;
 }
 
 export function showDistance(d) {
@@ -249,7 +294,8 @@ function showResults(results, label) {
 
 export function showAnswer(state, answer) {
   const found = answer.results;
-  showResults(found, answer.label);
+  const label = answer.label === NO_CLASS ? null : answer.label;
+  showResults(found, label);
   if (!found.length) {
     showNoMatch(state, answer);
     return;
@@ -258,9 +304,8 @@ export function showAnswer(state, answer) {
   const nearest = Math.min(...distances).toFixed(3);
   const farthest = Math.max(...distances).toFixed(3);
   const range = found.length > 1 ? `, at distances from ${nearest} to ${farthest}` : "";
-  const same = found.filter((one) => one.label === answer.label);
-  const share =
-    answer.label === null ? "" : `; ${same.length} of class ${printable(same[0]?.class_name || answer.label)}`;
+  const same = found.filter((one) => one.label === label);
+  const share = label === null ? "" : `; ${same.length} of class ${printable(same[0]?.class_name || label)}`;
   showStatus(plural(found.length, "image"), range + share);
 }
 
