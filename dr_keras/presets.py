@@ -79,7 +79,7 @@ def paper() -> dict[str, Any]:
     Squared distances (eq. 1), Nesterov momentum, lambda = 0.001, dropout with keep probability 0.6, random pixel
     shifts. The paper gives neither a learning rate nor g; both values are ours.
 
-    For comparison; its training time and its quality on a whole data set have not been measured.
+    For comparison: after one epoch of Tiny ImageNet, 45 minutes on two cores, precision@30 is 0.0361 (docs/quality.md).
     """
     return _literal() | {
         "image_size": 225,
