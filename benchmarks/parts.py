@@ -5,8 +5,8 @@
 
 A gallery is `--pictures` held-out images, enlarged to 256 x 256, into each of which another held-out image is pasted at
 a random place, at 1/4, 1/9 or 1/16 of its area. Each pasted image, as it was, is a query; the only right answer is the
-picture that it was pasted into. Recall@1 and @10 by whole pictures alone, and by indexes with parts down to 1/2, 1/3 and
-1/4 of the sides (`index.py add --parts`); then the time of `add`, the index's size, and the time of a search.
+picture that it was pasted into. Printed are recall@1 and @10 by whole pictures alone, and by indexes with parts down to
+1/2, 1/3 and 1/4 of the sides (`index.py add --parts`); the time of `add`, the index's size, and the time of a search.
 """
 
 import argparse
@@ -37,16 +37,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the images, see train.py --data")
     parser.add_argument("--run", default="tiny-imagenet-64", help="the run to embed with (default: tiny-imagenet-64)")
+    parser.add_argument("--head", default="general", help="the vectors to search by (default: general)")
     parser.add_argument("--pictures", type=int, default=1000, help="pictures in a gallery (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(f"{machine()}; {options.run}, {options.pictures} pictures of {SIDE} x {SIDE}, seed {options.seed}")
+    print(f"{machine()}; {options.run}, {options.head} head, {options.pictures} pictures, seed {options.seed}")
     random = np.random.default_rng(options.seed)
     catalog = load_catalog(options.data, monitor=0, validation=0.1, seed=0)
     rows = random.permutation(catalog.rows(VALIDATION))[: 2 * options.pictures]
     files = [catalog.root / catalog.ids[row] for row in rows]
     grounds, things = files[: options.pictures], files[options.pictures :]
-    model = load(options.run)
+    model = load(options.run, head=options.head)
     queries = model.embed([Image.open(file) for file in things])
     print("area | parts | vectors of a picture | recall@1 | recall@10 | add, s | index, MB | search, ms")
     for area in AREAS:
@@ -54,7 +55,7 @@ def main() -> None:
             place = Path(folder)
             paste(grounds, things, round(SIDE / area**0.5), place / "pictures", random)
             for parts in (0, *range(2, FINEST + 1)):
-                measure(model, place, parts, queries, area)
+                measure(model, options.head, place, parts, queries, area)
 
 
 def paste(
@@ -69,10 +70,11 @@ def paste(
         picture.save(folder / f"{number:05}.jpg", quality=92)
 
 
-def measure(model: Model, place: Path, parts: int, queries: np.ndarray, area: int) -> None:
+def measure(model: Model, head: str, place: Path, parts: int, queries: np.ndarray, area: int) -> None:
     """Makes an index of a gallery, searches it, and prints a line."""
     started = time.perf_counter()
-    with Index.create(place / f"index-{parts}", queries.shape[1], root=place / "pictures", parts=parts) as index:
+    folder, dim = place / f"index-{parts}", queries.shape[1]
+    with Index.create(folder, dim, root=place / "pictures", head=head, parts=parts) as index:
         add_files(index, [place / "pictures"], model.reader_for(index), console=stderr())
         added = time.perf_counter() - started
         model.index = index

@@ -186,7 +186,9 @@ def calibrate(index: Index, precision: float, *, seed: int = 0) -> Cutoff:
     return fit(Searched.joined(known), Searched.joined(unknown), precision, index.model, LABELS)
 
 
-def calibrate_copies(index: Index, reader: Reader, precision: float, *, seed: int = 0) -> Cutoff:
+def calibrate_copies(
+    index: Index, reader: Reader, precision: float, *, seed: int = 0, slopes: np.ndarray = SLOPES
+) -> Cutoff:
     """Fits the cutoff of an index without classes: what is right is the same picture.
 
     Images of the index are searched for in an altered form: cropped, brightened or darkened, and saved again as JPEG.
@@ -194,6 +196,7 @@ def calibrate_copies(index: Index, reader: Reader, precision: float, *, seed: in
     Args:
         index, precision, seed: As for `calibrate`.
         reader: How the index's model reads files.
+        slopes: As for `fit`.
 
     Raises:
         InputError: Too few images can be read, or no cutoff reaches the precision.
@@ -219,7 +222,7 @@ def calibrate_copies(index: Index, reader: Reader, precision: float, *, seed: in
             same = gallery[near] @ gallery[own] > 1 - EQUAL_DISTANCE**2 / 2
             known.append(_first(near, far, same, np.ones(len(near), bool), None, gallery))
             unknown.append(_first(near, far, same, ~same, None, gallery))
-    return fit(Searched.joined(known), Searched.joined(unknown), precision, index.model, COPIES)
+    return fit(Searched.joined(known), Searched.joined(unknown), precision, index.model, COPIES, slopes)
 
 
 def altered(image: Image.Image, random: np.random.Generator) -> Image.Image:
