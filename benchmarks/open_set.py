@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Queries of unknown kinds: one distance for all, against a limit for each query.
 
-    python benchmarks/open_set.py --run NAME --unknown FOLDER
+    python benchmarks/open_set.py --run NAME --unknown FOLDER [--curves docs/images/open-set.png]
 
 The gallery are the training images of the run; queries of known kinds are its held-out images, queries of unknown kinds
 those of a folder with other classes, on which the run was not trained. Limits are fitted on the run's monitor images
@@ -29,6 +29,7 @@ from dr_keras.index.cutoff import KEPT, NEIGHBORS, SLOPES, Searched, entropy, fi
 
 COHORT, ADAPTIVE = 2000, (50, 200)
 UNKNOWN = -1
+FEWEST = 100  # results: the precision of fewer is left to chance
 
 
 def main() -> None:
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--run", required=True)
     parser.add_argument("--unknown", required=True, metavar="FOLDER")
     parser.add_argument("--queries", type=int, default=2500, help="of each kind (default: 2500)")
+    parser.add_argument("--curves", metavar="PICTURE", help="draw precision against recall")
     options = parser.parse_args()
     model = load(options.run, head="trained")
     index, random = model.index, np.random.default_rng(0)
@@ -84,17 +86,21 @@ def main() -> None:
         rows[f"that, divided by the deviation, {count}"] = (to_cohort(count), scaled, False)
     rows["by the incoherence of 100 neighbors"] = (lambda near, _: incoherence(gallery[near]), lambda one: one, True)
     rows["**by the entropy of their labels**"] = (lambda near, _: entropy(labels[near]), lambda one: one, True)
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     print("| limit | asked for | precision | recall | known answered | unknown answered | refused at 90% |")
     print("|---|---|---|---|---|---|---|")
     for title, (measure, change, sloped) in rows.items():
         own, none = (change(measured("fitted", measure, without=without)) for without in (False, True))
         known, unknown = (change(measured(name, measure)) for name in ("known", "unknown"))
+        curves[title.strip("*")] = curve(known, unknown, 0.0)
         for wanted in (0.8, 0.9):
             try:
                 line = fit(own, none, wanted, "", "", SLOPES if sloped else np.zeros(1))
             except ValueError as error:
                 print(f"| {title} | {wanted} | {error} | | | | |")
                 continue
+            if sloped:
+                curves[f"{title.strip('*')}, {wanted} asked for"] = curve(known, unknown, line.slope)
             scores = [one.distances + line.slope * one.disagreement[:, None] for one in (known, unknown)]
             kept = [score <= line.intercept for score in scores]
             right = int((kept[0] & known.right).sum())
@@ -105,6 +111,32 @@ def main() -> None:
                 f"{kept[1].any(axis=1).mean():.3f} | {refused:.3f} |",
                 flush=True,
             )
+
+    if options.curves:
+        chosen = ("one distance for all", f"minus the mean to {ADAPTIVE[0]} of a cohort")
+        draw({name: line for name, line in curves.items() if name in chosen or "asked for" in name}, options.curves)
+
+
+def curve(known: Searched, unknown: Searched, slope: float) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision over queries of both kinds, as the limit at full agreement rises."""
+    scores = np.concatenate([(one.distances + slope * one.disagreement[:, None]).ravel() for one in (known, unknown)])
+    right = np.concatenate([known.right.ravel(), unknown.right.ravel()])[np.argsort(scores, kind="stable")]
+    hits = np.cumsum(right)
+    return hits / max(1, hits[-1]), hits / np.arange(1, len(hits) + 1)
+
+
+def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], file: str) -> None:
+    """Draws precision against recall."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="recall of what is right among the 30 nearest", ylabel="precision", ylim=(0, 1))
+    for name, (recall, precision) in curves.items():
+        enough = np.arange(len(recall)) >= FEWEST
+        axes.plot(recall[enough], precision[enough], label=name)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=120)
 
 
 def shifted(searched: Searched) -> Searched:

@@ -3,7 +3,7 @@
 
 make demo && pip install -e .[dev,map]
 python index.py map --run demo
-python benchmarks/page_pictures.py --run demo --query digit_0449.png --save docs/images
+python benchmarks/page_pictures.py --run demo --query digit_0449.png --save docs/images --board tiny-imagenet-gpu
 """
 
 import argparse
@@ -29,15 +29,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--query", required=True, help="the name of an image")
+    parser.add_argument("--board", metavar="RUN", help="the run that TensorBoard shows (default: that of --run)")
+    parser.add_argument("--only-board", action="store_true", help="leave the pictures of the page as they are")
     parser.add_argument("--save", type=Path, required=True, help="folder for the screenshots")
     options = parser.parse_args()
     serve = [str(ROOT / "serve.py"), "--run", options.run]
-    board = ["-m", "tensorboard.main", "--logdir", f"runs/{options.run}", "--load_fast=false"]
+    board = ["-m", "tensorboard.main", "--logdir", f"runs/{options.board or options.run}", "--load_fast=false"]
     with sync_playwright() as playwright:
         program = next(filter(None, map(shutil.which, BROWSERS)))
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        with server(serve, "readyz") as address:
-            shoot(browser, address, options.query, options.save)
+        if not options.only_board:
+            with server(serve, "readyz") as address:
+                shoot(browser, address, options.query, options.save)
         with server(board, "data/logdir") as address:
             shoot_tensorboard(browser, address, options.save)
         browser.close()
@@ -93,9 +96,9 @@ def shoot(browser: Browser, address: str, query: str, folder: Path) -> None:
 
 
 def shoot_tensorboard(browser: Browser, address: str, folder: Path) -> None:
-    """Captures the curves, the distances and the neighbors of the run."""
-    tags = "training/loss|precision_at_30|monitor/neighbors|distance_to|training/triplet_accuracy"
-    page = browser.new_page(viewport=ViewportSize(width=1200, height=860))
+    """Captures the curves of both stages, without pictures: they may belong to others."""
+    tags = "training/(accuracy|learning_rate|loss|triplet_loss)"
+    page = browser.new_page(viewport=ViewportSize(width=1200, height=960))
     page.goto(f"{address}/?{urllib.parse.urlencode({'darkMode': 'false', 'tagFilter': tags})}#timeseries")
     page.wait_for_selector("card-view canvas, card-view svg")
     page.locator("button:has-text('Settings')").first.click()  # closes the panel
