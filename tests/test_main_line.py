@@ -116,7 +116,7 @@ def test_retrieve_by_name_needs_no_framework(workplace, refuse):
     assert list(answer) == ["query", "label", "results", "queries", "negatives", "max_distance", "crop"]
     assert (answer["query"], answer["label"]) == ("disc_0.png", "disc")
     assert [item["rank"] for item in answer["results"]] == [1, 2, 3, 4, 5]
-    fields = ["rank", "name", "id", "path", "label", "class_name", "distance", "attributes", "copies"]
+    fields = ["rank", "name", "id", "path", "label", "class_name", "distance", "attributes", "copies", "part"]
     assert list(answer["results"][0]) == fields
     assert "disc_0.png" not in [item["name"] for item in answer["results"]]
     found = [item["distance"] for item in answer["results"]]

@@ -21,7 +21,6 @@ export const $ = (id) => document.getElementById(id);
 export const actions = { go: null, searchWith: null, mark: null, crop: null, why: null, shade: null };
 
 const number = new Intl.NumberFormat("en");
-const SVG = "http://www.w3.org/2000/svg";
 const RETRY_MILLISECONDS = 1500; // until a failed thumbnail is requested again
 
 // ---- Text
@@ -92,15 +91,11 @@ function framePart(find, picture, [left, top, width, height]) {
   picture.addEventListener("load", () => {
     const [across, down] = [picture.naturalWidth, picture.naturalHeight];
     const box = { x: left * across, y: top * down, width: width * across, height: height * down };
-    const drawn = (className) => {
-      const rectangle = document.createElementNS(SVG, "rect");
-      for (const [name, value] of Object.entries({ ...box, class: className })) rectangle.setAttribute(name, value);
-      return rectangle;
-    };
-    const frame = document.createElementNS(SVG, "svg");
+    const frame = $("part-frame").content.firstElementChild.cloneNode(true);
     frame.setAttribute("viewBox", `0 0 ${across} ${down}`);
-    frame.setAttribute("aria-hidden", "true");
-    frame.append(drawn("edge"), drawn("line"));
+    for (const line of frame.children) {
+      for (const [name, value] of Object.entries(box)) line.setAttribute(name, value);
+    }
     find.querySelector("svg")?.remove();
     find.append(frame);
   });
