@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -145,6 +146,12 @@ def workplace(shared: Path, folders: Path) -> Path:
             )
             assert result.returncode == 0, result.stderr
     return place
+
+
+def needs_openvino() -> None:
+    """Skips a test where OpenVINO is not installed, without importing it: by itself it sends telemetry, in a fork."""
+    if find_spec("openvino") is None:
+        pytest.skip("needs the package openvino")
 
 
 def indexed(place: Path, workplace: Path, each: int = 4) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import script, write_folders
+from conftest import needs_openvino, script, write_folders
 
 from dr_keras import load
 from dr_keras.errors import InputError, RunError
@@ -116,7 +116,7 @@ def test_all_runtimes_have_both_heads_and_agree(run):
 
 
 def test_openvino_has_both_heads(run):
-    pytest.importorskip("openvino")
+    needs_openvino()
     samples = np.load(run.samples_file)
     for head in ("trained", "general"):
         litert, openvino = (load(run.path, runtime=name, head=head).embed(samples) for name in ("litert", "openvino"))

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import draw, ids_of, script
+from conftest import draw, ids_of, needs_openvino, script
 from PIL import Image
 
 import dr_keras
@@ -335,7 +335,7 @@ def test_the_library(model):
 
 @pytest.mark.parametrize("count", [1, 16, 37])
 def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
-    pytest.importorskip("openvino")
+    needs_openvino()
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):

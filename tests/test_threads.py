@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_folders
+from conftest import ROOT, needs_openvino, write_folders
 from PIL import Image
 
 from dr_keras import load
@@ -37,7 +37,7 @@ def pictures(count, side=32):
 @pytest.mark.parametrize("runtime", ["litert", "openvino", "saved_model", "keras", "auto"])
 def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
     if runtime == "openvino":
-        pytest.importorskip("openvino")
+        needs_openvino()
     given = pictures(40)
     want = load(workplace / "runs" / "small", runtime=runtime).embed(given)
     model = load(workplace / "runs" / "small", runtime=runtime)  # loads lazily, so the threads race there too
@@ -52,7 +52,7 @@ def test_each_caller_gets_the_vectors_of_its_own_pictures(workplace, runtime):
 @pytest.mark.parametrize("runtime", ["litert", "openvino", "openvino_bfloat16", "auto"])
 def test_both_heads_of_a_model_are_used_at_once(workplace, monkeypatch, runtime):
     if runtime.startswith("openvino"):
-        pytest.importorskip("openvino")
+        needs_openvino()
     monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_SECONDS", 1e-3)  # so that auto changes its runtime, too
     given, heads = pictures(40), ("trained", "general")
     alone = load(workplace / "runs" / "small", runtime="litert" if runtime == "auto" else runtime)
@@ -109,7 +109,7 @@ def test_samplers_give_each_thread_the_batch_of_its_step(kind):
 
 
 def test_openvino_sends_no_telemetry():
-    pytest.importorskip("openvino")
+    needs_openvino()
     code = (
         "import os, sys\n"
         "forks = []\n"
