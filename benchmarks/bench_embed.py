@@ -299,7 +299,7 @@ def alone(embed: EmbedAll, place: Place) -> Callable[[int, int], tuple[float, np
 
 def product(place: Place, run: str) -> Callable[[int, int], tuple[float, np.ndarray]]:
     """The work of the product: embeds all files and stores the vectors; ignores `images` and `batch`."""
-    from dr_keras.search_model import load
+    from dr_keras.loading import load
 
     model = load(run)
     names = sorted(file.name for file in place.files.iterdir())

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dr_keras.config import Config
     from dr_keras.index.index import Index
     from dr_keras.index.records import Entry
-    from dr_keras.search_model import Model, load
+    from dr_keras.loading import load
+    from dr_keras.search_model import Model
     from dr_keras.training.train import train
 
 _HOME = {
@@ -29,7 +30,7 @@ _HOME = {
     "Entry": "index.records",
     "Index": "index.index",
     "Model": "search_model",
-    "load": "search_model",
+    "load": "loading",
     "train": "training.train",
 }
 

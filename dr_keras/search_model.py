@@ -22,7 +22,7 @@ from dr_keras.index_results import describe, neighbors
 from dr_keras.progress import stderr
 from dr_keras.retrieval import check_cutoff, retrieve
 from dr_keras.run_embedder import Images, RunEmbedder
-from dr_keras.runs import Run, open_run
+from dr_keras.runs import Run
 from dr_keras.search_results import Answer, Result
 from dr_keras.variety import Variety
 
@@ -380,39 +380,3 @@ class Model:
     def result(self, row: int) -> Result:
         """Returns what the index knows about the image in a row."""
         return describe(self.index, row)
-
-
-def load(
-    run: str | os.PathLike[str] | None = None,
-    *,
-    runtime: str = "auto",
-    head: str = "auto",
-    index: str | os.PathLike[str] | None = None,
-) -> Model:
-    """Loads a finished run or a released model.
-
-    Args:
-        run: Its name or folder. By default the run that made `index`, or else the latest one in runs/.
-        runtime, head: See `Model`.
-        index: The index to search; the run's own by default.
-
-    Returns:
-        The model.
-
-    Raises:
-        RunError: There is no such run, or it is unfinished or damaged.
-
-    Example:
-        >>> model = load("tiny-imagenet-64")
-        >>> model.config.embedding_dim
-        256
-    """
-    if run is None and index is not None:
-        with Index.open(index) as opened:
-            run = opened.run or None
-    model = Model(open_run(None if run is None else os.fspath(run)), runtime, head)
-    if index is not None:
-        return model.use_index(index)
-    if model.run.has_gallery() and head != GENERAL:
-        _ = model.index  # so that a damaged index is reported at once
-    return model

@@ -15,8 +15,8 @@ from conftest import ROOT, ids_of, script, vectors_of
 from dr_keras.config import Config
 from dr_keras.data.catalog import load_catalog
 from dr_keras.data.pixel_store import load_pixels
+from dr_keras.loading import load
 from dr_keras.runs import Run
-from dr_keras.search_model import load
 
 
 def backend(name):

@@ -15,11 +15,11 @@ from dr_keras.embedders import LiteRTMaps, embed_with_network
 from dr_keras.errors import InputError
 from dr_keras.explanation import COVERED, Explainer, explain_by_covering, explain_cells
 from dr_keras.heads import fit_general_head
+from dr_keras.loading import load
 from dr_keras.model.general_head import feature_network, with_general_head
 from dr_keras.model.maps import map_network, projection_of
 from dr_keras.model.network import embedding_network
 from dr_keras.runs import Run
-from dr_keras.search_model import load
 
 RELEASED = "tiny-imagenet-64"
 

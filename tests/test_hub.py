@@ -17,12 +17,12 @@ from dr_keras.embedders import LiteRTEmbedder, OpenVINOEmbedder, SavedModelEmbed
 from dr_keras.errors import InputError
 from dr_keras.export.onnx import OnnxEmbedder
 from dr_keras.heads import GENERAL, TRAINED
+from dr_keras.loading import load
 from dr_keras.model.general_head import with_general_head
 from dr_keras.model.hub import Pooling, _interpolated, hub_features, load_preset
 from dr_keras.model.network import embedding_network, load_network
 from dr_keras.model.source_card import source_card
 from dr_keras.runs import Run
-from dr_keras.search_model import load
 
 keras_hub = pytest.importorskip("keras_hub")
 

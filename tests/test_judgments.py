@@ -14,9 +14,9 @@ from dr_keras.data.judgments import Judgments, JudgmentSampler, read_judgments
 from dr_keras.data.sources.table import read_table
 from dr_keras.errors import InputError, RunError
 from dr_keras.evaluation.judgments import evaluate_judgments, judgment_figures
+from dr_keras.loading import load
 from dr_keras.model.network import embedding_network, training_network
 from dr_keras.model.ranking import TripletRanking
-from dr_keras.search_model import load
 from dr_keras.training import callbacks
 from dr_keras.training import run as run_module
 from dr_keras.training.train import train

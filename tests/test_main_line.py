@@ -16,8 +16,8 @@ from PIL import Image
 import dr_keras
 from dr_keras.data.images import decode
 from dr_keras.errors import InputError, RunError
+from dr_keras.loading import load
 from dr_keras.runs import Run, open_run, start_run
-from dr_keras.search_model import load
 
 
 @pytest.fixture

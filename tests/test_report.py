@@ -8,7 +8,7 @@ from conftest import script, write_folders
 
 from dr_keras.errors import InputError
 from dr_keras.evaluation.evaluate import SearchOptions, evaluate_run
-from dr_keras.search_model import load
+from dr_keras.loading import load
 
 
 class Page(HTMLParser):

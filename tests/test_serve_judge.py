@@ -8,7 +8,7 @@ from served import client, refused
 
 from dr_keras.data.judgments import read_judgments
 from dr_keras.errors import InputError
-from dr_keras.search_model import load
+from dr_keras.loading import load
 from dr_keras.server import schemas
 from dr_keras.server.judging import JudgmentFile, uncertain_triplet
 

@@ -18,7 +18,7 @@ from dr_keras.data.sources.tfds import _folder_names
 from dr_keras.data.splits import MONITOR, TRAIN, VALIDATION
 from dr_keras.errors import InputError
 from dr_keras.evaluation.evaluate import evaluate_run
-from dr_keras.search_model import load as load_run
+from dr_keras.loading import load as load_run
 
 
 @pytest.fixture(autouse=True)

@@ -78,8 +78,8 @@ def in_folder(options: argparse.Namespace) -> int:
     from dr_keras.duplicates.find import find_duplicates
     from dr_keras.duplicates.moving import move_copies
     from dr_keras.duplicates.report import save_report
+    from dr_keras.loading import load
     from dr_keras.progress import stderr
-    from dr_keras.search_model import load
 
     if not Path(options.folder).exists():
         raise InputError(f"there is no folder {options.folder}")

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     options = parser.parse_args(arguments)
     from dr_keras.evaluation.evaluate import SearchOptions, evaluate_run
-    from dr_keras.search_model import load
+    from dr_keras.loading import load
 
     if options.triplets:
         from dr_keras.evaluation.judgments import evaluate_judgments

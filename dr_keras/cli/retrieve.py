@@ -20,7 +20,7 @@ from dr_keras.cli.parser import add_head, add_runtime, command_parser
 from dr_keras.data.crop import cropped
 from dr_keras.errors import InputError
 from dr_keras.invocation import program
-from dr_keras.search_model import load
+from dr_keras.loading import load
 from dr_keras.search_results import check_picture_name
 
 if TYPE_CHECKING:

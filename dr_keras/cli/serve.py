@@ -93,7 +93,7 @@ def serve(options: argparse.Namespace) -> None:
         raise MissingPackage(
             f"serving needs {error.name}, which is not installed; {how_to_install('fastapi')}"
         ) from None
-    from dr_keras.search_model import load
+    from dr_keras.loading import load
     from dr_keras.server.settings import LOOPBACK, Settings, read_token
 
     hosts = tuple(name.lower() for name in options.allow_host)

@@ -23,7 +23,7 @@ import sqlite3
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +47,11 @@ from dr_keras.index.vector_file import (
     QUICK_CHECK_BYTES,
     VALUE_BYTES,
     damaged_segments,
+    file_names,
     given,
     joined_checksum,
     map_vectors,
-    parts_name,
     sync_data,
-    vectors_name,
     write_at,
     write_rows,
 )
@@ -145,7 +144,7 @@ class Store:
                         and file.is_file()
                     ):
                         file.unlink()
-                for name in _names(0, meta):
+                for name in file_names(0, meta):
                     (folder / name).write_bytes(b"")
                 known = {"format": FORMAT, "dim": dim, "generation": 0, "rows": 0, "version": 0} | meta
                 create_database(folder, known)
@@ -189,7 +188,7 @@ class Store:
 
     def vector_names(self, generation: int) -> list[str]:
         """The names of the files of vectors: that of the images and, if it keeps them, that of their parts."""
-        return _names(generation, self.meta)
+        return file_names(generation, self.meta)
 
     def refresh(self) -> bool:
         """Moves to the latest state.
@@ -259,7 +258,7 @@ class Store:
     def _mapped(self, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """Maps the vectors of the images and those of their parts into memory."""
         rows, dim, pieces = meta["rows"], meta["dim"], len(windows(meta.get("parts", 0)))
-        files = [self.folder / name for name in _names(meta["generation"], meta)]
+        files = [self.folder / name for name in file_names(meta["generation"], meta)]
         vectors = map_vectors(files[0], rows, dim, repair=self._repair)
         if not pieces:
             return vectors, None
@@ -395,7 +394,3 @@ class Store:
     def __del__(self) -> None:
         if sys.meta_path is not None:  # else Python is exiting, and the system releases the lock
             self.close()
-
-
-def _names(generation: int, meta: Mapping[str, Any]) -> list[str]:
-    return [vectors_name(generation), *([parts_name(generation)] if meta.get("parts") else [])]

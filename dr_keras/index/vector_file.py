@@ -5,8 +5,9 @@ import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,14 @@ COPY_BLOCK_ROWS = 65536  # vectors copied at a time
 LENGTH_TOLERANCE = 1e-3  # how far a vector's length may be from 1; half precision leaves 5e-4
 
 
-def vectors_name(generation: int) -> str:
-    """The name of the vector file; `generation` counts how often it was rewritten without gaps."""
-    return f"vectors-{generation}.f32"
+def file_names(generation: int, meta: Mapping[str, Any]) -> list[str]:
+    """The names of the files of vectors: that of the images and, if the index keeps parts, that of their parts.
 
-
-def parts_name(generation: int) -> str:
-    """The name of the file of the vectors of parts."""
-    return f"parts-{generation}.f32"
+    Args:
+        generation: How often they were rewritten without gaps.
+        meta: What the index says of itself.
+    """
+    return [f"{name}-{generation}.f32" for name in ("vectors", *(["parts"] if meta.get("parts") else []))]
 
 
 def given(vectors: np.ndarray, parts: np.ndarray | None) -> list[np.ndarray]:
