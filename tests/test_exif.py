@@ -353,3 +353,24 @@ def test_what_is_known_by_the_library(place):
     photo(place / "trip" / "a.jpg", taken="2024:06:30 18:05:09")
     model = load(place / "runs/small").use_gallery(place / "trip")
     assert model.result(0).attributes["taken"] == "2024-06-30T18:05:09"
+
+
+def test_when_where_and_with_what_an_index_was_photographed(tmp_path):
+    attributes = [
+        {"taken": "2024-06-30T10:00:00", "camera": {"model": "Pixel 8"}, "latitude": 48, "longitude": 11.5},
+        {"taken": "2023-01-01T00:00:00", "camera": {"model": "Pixel 8"}},
+        {"taken": "soon", "camera": {"model": ""}, "latitude": "north", "longitude": 3},
+        {"taken": 2025, "camera": "EOS", "latitude": True, "longitude": [1]},
+        {"camera": {"model": "EOS'\"<b>"}, "latitude": 1.5},
+        {},
+    ]
+    with Index.create(tmp_path / "index", 2, root=tmp_path) as index:
+        index.add(
+            [Entry(f"{n}.jpg", attributes=one) for n, one in enumerate(attributes)], np.tile([[1.0, 0.0]], (6, 1))
+        )
+        found = index.records.photos()
+        assert (found.first, found.last, found.placed) == ("2023-01-01T00:00:00", "2024-06-30T10:00:00", 1)
+        assert found.cameras == {"Pixel 8": 2, "EOS'\"<b>": 1}
+        index.withhold(["taken", "camera", "latitude"])
+        found = index.records.photos()
+        assert (found.first, found.last, found.cameras, found.placed) == (None, None, {}, 0)

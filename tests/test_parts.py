@@ -50,14 +50,16 @@ def brute(query, vectors, parts, k, rows, exclude):
     return sorted(found)[:k]
 
 
-@pytest.mark.parametrize("chosen", [None, np.arange(0, 200, 3), np.array([7]), np.array([], int)])
-@pytest.mark.parametrize("values", [1 << 25, 100])  # computed at once, and in many blocks
+@pytest.mark.parametrize("chosen", [None, np.arange(0, 200, 3), np.arange(0, 200, 9), np.array([7]), np.array([], int)])
+@pytest.mark.parametrize("values", [1 << 25, 300])  # computed at once, and in many blocks
 def test_the_nearest_parts_are_those_of_a_slow_search(monkeypatch, chosen, values):
     monkeypatch.setattr(part_search, "PRODUCT_VALUES", values)
+    monkeypatch.setattr(part_search, "GATHERED_VALUES", values)
     vectors, parts, queries = unit(200), unit(200 * 9).reshape(200, 9, 8), unit(3)
     vectors[50], parts[51, 4] = queries[0], queries[0]  # the same distance: ties by row
     exclude = np.array([[50, -1], [-1, -1], [6, 9]])
     found, distances, best = nearest_parts(queries, vectors, parts, 20, rows=chosen, exclude=exclude)
+    assert nearest_parts(queries[:0], vectors, parts, 5, rows=chosen, exclude=exclude[:0])[0].shape[0] == 0
     rows = range(200) if chosen is None else chosen.tolist()
     for number, query in enumerate(queries):
         expected = brute(query, vectors, parts, 20, rows, exclude[number].tolist())
@@ -184,6 +186,14 @@ def test_a_damaged_part_is_found_and_repaired(tmp_path):
     os.truncate(tmp_path / "index" / "parts-1.f32", 100)
     with pytest.raises(RunError, match=r"parts-1\.f32 is damaged: it has 100 bytes"):
         Index.open(tmp_path / "index")
+    (tmp_path / "index" / "parts-1.f32").unlink()
+    with pytest.raises(RunError, match=r"parts-1\.f32 does not exist"):
+        Index.open(tmp_path / "index")
+    with Index.open(tmp_path / "index", write=True, repair=True) as index:
+        assert len(index.verify()) == 3
+        repair_index(index, lambda: reader, console=stderr())
+        assert index.verify() == []
+        assert embed.asked == [30, 10, 30]
 
 
 def test_a_migration_embeds_the_parts_anew(tmp_path):
@@ -194,7 +204,7 @@ def test_a_migration_embeds_the_parts_anew(tmp_path):
     def embed(pixels):
         return unit(len(pixels), 4)
 
-    target = Target(Reader(embed, 8, "stretch", parts=2), 4, "new", "run", "trained")
+    target = Target(Reader(embed, 8, "stretch"), 4, "new", "run", "trained")
     fresh = embed_anew(tmp_path / "index", target, console=stderr())
     expected = np.array(fresh.part_vectors)
     with Index.open(tmp_path / "index", write=True) as index:
@@ -260,6 +270,25 @@ def test_what_an_index_with_parts_refuses(album):
     result = script(album, "index.py", "add", "mine", "--index", "parts")  # it goes on with its parts
     assert result.returncode == 0, result.stderr
     assert "parts       83 of each image" in script(album, "index.py", "stats", "--index", "parts").stdout
+
+
+def test_a_migration_by_command_keeps_the_parts(album):
+    result = script(album, "index.py", "migrate", "--index", "parts", "--run", "small")
+    assert result.returncode == 0, result.stderr
+    with Index.open(album / "parts") as index:
+        assert (index.parts, index.part_vectors.shape, index.verify()) == (4, (13, 83, index.dim), [])
+        model = load(album / "runs" / "small", index=album / "parts")
+        pixels = decode_parts(album / "album" / "with-disc.png", model.config.image_size, "stretch", 4)[0]
+        expected = model.reader_for(index).vectors(pixels[None])[0]
+        assert np.allclose(index.part_vectors[index.records.row("with-disc.png")], expected[1:], atol=1e-5)
+
+
+def test_a_large_jpeg_is_seen_as_without_parts(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(noise).resize((1600, 1200)).save(tmp_path / "large.jpg")
+    made, _ = decode_parts(tmp_path / "large.jpg", 32, "stretch", 3)
+    assert np.array_equal(made[0], decode(tmp_path / "large.jpg", 32, "stretch"))
+    assert np.abs(made[5].astype(int) - decode(cropped(tmp_path / "large.jpg", windows(3)[4]), 32)).mean() < 12
 
 
 def test_parts_by_http(album):

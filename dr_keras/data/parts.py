@@ -3,9 +3,10 @@
 from functools import cache
 
 import numpy as np
+from PIL import Image
 
 from dr_keras.data.crop import Crop
-from dr_keras.data.images import ImageInput, read_with_facts, square
+from dr_keras.data.images import ImageInput, decode, look, read_with_facts, square
 from dr_keras.errors import InputError
 
 FINEST = 4  # windows smaller than a quarter of the sides are too many to keep, and show little of most pictures
@@ -53,5 +54,7 @@ def decode_parts(source: ImageInput, size: int, resize: str, parts: int) -> tupl
         ImageError: The picture cannot be decoded.
     """
     image, facts = read_with_facts(source, draft=2 * size * parts)
-    pieces = [image.crop(window.box(*image.size)) for window in windows(parts)]
-    return np.stack([square(piece, size, resize) for piece in (image, *pieces)]), facts
+    # A JPEG is shrunk less than for its whole alone, whose pixels should not depend on whether there are parts.
+    shrinks = not isinstance(source, Image.Image) and look(source)[0].name == "JPEG"
+    whole = decode(source, size, resize) if shrinks else square(image, size, resize)
+    return np.stack([whole, *(square(image.crop(one.box(*image.size)), size, resize) for one in windows(parts))]), facts

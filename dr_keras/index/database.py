@@ -17,7 +17,7 @@ from dr_keras.data.exif import distance_km
 from dr_keras.errors import RunError
 from dr_keras.invocation import command
 
-FORMAT = 2
+FORMAT, FORMAT_OF_PARTS = 2, 3  # versions that know no parts would remove their vectors
 DATABASE = "index.sqlite"
 BUSY_TIMEOUT_SECONDS = 30
 COPY_ATTEMPTS = 100  # at copying the database while another process writes to it

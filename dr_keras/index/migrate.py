@@ -6,7 +6,7 @@ stopped or killed goes on there. The switch is one transaction of the index itse
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class Target:
     """The model to move to.
 
     Attributes:
-        reader: How it turns files into vectors.
+        reader: How it turns files into vectors; of parts too, if the index keeps them.
         dim, model, run, head: As in `Index.create`.
     """
 
@@ -200,6 +200,7 @@ def _open_migration(folder: Path, index: Index, target: Target) -> Index:
 def _take_over(index: Index, fresh: Index, reader: Reader, console: Console, leave_out: bool) -> dict[str, str]:
     """Embeds the images that are new or have changed; returns why others could not be embedded, by id."""
     index.refresh()
+    reader = replace(reader, parts=index.parts)
     wanted, done = index.image_files.stamps(), fresh.image_files.stamps()
     fresh.remove([id for id in done if id not in wanted])
     todo = [id for id, stamp in wanted.items() if done.get(id) != stamp]

@@ -2,9 +2,13 @@
 
 import numpy as np
 
-PRODUCT_VALUES = 1 << 25  # values of a matrix product computed at a time: 128 MiB
+from dr_keras.index.exact_search import MAX_SCATTER
+
+PRODUCT_VALUES = 1 << 25  # values of a matrix product computed at a time, and of its results kept: 128 MiB
 GATHERED_VALUES = 1 << 26  # values of vectors copied at a time, if only some rows are searched: 256 MiB
 SPARE = 32  # images ranked by their exact distances beyond those asked for: a matrix product rounds
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def nearest_parts(
@@ -15,7 +19,7 @@ def nearest_parts(
     *,
     rows: np.ndarray | None,
     exclude: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Found:
     """Finds the `k` images whose whole or part is nearest to each query.
 
     Args:
@@ -27,31 +31,76 @@ def nearest_parts(
         exclude: (Q, X) rows to exclude for each query; -1 for none.
 
     Returns:
-        rows (Q, K) int64, nearest first and ties by row; Euclidean distances (Q, K) float32; and parts (Q, K) int64,
-        the number of the nearest part, -1 for the whole. If a query excludes more than others, it is padded with row
-        -1 and an infinite distance.
+        rows (Q, K) int64, nearest first and ties by row, unless more than `SPARE` images tie; Euclidean distances (Q,
+        K) float32; and parts (Q, K) int64, the number of the nearest part, -1 for the whole. If a query excludes more
+        than others, it is padded with row -1 and an infinite distance.
     """
-    rows = np.arange(len(vectors)) if rows is None else rows
-    similar = _similarities(queries, vectors, parts, rows)
-    similar[(rows[None, :, None] == exclude[:, None, :]).any(axis=2)] = -np.inf
-    count = min(k + SPARE, len(rows))
-    near = (
-        np.sort(np.argpartition(-similar, count - 1, axis=1)[:, :count], axis=1)
-        if count
-        else np.empty(similar.shape, int)
-    )
-    left = np.take_along_axis(similar, near, axis=1) > -np.inf
-    found, distances, best = (np.empty((len(queries), count), kind) for kind in (np.int64, np.float32, np.int64))
-    for number, (query, places) in enumerate(zip(queries, rows[near], strict=True)):
-        pieces = np.concatenate([vectors[places][:, None], parts[places]], axis=1)  # (C, 1 + P, D)
-        difference = np.linalg.norm(pieces - query, axis=2)
-        nearest = difference.argmin(axis=1)
-        distance = np.where(left[number], difference[np.arange(count), nearest], np.inf)
-        order = np.argsort(distance, kind="stable")
-        found[number] = np.where(left[number], places, -1)[order]
-        distances[number], best[number] = distance[order], nearest[order] - 1
-    keep = min(k, int(left.sum(axis=1).max(initial=0)))
-    return found[:, :keep], distances[:, :keep], best[:, :keep]
+    count = len(vectors) if rows is None else len(rows)
+    block = max(1, PRODUCT_VALUES // max(1, count))
+    found = [
+        _nearest_parts(queries[start : start + block], vectors, parts, k, rows, exclude[start : start + block])
+        for start in range(0, len(queries), block)
+    ]
+    keep = max((int((one[0] >= 0).sum(axis=1).max(initial=0)) for one in found), default=0)
+    empty = (np.empty((0, 0), kind) for kind in (np.int64, np.float32, np.int64))
+    merged = (np.concatenate(arrays)[:, :keep] for arrays in zip(*found, strict=True)) if found else empty
+    places, distances, best = merged
+    return places, distances, best
+
+
+def _nearest_parts(
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    parts: np.ndarray,
+    k: int,
+    rows: np.ndarray | None,
+    exclude: np.ndarray,
+) -> Found:
+    """`nearest_parts` for as many queries as fit in memory; K is `k` or the number of rows."""
+    all_rows = np.arange(len(vectors))
+    searched = all_rows if rows is None or MAX_SCATTER * len(rows) >= len(vectors) else rows
+    similar = _similarities(queries, vectors, parts, searched)
+    if rows is not None and searched is all_rows:
+        skip = np.ones(len(vectors), bool)
+        skip[rows] = False
+        similar[:, skip] = -np.inf
+    for number, unwanted in enumerate(exclude):
+        places = np.searchsorted(searched, unwanted)
+        there = places < len(searched)
+        places, unwanted = places[there], unwanted[there]
+        similar[number, places[searched[places] == unwanted]] = -np.inf
+    count = min(k + SPARE, len(searched))
+    keep = min(k, len(searched) if rows is None else len(rows))
+    found, best = np.full((len(queries), keep), -1), np.full((len(queries), keep), -1)
+    distances = np.full((len(queries), keep), np.inf, np.float32)
+    for number, query in enumerate(queries):
+        near = (
+            np.argpartition(similar[number], len(searched) - count)[len(searched) - count :]
+            if count
+            else np.empty(0, int)
+        )
+        near = np.sort(near[similar[number, near] > -np.inf])
+        away, nearest = _exact(query, vectors, parts, searched[near])
+        order = np.argsort(away, kind="stable")[:keep]
+        found[number, : len(order)] = searched[near][order]
+        distances[number, : len(order)] = away[order]
+        best[number, : len(order)] = nearest[order] - 1
+    return found, distances, best
+
+
+def _exact(
+    query: np.ndarray, vectors: np.ndarray, parts: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distance of the nearest of the whole (0) and the parts (1 to P) of each image, and which it is."""
+    block = max(1, GATHERED_VALUES // ((1 + parts.shape[1]) * parts.shape[2]))
+    away, nearest = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block]
+        pieces = np.concatenate([vectors[some][:, None], parts[some]], axis=1) - query  # (n, 1 + P, D)
+        difference = np.sqrt(np.einsum("npd,npd->np", pieces, pieces))
+        nearest[start : start + block] = difference.argmin(axis=1)
+        away[start : start + block] = difference.min(axis=1)
+    return away, nearest
 
 
 def _similarities(queries: np.ndarray, vectors: np.ndarray, parts: np.ndarray, rows: np.ndarray) -> np.ndarray:

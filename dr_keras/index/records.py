@@ -27,13 +27,23 @@ MAX_COMPARED_NAMES = 5000  # by difflib, which is slow
 MAX_CAMERAS = 100
 MAX_PARAMETERS = 500  # of one statement; SQLite allows 32,766, but this keeps statements short
 
-_TIME = "CASE WHEN json_type(attributes, '$.taken') = 'text' THEN attributes ->> '$.taken' END"
-_TAKEN = f"SELECT min({_TIME}), max({_TIME}) "
-_CAMERAS = (
-    "SELECT attributes ->> '$.camera.model' AS model, count(*) AS photos {} "
-    "AND json_type(attributes, '$.camera.model') = 'text' GROUP BY model ORDER BY photos DESC, model LIMIT ?"
+# Of each camera model, with how many photos: the first and the last of those with a time, and how many have a place.
+_PHOTOS = """
+SELECT model, count(*) AS photos, min(time), max(time), count(latitude + longitude)
+FROM (
+    SELECT
+        CASE WHEN json_type(attributes, '$.camera.model') = 'text' THEN attributes ->> '$.camera.model' END AS model,
+        CASE WHEN attributes ->> '$.taken' GLOB '[0-9][0-9][0-9][0-9]-*' THEN attributes ->> '$.taken' END AS time,
+        CASE WHEN json_type(attributes, '$.latitude') IN ('integer', 'real') THEN attributes ->> '$.latitude' END
+            AS latitude,
+        CASE WHEN json_type(attributes, '$.longitude') IN ('integer', 'real') THEN attributes ->> '$.longitude' END
+            AS longitude
+    FROM images
+    WHERE row NOT IN hidden
 )
-_PLACED = "SELECT count(attributes ->> '$.latitude' + attributes ->> '$.longitude') "
+GROUP BY model
+ORDER BY photos DESC, model
+"""
 
 Stamp = tuple[bytes | None, int | None, int | None]  # SHA-256, size in bytes and mtime_ns of a file; None if unknown
 
@@ -181,12 +191,12 @@ class Records:
     def photos(self) -> Photos:
         """What conditions can ask of the photos among the images that a search may return."""
         taken, camera, place = (not name & self.withheld for name in ({"taken"}, {"camera"}, {"latitude", "longitude"}))
-        searched = "FROM images WHERE row NOT IN hidden"
         with self._reading() as db:
-            first, last = db.execute(_TAKEN + searched).fetchone() if taken else (None, None)
-            cameras = db.execute(_CAMERAS.format(searched), (MAX_CAMERAS,)).fetchall() if camera else []
-            placed = db.execute(_PLACED + searched).fetchone()[0] if place else 0
-        return Photos(first, last, dict(cameras), placed)
+            found = db.execute(_PHOTOS).fetchall()
+        times = [time for _, _, *both, _ in found for time in both if time is not None and taken]
+        models = [(model, count) for model, count, *_ in found if model and camera][:MAX_CAMERAS]
+        placed = sum(count for *_, count in found) if place else 0
+        return Photos(min(times, default=None), max(times, default=None), dict(models), placed)
 
     def own_classes(self) -> set[str]:
         """The labels of the run's own data, as far as the index holds it."""

@@ -15,6 +15,7 @@ row in use is never overwritten, so readers may map the file while others write.
 until it asks for a newer one; with a write-ahead log, readers and the writer do not block each other.
 """
 
+import io
 import json
 import math
 import os
@@ -37,6 +38,7 @@ from dr_keras.errors import RunError
 from dr_keras.index.database import (
     DATABASE,
     FORMAT,
+    FORMAT_OF_PARTS,
     FileVersion,
     connect,
     create_database,
@@ -146,7 +148,8 @@ class Store:
                         file.unlink()
                 for name in file_names(0, meta):
                     (folder / name).write_bytes(b"")
-                known = {"format": FORMAT, "dim": dim, "generation": 0, "rows": 0, "version": 0} | meta
+                format = FORMAT_OF_PARTS if meta.get("parts") else FORMAT
+                known = {"format": format, "dim": dim, "generation": 0, "rows": 0, "version": 0} | meta
                 create_database(folder, known)
             except BaseException:
                 lock.release()
@@ -239,7 +242,7 @@ class Store:
 
     def _read_meta(self, db: sqlite3.Connection) -> dict[str, Any]:
         meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
-        if meta.get("format") != FORMAT:
+        if meta.get("format") not in (FORMAT, FORMAT_OF_PARTS):
             raise RunError(
                 f"{self.folder} has index format {meta.get('format')}, but this version reads format {FORMAT}; "
                 f"move it away and recreate it with {command('index')} add"
@@ -262,6 +265,8 @@ class Store:
         vectors = map_vectors(files[0], rows, dim, repair=self._repair)
         if not pieces:
             return vectors, None
+        if self._repair and not files[1].exists():
+            return vectors, np.zeros((rows, pieces, dim), np.float32)
         return vectors, map_vectors(files[1], rows, pieces * dim, repair=self._repair).reshape(rows, pieces, dim)
 
     def _compare(self, db: sqlite3.Connection, vectors: np.ndarray, parts: np.ndarray | None) -> None:
@@ -318,7 +323,8 @@ class Store:
         arrays = [np.ascontiguousarray(array, np.float32) for array in arrays]
         for name, array in zip(self.vector_names(self.meta["generation"]), arrays, strict=True):
             end = start * math.prod(array.shape[1:]) * VALUE_BYTES
-            with open(self.folder / name, "r+b", buffering=0) as file:
+            mode = "r+" if (self.folder / name).exists() else "x+"  # missing only while the index is being repaired
+            with io.FileIO(self.folder / name, mode) as file:
                 try:
                     write_at(file, array, end)
                     sync_data(file)

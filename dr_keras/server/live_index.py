@@ -372,8 +372,12 @@ class LiveIndex:
             Problem: 503 while another process writes, 507 if the change cannot be written.
         """
         assert self.uploads is not None
-        with self._writing:
-            id, created = add_upload(self.index.folder, self.uploads, upload, format, vector)
+        try:
+            with self._writing:
+                id, created = add_upload(self.index.folder, self.uploads, upload, format, vector)
+        except Problem:
+            self.refresh()  # if the index has been moved to another model, the next attempt is embedded by that
+            raise
         with self._guard:
             self.refresh()
             row = self.index.records.row(id)

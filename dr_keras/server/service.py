@@ -75,7 +75,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         self._readers = ThreadPoolExecutor(READER_THREADS, "read")
         self._writer = ThreadPoolExecutor(1, "write")
-        self._explainers = ThreadPoolExecutor(1, "explain")  # they take a network's time, and thumbnails must not wait
+        self._networks = ThreadPoolExecutor(1, "network")  # explanations and parts take long; thumbnails must not wait
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
@@ -95,7 +95,7 @@ class Service:
                 await refresher
             await self.embedder.stop()
             await self.searcher.stop()
-            for pool in (self._decoders, self._readers, self._writer, self._explainers):
+            for pool in (self._decoders, self._readers, self._writer, self._networks):
                 pool.shutdown()
 
     async def _refresh(self) -> None:
@@ -221,9 +221,12 @@ class Service:
         """The vectors (1 + P, D) of an image that was examined, and of its parts."""
         embedding = self.live_index.embedding
         reader = embedding.reader
-        pixels, _ = await self._decoding(decode_parts, image, reader.size, reader.resize, reader.parts)
+        try:
+            pixels, _ = await self._decoding(decode_parts, image, reader.size, reader.resize, reader.parts)
+        except ImageError as error:
+            raise Problem(415, f"the image {error}") from None
         loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(self._explainers, reader.vectors, pixels[None])
+        vectors = await loop.run_in_executor(self._networks, reader.vectors, pixels[None])
         return Vector(vectors[0], embedding.model)
 
     async def _facts(self, image: bytes) -> dict[str, Any]:
@@ -282,7 +285,7 @@ class Service:
         reader = self.live_index.embedding.reader
         one, other = [await self._pixels(id, reader) for id in ids]
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._explainers, self.live_index.explain, one, other)
+        found = await loop.run_in_executor(self._networks, self.live_index.explain, one, other)
         several = found.pooled_pairs(PAIRED_SIDE) if pairs else None
         about = {"query": ids[0], "neighbor": ids[1], "resize": reader.resize}
         return about | found.to_dict() | {"pairs": None if several is None else several.round(PAIR_DIGITS).tolist()}

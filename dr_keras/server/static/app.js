@@ -192,6 +192,7 @@ async function render() {
     }
     state = await lookUp(state, control.signal);
     view.showQuery(state);
+    view.showFilters(state);
     forgetExplanations();
     view.actions.why = explained() ? why : null;
     if (state.view === "map") await showMap();
@@ -356,9 +357,10 @@ async function loadGallery() {
     gallery.stats = await client.getStats();
     view.showGallery();
     view.showFilters(readState());
-    gallery.photos = await client.getPhotos();
     gallery.classes = (await client.getClasses()).filter((one) => one.label !== NO_CLASS);
     view.showGallery();
+    view.showFilters(readState());
+    gallery.photos = await client.getPhotos();
     view.showFilters(readState());
   } catch (error) {
     console.error(error); // the search itself reports the error

@@ -1,5 +1,5 @@
 // The HTTP API.
-import { condition, uploads } from "./state.js";
+import { condition, limit, uploads } from "./state.js";
 
 export const MAX_UPLOAD_BYTES = 20 * 2 ** 20; // the server's default limit, checked before anything is sent
 const THUMBNAIL_PIXELS = 256; // cards are at most 200 pixels wide, and screens may have two pixels for each
@@ -52,7 +52,7 @@ function searchOptions(state, signal) {
   if (!state.upload) {
     const body = { positives: state.q, negatives: state.not };
     if (where) body.where = where;
-    if (state.d !== null) body.max_distance = state.d === "auto" ? "auto" : Number(state.d);
+    if (limit(state) !== null) body.max_distance = limit(state);
     if (state.distinct) body.distinct = true;
     if (state.whole) body.whole = true;
     if (state.variety) body.diverse = 1 - state.variety;
@@ -64,7 +64,7 @@ function searchOptions(state, signal) {
   for (const id of state.q) form.append("positives", id);
   for (const id of state.not) form.append("negatives", id);
   if (where) form.append("where", where);
-  if (state.d !== null) form.append("max_distance", state.d);
+  if (limit(state) !== null) form.append("max_distance", limit(state));
   if (state.distinct) form.append("distinct", "true");
   if (state.whole) form.append("whole", "true");
   if (state.variety) form.append("diverse", 1 - state.variety);

@@ -30,7 +30,7 @@ export function readState() {
     to: from.get("to") || "",
     camera: from.get("camera") || "",
     at: from.get("at") || "",
-    km: Number(from.get("km")) || DEFAULT_KM,
+    km: KILOMETERS.includes(Number(from.get("km"))) ? Number(from.get("km")) : DEFAULT_KM,
     variety: Number(from.get("variety")) || 0,
     view: from.get("view") === "map" ? "map" : "grid",
   };
@@ -60,6 +60,16 @@ export function stateURL(state) {
 export const isSingle = (state) => state.q.length + state.not.length + Number(Boolean(state.upload)) === 1;
 
 export const hasQuery = (state) => Boolean(state.upload || state.q.length);
+
+// Whether the calibrated distance, which is one of whole images, suits the search.
+export const isCalibrated = (state) =>
+  (gallery.stats?.calibrated ?? null) !== null && (state.whole || !gallery.stats.parts);
+
+// The greatest distance of a result: a number, "auto", or null for any.
+export function limit(state) {
+  if (state.d === "auto") return gallery.stats?.parts && !state.whole ? null : "auto";
+  return state.d === null ? null : Number(state.d);
+}
 
 // Latitude and longitude in degrees, from text such as 48.1, 11.6; null if it is none.
 export function parsePlace(text) {

@@ -6,12 +6,14 @@ import {
   condition,
   gallery,
   hasQuery,
+  isCalibrated,
   isSingle,
   KILOMETERS,
   known,
   MAX_DISTANCE,
   marks,
   NO_CLASS,
+  parsePlace,
   readState,
   uploads,
   without,
@@ -207,7 +209,7 @@ export function showFilters(state) {
   const calibrated = gallery.stats?.calibrated ?? null;
   $("class-chips").replaceChildren(...state.classes.map((label) => classChip(state, label)));
   $("near").value = state.d === "auto" ? (calibrated ?? MAX_DISTANCE) : (state.d ?? MAX_DISTANCE);
-  $("near-auto").hidden = calibrated === null || (Boolean(gallery.stats?.parts) && !state.whole);
+  $("near-auto").hidden = !isCalibrated(state);
   showDistance(state.d);
   const place = COUNTS.findIndex((count) => count >= state.k);
   $("k").value = place < 0 ? COUNTS.length - 1 : place;
@@ -227,7 +229,7 @@ export function showFilters(state) {
     state.whole,
     state.variety > 0,
   ];
-  set.push(state.from !== "", state.to !== "", state.camera !== "", state.at !== "");
+  set.push(state.from !== "", state.to !== "", state.camera !== "", parsePlace(state.at) !== null);
   const count = set.filter(Boolean).length;
   $("filters-count").textContent = count ? ` \u00b7 ${count} set` : "";
 }
@@ -241,7 +243,8 @@ function showPhotoFilters(state) {
     $(name).value = state[name];
   }
   const cameras = (photos?.cameras ?? []).map(({ model, count }) => [model, `${printable(model)} (${count})`]);
-  if (state.camera && !cameras.some(([model]) => model === state.camera)) cameras.push([state.camera, state.camera]);
+  if (state.camera && !cameras.some(([model]) => model === state.camera))
+    cameras.push([state.camera, printable(state.camera)]);
   $("camera-field").hidden = !cameras.length;
   const options = [["", "any camera"], ...cameras].map(([value, text]) => element("option", { value }, text));
   $("camera").replaceChildren(...options);
