@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import draw, draw_encoded, script
 from PIL import Image
-from served import client
+from served import BEARER, TOKEN, client
 
 from dr_keras import Index, load
 from dr_keras.errors import InputError, RunError
@@ -203,3 +203,13 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, kills):
     assert found[0] == kills
     assert found[1] >= kills // 10
     assert found[2] >= 1
+
+
+def test_an_image_added_after_a_switch_is_of_the_new_model_at_the_second_attempt(place):
+    sent = {"image": ("new.png", draw_encoded(9, "bars"), "image/png")}
+    with client(place, token=TOKEN, writable=True, uploads=place / "uploads") as page:
+        assert script(place, *MIGRATE).returncode == 0
+        answers = [page.post("/v1/images", files=sent, headers=BEARER).status_code for _ in range(2)]
+        assert answers == [503, 201]
+    with Index.open(place / "my-index") as index:
+        assert (len(index), index.verify()) == (17, [])

@@ -140,6 +140,11 @@ def test_a_part_of_a_result_is_framed(opened, album):
     page.wait_for_url("**whole=*")
     ids(page)
     expect(page.locator("#grid svg")).to_have_count(0)
+    page.uncheck("#whole")
+    page.wait_for_url(lambda url: "whole" not in url)
+    ids(page)
+    asked = opened("/?q=photo_00.jpg&d=auto&km=-5&at=foo", at=album)  # an old address, of what does not suit parts
+    assert len(ids(asked)) == 15
 
 
 def test_filters_of_photos(opened, album, address):

@@ -156,6 +156,7 @@ async function showNearest(state, control) {
 }
 
 async function showSearch(state, control) {
+  if (state.d === "auto") gallery.stats ??= await client.getStats(); // which say whether it suits the search
   const answer = await client.search(state, control.signal);
   view.showAnswer(state, answer);
   const title = state.upload ? "Your image" : answer.queries[0].split("/").pop();
