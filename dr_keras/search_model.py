@@ -43,6 +43,7 @@ class Model:
             general head unless all its classes were trained on.
 
     Example:
+        >>> from dr_keras import load
         >>> model = load("tiny-imagenet-64")
         >>> images = np.zeros((2, 64, 64, 3), np.uint8)
         >>> model.embed(images).shape
@@ -184,6 +185,7 @@ class Model:
             InputError: The folder does not exist or holds no readable image, or the run has no network.
 
         Example:
+            >>> from dr_keras import load
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
             >>> len(model.index)
             4
@@ -220,6 +222,7 @@ class Model:
 
         Example:
             >>> from PIL import Image
+            >>> from dr_keras import load
             >>> model = load("tiny-imagenet-64")
             >>> model.embed([Image.new("RGB", (320, 240), "red")]).shape
             (1, 256)
@@ -240,6 +243,7 @@ class Model:
             For each image its results, nearest first.
 
         Example:
+            >>> from dr_keras import load
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
             >>> neighbors = model.search(["my-pictures/apples/red.png"], k=4)[0]
             >>> neighbors[0].id, round(neighbors[0].distance, 3)
@@ -288,6 +292,7 @@ class Model:
                 condition; the crop is not inside the picture; or the run is not calibrated.
 
         Example:
+            >>> from dr_keras import load
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
             >>> answer = model.retrieve("red.png", where="label = apples")
             >>> answer.label, [result.name for result in answer.results]
@@ -326,6 +331,7 @@ class Model:
             InputError: No image has this name, or it is not a usable image.
 
         Example:
+            >>> from dr_keras import load
             >>> model = load("tiny-imagenet-64").use_gallery("my-pictures")
             >>> found = model.explain("red.png", "maroon.png")
             >>> found.query_map.shape, bool(abs(found.query_map.sum() + found.bias - found.cosine) < 1e-4)

@@ -75,6 +75,7 @@ def tip_name(page):
 def test_the_map_by_keyboard(opened):
     page = opened("/?view=map", wait=False)
     expect(page.locator("#map-status")).to_contain_text("48 images")
+    page.wait_for_selector("body:not(.busy)")
     page.focus("#points")
     page.keyboard.press("Enter")
     seen = [tip_name(page)]
@@ -98,6 +99,7 @@ def test_the_map_by_keyboard(opened):
 def test_the_map_by_touch(opened):
     page = opened("/?view=map", wait=False, **PHONE_OPTIONS)
     expect(page.locator("#map-status")).to_contain_text("48 images")
+    page.wait_for_selector("body:not(.busy)")
     box = page.locator("#points").bounding_box()
     center = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     session = page.context.new_cdp_session(page)
