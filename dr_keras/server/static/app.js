@@ -82,8 +82,10 @@ function shadeCard(id, find) {
   for (const canvas of find.querySelectorAll("canvas")) canvas.remove();
   if (id === null || !explained()) return;
   resting = setTimeout(async () => {
+    const query = explained();
+    if (!query) return; // the search has changed while the pointer rested
     try {
-      const found = await explanationOf(explained(), id);
+      const found = await explanationOf(query, id);
       const image = find.querySelector("img");
       if (!image || !find.matches(":hover") || find.querySelector("canvas")) return;
       const canvas = document.createElement("canvas");
