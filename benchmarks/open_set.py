@@ -25,7 +25,7 @@ from machine import machine
 
 from dr_keras import load
 from dr_keras.data.folders import Walker
-from dr_keras.index.cutoff import KEPT, NEIGHBORS, SLOPES, Searched, entropy, fit, incoherence, nearest_places
+from dr_keras.index.cutoff import KEPT, NEIGHBORS, SLOPES, Cutoff, Searched, entropy, fit, incoherence, nearest_places
 
 COHORT, ADAPTIVE = 2000, (50, 200)
 UNKNOWN = -1
@@ -101,20 +101,24 @@ def main() -> None:
                 continue
             if sloped:
                 curves[f"{title.strip('*')}, {wanted} asked for"] = curve(known, unknown, line.slope)
-            scores = [one.distances + line.slope * one.disagreement[:, None] for one in (known, unknown)]
-            kept = [score <= line.intercept for score in scores]
-            right = int((kept[0] & known.right).sum())
-            refused = float((scores[1].min(axis=1) > np.quantile(scores[0].min(axis=1), 0.9)).mean())
-            print(
-                f"| {title} | {wanted} | {right / max(1, sum(int(one.sum()) for one in kept)):.3f} | "
-                f"{right / known.right.sum():.3f} | {kept[0].any(axis=1).mean():.3f} | "
-                f"{kept[1].any(axis=1).mean():.3f} | {refused:.3f} |",
-                flush=True,
-            )
+            print(row(title, wanted, line, known, unknown), flush=True)
 
     if options.curves:
         chosen = ("one distance for all", f"minus the mean to {ADAPTIVE[0]} of a cohort")
         draw({name: line for name, line in curves.items() if name in chosen or "asked for" in name}, options.curves)
+
+
+def row(title: str, wanted: float, line: Cutoff, known: Searched, unknown: Searched) -> str:
+    """A row of the table: what a cutoff does to queries of known and of unknown kinds."""
+    scores = [one.distances + line.slope * one.disagreement[:, None] for one in (known, unknown)]
+    kept = [score <= line.intercept for score in scores]
+    right = int((kept[0] & known.right).sum())
+    refused = float((scores[1].min(axis=1) > np.quantile(scores[0].min(axis=1), 0.9)).mean())
+    return (
+        f"| {title} | {wanted} | {right / max(1, sum(int(one.sum()) for one in kept)):.3f} | "
+        f"{right / known.right.sum():.3f} | {kept[0].any(axis=1).mean():.3f} | "
+        f"{kept[1].any(axis=1).mean():.3f} | {refused:.3f} |"
+    )
 
 
 def curve(known: Searched, unknown: Searched, slope: float) -> tuple[np.ndarray, np.ndarray]:

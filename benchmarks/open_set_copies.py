@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import machine
+from open_set import row
 
 from dr_keras import load
 from dr_keras.data.folders import Walker
@@ -30,6 +31,7 @@ from dr_keras.index.cutoff import (
     KEPT,
     NEIGHBORS,
     SLOPES,
+    Searched,
     altered,
     calibrate_copies,
     incoherence,
@@ -71,16 +73,7 @@ def main() -> None:
             except InputError as error:
                 print(f"| {title} | {wanted} | {error} | | | | |")
                 continue
-            scores = [away + line.slope * apart[:, None] for away, _, apart in searches]
-            kept = [score <= line.intercept for score in scores]
-            hits = int((kept[0] & searches[0][1]).sum())
-            refused = float((scores[1].min(axis=1) > np.quantile(scores[0].min(axis=1), 0.9)).mean())
-            print(
-                f"| {title} | {wanted} | {hits / max(1, sum(int(one.sum()) for one in kept)):.3f} | "
-                f"{hits / searches[0][1].sum():.3f} | {kept[0].any(axis=1).mean():.3f} | "
-                f"{kept[1].any(axis=1).mean():.3f} | {refused:.3f} |",
-                flush=True,
-            )
+            print(row(title, wanted, line, *searches), flush=True)
 
 
 def vectors_of(files: Sequence[str | Path], reader: Reader, random: np.random.Generator) -> np.ndarray:
@@ -89,17 +82,15 @@ def vectors_of(files: Sequence[str | Path], reader: Reader, random: np.random.Ge
     return reader.embed(np.stack(pixels))
 
 
-def searched(
-    queries: np.ndarray, gallery: np.ndarray, own: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances (Q, K), whether each is the same picture, and the incoherence of the neighbors (Q,)."""
+def searched(queries: np.ndarray, gallery: np.ndarray, own: np.ndarray | None) -> Searched:
+    """Searches for queries; right are the pictures with the vectors `own`, if these are given."""
     away, right, apart = [], [], []
     for number, (near, far) in enumerate(nearest_places(queries, gallery, NEIGHBORS)):
         same = np.zeros(len(near), bool) if own is None else gallery[near] @ own[number] > 1 - EQUAL_DISTANCE**2 / 2
         away.append(far[:KEPT])
         right.append(same[:KEPT])
         apart.append(incoherence(gallery[near]))
-    return np.stack(away), np.stack(right), np.array(apart)
+    return Searched(np.stack(away), np.stack(right), np.array(apart))
 
 
 if __name__ == "__main__":

@@ -419,7 +419,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(index, monkeypatch):
         raise OSError(28, "No space left on device")
 
     before = index.records.listing()
-    for name in ("store.write_at", "vector_file.os.fdatasync"):
+    for name in ("vector_file.write_at", "vector_file.os.fdatasync"):
         with monkeypatch.context() as patch:
             patch.setattr(f"dr_keras.index.{name}", full)
             with pytest.raises(RunError, match="No space left on device"):

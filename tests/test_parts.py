@@ -18,7 +18,7 @@ from dr_keras.data.decoding import decode_with_parts
 from dr_keras.data.images import decode
 from dr_keras.data.parts import decode_parts, windows
 from dr_keras.errors import InputError, RunError
-from dr_keras.index import part_search, store
+from dr_keras.index import part_search, vector_file
 from dr_keras.index.migrate import Target, embed_anew, switch
 from dr_keras.index.part_search import nearest_parts
 from dr_keras.index.repair import repair_index
@@ -148,7 +148,7 @@ def test_an_index_without_parts_says_so(tmp_path):
 
 def test_a_full_disk_between_the_two_files_changes_nothing(index, monkeypatch):
     index.add([Entry("a.png", "a")], wide(1))
-    write_at, written = store.write_at, []
+    write_at, written = vector_file.write_at, []
 
     def full(file, vectors, offset):
         written.append(file.name)
@@ -157,7 +157,7 @@ def test_a_full_disk_between_the_two_files_changes_nothing(index, monkeypatch):
         write_at(file, vectors, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_at", full)
+        patch.setattr(vector_file, "write_at", full)
         with pytest.raises(RunError, match="No space left"):
             index.add([Entry("b.png", "b")], wide(1))
     assert (len(index), index.verify()) == (1, [])

@@ -15,9 +15,7 @@ row in use is never overwritten, so readers may map the file while others write.
 until it asks for a newer one; with a write-ahead log, readers and the writer do not block each other.
 """
 
-import io
 import json
-import math
 import os
 import shutil
 import sqlite3
@@ -47,14 +45,12 @@ from dr_keras.index.database import (
 )
 from dr_keras.index.vector_file import (
     QUICK_CHECK_BYTES,
-    VALUE_BYTES,
+    append_rows,
     damaged_segments,
     file_names,
     given,
     joined_checksum,
     map_vectors,
-    sync_data,
-    write_at,
     write_rows,
 )
 from dr_keras.index.writer_lock import LOCK_FILE, take_lock
@@ -322,16 +318,7 @@ class Store:
         arrays = [vectors[:, 0], vectors[:, 1:]] if vectors.ndim == 3 else [vectors]
         arrays = [np.ascontiguousarray(array, np.float32) for array in arrays]
         for name, array in zip(self.vector_names(self.meta["generation"]), arrays, strict=True):
-            end = start * math.prod(array.shape[1:]) * VALUE_BYTES
-            mode = "r+" if (self.folder / name).exists() else "x+"  # missing only while the index is being repaired
-            with io.FileIO(self.folder / name, mode) as file:
-                try:
-                    write_at(file, array, end)
-                    sync_data(file)
-                except OSError:
-                    with suppress(OSError):
-                        file.truncate(end)  # free the space, such as on a full disk
-                    raise
+            append_rows(self.folder / name, array, start)
         crc = joined_checksum([zlib.crc32(array.data) for array in arrays])
         self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (start, len(vectors), crc))
         self.set_meta("rows", start + len(vectors))

@@ -1,11 +1,13 @@
 """The file of an index's vectors: float32, row after row, without a header; append-only."""
 
 import io
+import math
 import os
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,28 @@ def map_vectors(file: Path, rows: int, dim: int, *, repair: bool) -> np.ndarray:
         there = np.fromfile(file, np.float32, count=size // VALUE_BYTES)
         return np.concatenate([there, np.zeros(rows * dim - len(there), np.float32)]).reshape(rows, dim)
     return np.memmap(file, np.float32, "r", shape=(rows, dim))
+
+
+def append_rows(file: Path, rows: np.ndarray, start: int) -> None:
+    """Writes rows after the first `start` of a file and flushes them to disk.
+
+    Args:
+        file: The file; it is missing only while an index is being repaired.
+        rows: (n, D) or (n, P, D) float32, contiguous.
+        start: How many rows are in use; what follows them is overwritten.
+
+    Raises:
+        OSError: They cannot be written; the file is cut after the rows in use.
+    """
+    end = start * math.prod(rows.shape[1:]) * VALUE_BYTES
+    with io.FileIO(file, "r+" if file.exists() else "x+") as stream:
+        try:
+            write_at(stream, rows, end)
+            sync_data(stream)
+        except OSError:
+            with suppress(OSError):
+                stream.truncate(end)  # free the space, such as on a full disk
+            raise
 
 
 def write_at(file: io.FileIO, vectors: np.ndarray, offset: int) -> None:
