@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -96,17 +96,17 @@ def proxy(address, below, strips):
             if not self.path.startswith(below) or not asked.startswith("/"):
                 self.send_error(404)
                 return
-            behind = HTTPConnection(target, timeout=60)
-            behind.request(self.command, asked, body, dict(self.headers) | {"Host": target})
-            answer = behind.getresponse()
-            said = answer.read()
+            with closing(HTTPConnection(target, timeout=60)) as behind:
+                behind.request(self.command, asked, body, dict(self.headers) | {"Host": target})
+                answer = behind.getresponse()
+                said = answer.read()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("server", "date", "connection"):
                     self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(said)
-            behind.close()
+            with suppress(ConnectionError):  # a browser may leave before its answer comes
+                self.end_headers()
+                self.wfile.write(said)
 
         do_GET = do_HEAD = do_POST = do_DELETE = do
 
