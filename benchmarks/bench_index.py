@@ -32,7 +32,8 @@ from index_peers import PEERS, THREADS, K, Search, exact_contenders
 from machine import machine, spread
 
 from dr_keras.index.exact_search import nearest
-from dr_keras.index.index import Entry, Index
+from dr_keras.index.index import Entry
+from dr_keras.index.local_index import LocalIndex
 
 QUERIES = 1000
 CLASSES = 1000
@@ -98,11 +99,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def make_index(kind: Kind, rows: int, folder: Path) -> Index:
+def make_index(kind: Kind, rows: int, folder: Path) -> LocalIndex:
     """Our index of `rows` vectors, on disk; prints how long it took to build."""
     started = time.perf_counter()
     seconds = 0.0
-    index = Index.create(folder, kind.dim, root="/")
+    index = LocalIndex.create(folder, kind.dim, root="/")
     for number, part in enumerate(kind.parts(rows)):
         entries = [Entry(f"{number}/{n}.jpg", f"class_{n % CLASSES}") for n in range(len(part))]
         begun = time.perf_counter()
@@ -114,11 +115,11 @@ def make_index(kind: Kind, rows: int, folder: Path) -> Index:
     return index
 
 
-def split_index(path: Path, folder: Path) -> tuple[Index, np.ndarray]:
+def split_index(path: Path, folder: Path) -> tuple[LocalIndex, np.ndarray]:
     """An index of another index's vectors, and the ones left out as queries."""
-    with Index.open(path) as other:
+    with LocalIndex.open(path) as other:
         vectors = np.array(other.vectors[np.random.default_rng(0).permutation(other.searched_rows())])
-    index = Index.create(folder, vectors.shape[1], root="/")
+    index = LocalIndex.create(folder, vectors.shape[1], root="/")
     index.add([Entry(f"{row}.jpg") for row in range(len(vectors) - QUERIES)], vectors[QUERIES:])
     print(f"  in place of them {len(index):,} x {index.dim} of {path.name}", flush=True)
     return index, vectors[:QUERIES]
@@ -198,11 +199,11 @@ def approximate(options: argparse.Namespace, rows: int, folder: Path) -> None:
         picture(curves, len(vectors), vectors.shape[1], options.save)
 
 
-def ours_with(engine: str, index: Index, opened: ExitStack) -> Contender:
+def ours_with(engine: str, index: LocalIndex, opened: ExitStack) -> Contender:
     """A copy of our index with the given engine, since an index has only one at a time."""
     place = index.folder.with_name(f"{index.folder.name}-{engine}")
     index.save(place)
-    own = opened.enter_context(Index.open(place, write=True))
+    own = opened.enter_context(LocalIndex.open(place, write=True))
     started = time.perf_counter()
     own.engine.build(engine)
     size = next(place.glob("engine-*")).stat().st_size

@@ -6,6 +6,7 @@ component analysis (PCA) of the training images reduces all of them to few numbe
 down, so that no direction dominates (docs/quality.md).
 """
 
+import io
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.number_files import halved, read_arrays, write_arrays
+from dr_keras.number_files import halved, packed_arrays, read_arrays, write_arrays
 
 TRAINED, GENERAL = "trained", "general"
 FITTED = "fitted"  # a general head that was fitted on the images of an index, and belongs to it
@@ -65,8 +66,19 @@ class GeneralHead:
         write_arrays(file, mean=self.mean, matrix=halved(self.matrix))
 
     @classmethod
-    def load(cls, file: Path) -> "GeneralHead":
-        """Reads a head.
+    def of_index(cls, data: bytes | None) -> "GeneralHead":
+        """Reads the head that was fitted on the images of an index, from what the index keeps.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        if data is None:
+            raise RunError("the index has lost its general head")
+        return cls.load(io.BytesIO(data))
+
+    @classmethod
+    def load(cls, file: Path | io.BytesIO) -> "GeneralHead":
+        """Reads a head from a file or its content.
 
         Raises:
             RunError: The file is missing or damaged.
@@ -75,7 +87,12 @@ class GeneralHead:
         try:
             return cls(arrays["mean"].astype(np.float32), arrays["matrix"].astype(np.float32))
         except KeyError as error:
-            raise RunError(f"{file} cannot be read as a general head: {error}") from error
+            name = file if isinstance(file, Path) else "what is kept with the index"
+            raise RunError(f"{name} cannot be read as a general head: {error}") from error
+
+    def packed(self) -> bytes:
+        """Returns the content of a file of the head."""
+        return packed_arrays(mean=self.mean, matrix=halved(self.matrix))
 
     def rounded(self) -> "GeneralHead":
         """Returns the head with its matrix rounded to half precision, for a released model."""

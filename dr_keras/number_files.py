@@ -1,5 +1,6 @@
 """Archives of NumPy arrays (.npz): written atomically, read without pickle, errors in one line."""
 
+import io
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,21 +25,29 @@ def write_arrays(file: Path, **arrays: np.ndarray) -> None:
         np.savez(stream, allow_pickle=False, **arrays)
 
 
-def read_arrays(file: Path, kind: str) -> dict[str, np.ndarray]:
+def packed_arrays(**arrays: np.ndarray) -> bytes:
+    """Returns the content of an archive of arrays, by name."""
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+def read_arrays(file: Path | io.BytesIO, kind: str) -> dict[str, np.ndarray]:
     """Reads all arrays of an archive, by name.
 
     Args:
-        file: The file.
+        file: The file, or its content.
         kind: What it should be, for messages.
 
     Raises:
         RunError: The file is missing or damaged.
     """
     try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with open(file, "rb") if isinstance(file, Path) else file as stream, np.load(stream) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{file} cannot be read as {kind}: {error}") from error
+        name = file if isinstance(file, Path) else "what is kept with the index"
+        raise RunError(f"{name} cannot be read as {kind}: {error}") from error
 
 
 def halved(array: np.ndarray) -> np.ndarray:

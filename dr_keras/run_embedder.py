@@ -14,7 +14,7 @@ from dr_keras.data.images import ImageInput, decode
 from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
 from dr_keras.errors import InputError
 from dr_keras.heads import FITTED, TRAINED, GeneralHead
-from dr_keras.index.index import Index
+from dr_keras.index.index import HEAD_FILE, Index
 from dr_keras.index.sync import Reader
 from dr_keras.runs import Run
 from dr_keras.runtimes import RUNTIMES
@@ -63,7 +63,7 @@ class RunEmbedder:
         """Returns what the vectors of an index would depend on, if this run made them with the head of the index."""
         if index.head != FITTED:
             return self.fingerprint(index.head)
-        return f"{self.fingerprint(TRAINED)} {FITTED} {GeneralHead.load(index.head_file).checksum}"
+        return f"{self.fingerprint(TRAINED)} {FITTED} {GeneralHead.of_index(index.read_file(HEAD_FILE)).checksum}"
 
     def reader(self, head: str, after: GeneralHead | None = None) -> Reader:
         """Returns how files become vectors of a head; `after` is applied to those."""
@@ -77,7 +77,9 @@ class RunEmbedder:
     def reader_for(self, index: Index) -> Reader:
         """Returns how files become the vectors of an index."""
         own = index.head != FITTED
-        reader = self.reader(index.head) if own else self.reader(TRAINED, GeneralHead.load(index.head_file))
+        reader = (
+            self.reader(index.head) if own else self.reader(TRAINED, GeneralHead.of_index(index.read_file(HEAD_FILE)))
+        )
         return replace(reader, parts=index.parts)
 
     def vector_runtime(self) -> str:

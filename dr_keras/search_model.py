@@ -16,7 +16,7 @@ from dr_keras.explanation import Explainer, Explanation
 from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED, GeneralHead
 from dr_keras.image_names import file_named
 from dr_keras.index.cutoff import Cutoff
-from dr_keras.index.index import Index
+from dr_keras.index.index import HEAD_FILE, Index
 from dr_keras.index.sync import Reader, folder_classes
 from dr_keras.index_results import describe, neighbors
 from dr_keras.progress import stderr
@@ -123,7 +123,7 @@ class Model:
         """Makes an index the gallery.
 
         Args:
-            folder: The index, made by `index.py`.
+            folder: The index, made by `index.py`: its folder, or milvus://HOST:PORT/COLLECTION.
 
         Returns:
             The model itself.
@@ -147,11 +147,11 @@ class Model:
             RunError: They do not.
         """
         if self._asked not in ("auto", index.head):
-            raise RunError(f"the vectors in {index.folder} are of the {index.head} head, not of the {self._asked} one")
+            raise RunError(f"the vectors in {index.place} are of the {index.head} head, not of the {self._asked} one")
         if index.model and index.model != self._embedder.fingerprint_of(index):
             maker = f": from {index.run}" if index.run else ""
             raise RunError(
-                f"the vectors in {index.folder} come from another model than {self.run.path}{maker}"
+                f"the vectors in {index.place} come from another model than {self.run.path}{maker}"
                 "; name that model with --run, or make another index"
             )
 
@@ -347,7 +347,7 @@ class Model:
         with self._guard:
             index = self._index
         if head is None and index is not None and index.head == FITTED:
-            return self._explainer(query, neighbor, TRAINED, GeneralHead.load(index.head_file))
+            return self._explainer(query, neighbor, TRAINED, GeneralHead.of_index(index.read_file(HEAD_FILE)))
         return self._explainer(query, neighbor, head or self.head)
 
     def _cutoff(self, index: Index) -> Cutoff | float:

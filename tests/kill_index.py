@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dr_keras.index import index as index_module
+from dr_keras.index import local_index
 from dr_keras.index import sync as sync_module
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.sync import Reader, sync_folder
@@ -142,7 +142,7 @@ def main() -> None:
     files = Path(sys.argv[1]) / "files"
     files.mkdir()
     sync_module.CHUNK_IMAGES = 4
-    index_module.MIN_GAPS = 20  # removals compact too
+    local_index.MIN_GAPS = 20  # removals compact too
     Index.create(place, DIM, root=files.parent).close()
     truth: Truth = {}
     chance = random.Random(seed)

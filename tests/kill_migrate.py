@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from dr_keras.data.decoding import decode_files
-from dr_keras.index import migrate
 from dr_keras.index import sync as sync_module
 from dr_keras.index.index import Index
+from dr_keras.index.local_index import MIGRATION
 from dr_keras.index.migrate import Target, embed_anew, switch
 from dr_keras.index.sync import Reader, add_files
 from dr_keras.progress import stderr
@@ -88,7 +88,7 @@ def main(place: Path, kills: int, seed: int) -> None:
     while killed < kills:
         model = check(folder, files, known)
         target = TARGETS["two" if model == "one" else "one"]
-        begun = (folder / migrate.MIGRATION / "index.sqlite").exists()
+        begun = (folder / MIGRATION / "index.sqlite").exists()
         started = time.monotonic()
         child = os.fork()
         if not child:
@@ -111,7 +111,7 @@ def main(place: Path, kills: int, seed: int) -> None:
             resumed += begun
     migrate_to(folder, TARGETS["two" if check(folder, files, known) == "one" else "one"])
     check(folder, files, known)
-    assert not (folder / migrate.MIGRATION).exists()
+    assert not (folder / MIGRATION).exists()
     print(f"{killed} kills, {ended} migrations came to their end, {resumed} of them after a kill")
 
 

@@ -21,6 +21,7 @@ from dr_keras.index.cutoff import (
     fit,
     incoherence,
 )
+from dr_keras.index.index import CUTOFF_FILE
 
 
 def searches(seed, queries=60):
@@ -131,12 +132,12 @@ def test_a_cutoff_of_other_vectors_or_a_damaged_one(index, tmp_path):
     index.save(tmp_path / "copy")
     with Index.open(tmp_path / "copy") as copy:
         assert Cutoff.of(copy) == Cutoff.of(index)
-    said = json.loads(index.cutoff_file.read_text())
-    index.cutoff_file.write_text(json.dumps(said | {"model": "another"}))
+    said = json.loads(index.read_file(CUTOFF_FILE))
+    index.write_file(CUTOFF_FILE, json.dumps(said | {"model": "another"}).encode())
     assert Cutoff.of(index) is None
     for text in ("{", "{}", '{"unknown": 1}', "[]"):
-        index.cutoff_file.write_text(text)
-        with pytest.raises(RunError, match=r"calibration.json cannot be read"):
+        index.write_file(CUTOFF_FILE, text.encode())
+        with pytest.raises(RunError, match=r"calibration.json of .* cannot be read"):
             Cutoff.of(index)
 
 

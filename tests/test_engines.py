@@ -116,7 +116,7 @@ def test_a_condition_that_nothing_meets_finds_nothing(of_engine):
 
 @pytest.mark.parametrize("most", [0.1, 0.8])
 def test_engines_forget_what_is_removed(of_engine, most, monkeypatch):
-    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 10**9)  # never compacts
+    monkeypatch.setattr("dr_keras.index.local_index.MIN_GAPS", 10**9)  # never compacts
     index, vectors, _ = of_engine
     gone = RANDOM.permutation(3000)[: int(most * 3000)]
     assert index.remove([f"{row % 10}/{row}.png" for row in gone]) == len(gone)
@@ -136,7 +136,7 @@ def test_engines_find_what_came_later(of_engine):
 
 
 def test_engines_survive_compaction(of_engine, monkeypatch):
-    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 100)
+    monkeypatch.setattr("dr_keras.index.local_index.MIN_GAPS", 100)
     index, vectors, engine = of_engine
     index.remove([f"{row % 10}/{row}.png" for row in range(0, 3000, 2)])
     stats = index.stats()
@@ -172,7 +172,7 @@ def test_no_queries_find_nothing(of_engine):
 
 
 def test_too_few_images_for_an_engine_are_searched_exactly(of_engine, monkeypatch):
-    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 100)
+    monkeypatch.setattr("dr_keras.index.local_index.MIN_GAPS", 100)
     index, vectors, engine = of_engine
     assert index.remove([f"{row % 10}/{row}.png" for row in range(2900)]) == 2900
     assert index.stats()["engine"] == {"name": "flat", "chosen": engine, "exact": True, "rows": 100, "recall": 1.0}

@@ -11,7 +11,7 @@ from conftest import needs_openvino, script, write_folders
 from dr_keras import load
 from dr_keras.errors import InputError, RunError
 from dr_keras.heads import GeneralHead, fit_general_head
-from dr_keras.index.index import Index
+from dr_keras.index.index import HEAD_FILE, Index
 from dr_keras.index.sync import folder_classes
 from dr_keras.runs import Run
 
@@ -251,7 +251,7 @@ def test_a_head_is_fitted_on_the_images_of_an_index(workplace, unknown, tmp_path
     assert (model.head, model.index.dim) == ("fitted", 8)
     files = sorted(str(path) for path in unknown.glob("*/*.png"))
     plain = load(tmp_path / "runs" / "plain").embed(files)
-    expected = GeneralHead.load(model.index.head_file)(plain)
+    expected = GeneralHead.of_index(model.index.read_file(HEAD_FILE))(plain)
     np.testing.assert_allclose(model.embed(files), expected, atol=1e-5)
     rows = [model.index.records.row(str(Path(file).relative_to(unknown))) for file in files]
     np.testing.assert_allclose(model.index.vectors[rows], expected, atol=1e-4)

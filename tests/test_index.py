@@ -191,7 +191,7 @@ def test_changes_do_what_they_say(index, vectors):
 
 
 def test_updates_leave_no_gaps_behind(index, monkeypatch):
-    monkeypatch.setattr("dr_keras.index.index.MIN_GAPS", 20)
+    monkeypatch.setattr("dr_keras.index.local_index.MIN_GAPS", 20)
     for _ in range(5):
         index.update([Entry(f"val/images/{n}.JPEG", split="validation") for n in range(10)], unit(10))
     assert index.stats()["gaps"] <= 20

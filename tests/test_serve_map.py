@@ -47,7 +47,7 @@ def test_a_map_has_a_new_key_after_a_new_layout_and_follows_the_index(place, wri
         assert page.get("/v1/map", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
     with Index.open(place / "my-index") as index:
         vectors = np.array(index.vectors)
-        Layout(vectors, np.arange(2 * len(vectors), dtype=np.float32).reshape(-1, 2), index.model).save(index.folder)
+        Layout(vectors, np.arange(2 * len(vectors), dtype=np.float32).reshape(-1, 2), index.model).save(index)
     with client(place) as page:
         second = page.get("/v1/map", headers={"If-None-Match": first.headers["etag"]})
         points, _, about = decode_map(second.content)

@@ -42,11 +42,11 @@ def test_fitted_vectors_keep_their_points_and_others_lie_between():
 def test_it_is_kept_with_the_index_and_only_for_its_model(index):
     assert Layout.load(index) is None
     made = layout()
-    made.save(index.folder)
+    made.save(index)
     kept = Layout.load(index)
     assert np.array_equal(kept.points, made.points)
     assert np.array_equal(kept.vectors, made.vectors)
-    Layout(made.vectors, made.points, "another network").save(index.folder)
+    Layout(made.vectors, made.points, "another network").save(index)
     assert Layout.load(index) is None
     (index.folder / LAYOUT_FILE).write_bytes(b"no map")
     with pytest.raises(RunError, match="make it again"):

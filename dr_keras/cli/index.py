@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this subcommand to `parser`."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     which = argparse.ArgumentParser(add_help=False)
-    which.add_argument("--index", metavar="PATH", help="the index's folder (default: the run's own index)")
+    which.add_argument(
+        "--index",
+        metavar="PATH",
+        help="the index's folder, or milvus://HOST:PORT/COLLECTION (default: the run's own index)",
+    )
     which.add_argument("--run", metavar="NAME", help="the run to embed with (default: the index's, else the latest)")
     head = argparse.ArgumentParser(add_help=False)
     add_head(head)
@@ -176,7 +180,7 @@ def sync(options: argparse.Namespace) -> int:
 
 def tell(report: "SyncReport", index: "Index") -> None:
     """Prints a summary, and the problems on standard error."""
-    print(f"{report}; {len(index):,} images in {index.folder}")
+    print(f"{report}; {len(index):,} images in {index.place}")
     for line in report.details():
         print(line, file=sys.stderr)
 
@@ -189,7 +193,7 @@ def move(options: argparse.Namespace) -> int:
     with Index.open(place(options), write=True) as index:
         before = index.root
         found = move_index(index, options.root, console=stderr())
-        print(f"{found}; {index.folder} was of {before} and is of {index.root} now")
+        print(f"{found}; {index.place} was of {before} and is of {index.root} now")
         if found.missing or found.changed:
             command = f"{program('index')} sync {options.root}"
             print(f"{command} embeds what has changed, and with --remove-missing removes the rest")
@@ -202,8 +206,8 @@ def lay_out(options: argparse.Namespace) -> int:
 
     with Index.open(place(options)) as index:
         layout = fit_umap(index)
-        layout.save(index.folder)
-        print(f"{len(index):,} images are laid out by {len(layout.vectors):,} of them in {index.folder}")
+        layout.save(index)
+        print(f"{len(index):,} images are laid out by {len(layout.vectors):,} of them in {index.place}")
     return 0
 
 
@@ -213,7 +217,7 @@ def remove(options: argparse.Namespace) -> int:
     with Index.open(place(options), write=True) as index:
         chosen = {id for name in options.names for id in index.records.matching(name)}
         count = index.remove(chosen)
-        print(f"{count:,} removed; {len(index):,} images in {index.folder}")
+        print(f"{count:,} removed; {len(index):,} images in {index.place}")
     return 0
 
 

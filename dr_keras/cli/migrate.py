@@ -1,7 +1,7 @@
 """`dr-keras index migrate`: moves an index to another model."""
 
 import argparse
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from dr_keras.errors import InputError
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from dr_keras.index.migrate import Target
 
 ABOUT = "move the index to the model of --run: all images are embedded anew, while the index stays in use until then"
-OLD = ".old"  # ends the name of the copy that --keep-old makes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags to `parser`."""
-    parser.add_argument("--keep-old", action="store_true", help=f"keep a copy of the old index, with {OLD} in its name")
+    parser.add_argument(
+        "--keep-old", action="store_true", help="keep the old index too, under a name that ends in .old or _old"
+    )
     parser.add_argument(
         "--compare",
         action="store_true",
@@ -35,28 +36,30 @@ def main(options: argparse.Namespace) -> int:
 
     if not options.index or not options.run:
         raise InputError("migrate needs --index PATH, and --run NAME, the model to move to")
-    folder = Path(options.index)
-    keep_old = folder.resolve().with_name(folder.resolve().name + OLD) if options.keep_old else None
-    if keep_old is not None and keep_old.exists():
-        raise InputError(f"{keep_old} exists; move it away, or go on without --keep-old")
-    with Index.open(folder) as index:
+    place = options.index
+    with Index.open(place) as index:
+        old_place = index.old_place
+        if options.keep_old and (os.path.exists(old_place) or Index.exists(old_place)):
+            raise InputError(f"{old_place} exists; move it away, or go on without --keep-old")
         target = target_of(options, index)
         if index.model == target.model:
-            remove_finished_migration(folder)
-            print(f"{folder} is of {target.run} already")
+            remove_finished_migration(place)
+            print(f"{place} is of {target.run} already")
             return 0
     console = stderr()
-    with embed_anew(folder, target, console=console, leave_out=options.leave_out) as fresh:
+    with embed_anew(place, target, console=console, leave_out=options.leave_out) as fresh:
         if options.compare:
-            with Index.open(folder) as index:
+            with Index.open(place) as index:
                 print(compare(index, fresh))
             return 0
-        with Index.open(folder, write=True) as index:
-            left_out = switch(index, fresh, target, console=console, keep_old=keep_old, leave_out=options.leave_out)
+        with Index.open(place, write=True) as index:
+            left_out = switch(
+                index, fresh, target, console=console, keep_old=options.keep_old, leave_out=options.leave_out
+            )
             index.engine.update(options.engine)
-            print(f"{len(index):,} images in {folder} are of {target.run} now; {len(left_out):,} were left out")
-    if keep_old is not None:
-        print(f"the old index is {keep_old}")
+            print(f"{len(index):,} images in {place} are of {target.run} now; {len(left_out):,} were left out")
+    if options.keep_old:
+        print(f"the old index is {old_place}")
     return 0
 
 

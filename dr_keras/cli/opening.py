@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from dr_keras.index.sync import Reader
 
 
-def place(options: argparse.Namespace) -> Path:
-    """The folder of the index that the flags name."""
+def place(options: argparse.Namespace) -> str | Path:
+    """Where the index is that the flags name."""
     from dr_keras.runs import open_run
 
-    return Path(options.index) if options.index else open_run(options.run).index
+    return options.index or open_run(options.run).index
 
 
 def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
@@ -32,10 +32,9 @@ def reader_of(options: argparse.Namespace, index: "Index") -> "Reader":
 
 def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"]:
     """The index, which is created if there is none, and how its model reads files."""
-    from dr_keras.index.database import DATABASE
     from dr_keras.index.index import Index
 
-    if options.index and not (Path(options.index) / DATABASE).exists():
+    if options.index and not Index.exists(options.index):
         if not root.is_dir():
             raise InputError(f"there is no folder {root}")
         index = create(options, root)
@@ -45,7 +44,7 @@ def writable(options: argparse.Namespace, root: Path) -> tuple["Reader", "Index"
         parts = getattr(options, "parts", None)
         if parts is not None and parts != index.parts:
             kept = f"parts down to 1/{index.parts} of the sides" if index.parts else "no parts"
-            raise InputError(f"{index.folder} keeps {kept} of its images, and --parts is for a new index")
+            raise InputError(f"{index.place} keeps {kept} of its images, and --parts is for a new index")
         return reader_of(options, index), index
     except BaseException:
         index.close()
@@ -56,7 +55,7 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
     """A new index for the images that the command names."""
     from dr_keras.heads import FITTED
     from dr_keras.index.fitted_head import fit_head_on
-    from dr_keras.index.index import Index
+    from dr_keras.index.index import HEAD_FILE, Index
     from dr_keras.progress import stderr
     from dr_keras.runs import open_run
     from dr_keras.search_model import Model
@@ -75,5 +74,5 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
     fitted = fit_head_on(options.paths, model.reader, dim=options.general_dim, console=stderr())
     fingerprint = f"{run.fingerprint()} {FITTED} {fitted.checksum}"
     index = Index.create(options.index, fitted.dim, model=fingerprint, head=FITTED, **shared)
-    fitted.save(index.head_file)
+    index.write_file(HEAD_FILE, fitted.packed())
     return index

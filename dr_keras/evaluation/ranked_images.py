@@ -61,9 +61,12 @@ class RankedImages:
         number = {label: n for n, label in enumerate(classes)}
         rows = np.array([row for row, *_ in entries], np.int64)
         splits = np.array([split for *_, split in entries])
+        vectors = index.vectors
+        # Nearly every run's index has no gaps, so its vectors are not copied.
+        if not (isinstance(vectors, np.ndarray) and len(rows) == len(vectors)):
+            vectors = vectors[rows]
         return cls(
-            # Nearly every run's index has no gaps, so its vectors are not copied.
-            vectors=index.vectors if len(rows) == len(index.vectors) else index.vectors[rows],
+            vectors=vectors,
             labels=np.array([number[label] for _, _, label, _ in entries], np.int32),
             monitor=splits == SPLIT_NAMES[MONITOR],
             held=splits == SPLIT_NAMES[VALIDATION],

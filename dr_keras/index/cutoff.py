@@ -7,6 +7,7 @@ are. Both numbers are fitted on images of the index (docs/quality.md has what wa
 """
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,13 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from dr_keras.atomic_files import read_json, write_json
 from dr_keras.data.image_ids import image_path
 from dr_keras.data.images import decode, read
 from dr_keras.data.splits import MONITOR, SPLIT_NAMES
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.index.exact_search import distances, nearest
-from dr_keras.index.index import Index
+from dr_keras.index.index import CUTOFF_FILE, Index
 from dr_keras.index.records import NO_CLASS
 from dr_keras.index.sync import Reader
 
@@ -70,8 +70,8 @@ class Cutoff:
         return max(0.0, self.intercept - self.slope * disagreement)
 
     def save(self, index: Index) -> None:
-        """Keeps the cutoff in the folder of an index."""
-        write_json(index.cutoff_file, asdict(self))
+        """Keeps the cutoff with an index."""
+        index.write_file(CUTOFF_FILE, json.dumps(asdict(self), indent=2).encode())
 
     @classmethod
     def of(cls, index: Index) -> "Cutoff | None":
@@ -81,11 +81,12 @@ class Cutoff:
             RunError: The file is damaged.
         """
         try:
-            found = cls(**read_json(index.cutoff_file))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{index.cutoff_file} cannot be read: {error}") from error
+            kept = index.read_file(CUTOFF_FILE)
+            if kept is None:
+                return None
+            found = cls(**json.loads(kept))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{CUTOFF_FILE} of {index.place} cannot be read: {error}") from error
         return found if found.model == index.model else None
 
     def limit_for(self, index: Index, vector: np.ndarray, exclude: Iterable[int] = ()) -> float:
@@ -211,7 +212,7 @@ def calibrate_copies(
             pixels.append(decode(altered(read(image_path(entry.id, index.root)), random), reader.size, reader.resize))
             places.append(place)
     if len(places) < 2:
-        raise InputError(f"calibrating needs two images at least whose files can be read; {index.folder} has fewer")
+        raise InputError(f"calibrating needs two images at least whose files can be read; {index.place} has fewer")
     gallery = np.ascontiguousarray(index.vectors[rows])
     vectors = reader.embed(np.stack(pixels))
     known, unknown = [], []

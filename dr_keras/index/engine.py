@@ -1,33 +1,13 @@
-"""The engine of an index: chosen, built, kept up to date and repaired."""
+"""The search engine of an index: chosen, built, kept up to date and repaired."""
 
-import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
-from dr_keras.index.approximate_search import (
-    MIN_ENGINE_IMAGES,
-    build_engine,
-    choose_engine,
-    engine_damage,
-    is_outgrown,
-)
-from dr_keras.index.searcher import Searcher
-from dr_keras.index.store import Store
 
+class IndexEngine(ABC):
+    """The engine of an open index, available as `Index.engine`."""
 
-class IndexEngine:
-    """The engine of an open index, available as `Index.engine`.
-
-    Args:
-        store: The index's files.
-        searcher: The index's search, which uses the engine.
-        guard: The index's lock.
-    """
-
-    def __init__(self, store: Store, searcher: Searcher, guard: "threading.RLock") -> None:
-        self._store = store
-        self._searcher = searcher
-        self._guard = guard
-
+    @abstractmethod
     def build(self, engine: str = "auto") -> str:
         """Builds the search engine: the exact one, which needs no file, or an approximate one.
 
@@ -41,60 +21,19 @@ class IndexEngine:
             InputError: There is no such engine, or there are too few images for it.
             RunError: It cannot be written.
         """
-        with self._guard:
-            store = self._store
-            name = choose_engine(engine, len(self._searcher))
-            old = store.meta.get("engine_file")
-            meta: dict[str, Any] = {"engine": engine}
-            if name != "flat":
-                meta |= build_engine(name, store.folder, store.vectors, store.meta["version"]).to_meta()
-            with self._searcher.changing():
-                store.forget_engine()
-                for key, value in meta.items():
-                    store.set_meta(key, value)
-            if old:
-                store.remove_file(old)
-            return name
 
+    @abstractmethod
     def update(self, engine: str | None = None) -> None:
         """Builds an engine if a different one is needed by now, or if the index has outgrown its current one.
 
         Args:
             engine: The choice, as in `build`; by default the saved one.
         """
-        with self._guard:
-            chosen = engine or self._store.meta["engine"]
-            name = choose_engine(chosen, len(self._searcher))
-            if name != "flat" and engine is None and self._store.rows < MIN_ENGINE_IMAGES:
-                return  # too few images are left for it; they are searched exactly
-            present = self._searcher.engine
-            if (
-                name != (present.name if present else "flat")
-                or chosen != self._store.meta["engine"]
-                or (present and is_outgrown(present, self._store.rows))
-            ):
-                self.build(chosen)
 
+    @abstractmethod
     def repair(self) -> None:
         """Rebuilds the engine if its file is damaged."""
-        with self._guard:
-            if self.damage() is not None:
-                self.build(self._store.meta["engine"])
 
-    def damage(self) -> str | None:
-        """What is wrong with the engine's file, or None."""
-        with self._guard:
-            present = self._searcher.engine
-            return engine_damage(self._store.folder, present) if present else None
-
+    @abstractmethod
     def stats(self) -> dict[str, Any]:
         """Its name, how it was chosen, whether it is exact, how many rows it holds, and its recall."""
-        with self._guard:
-            present = self._searcher.engine
-            return {
-                "name": present.name if present else "flat",
-                "chosen": self._store.meta["engine"],
-                "exact": present is None,
-                "rows": present.rows if present else self._store.rows,
-                "recall": present.recall if present else 1.0,
-            }

@@ -209,7 +209,7 @@ def export_groups(index: Index, folder: Path) -> int:
         raise InputError(f"{folder} exists; choose another place")
     entries = _grouped(index)
     if not entries:
-        raise InputError(f"{index.folder} has no groups yet")
+        raise InputError(f"{index.place} has no groups yet")
     for name in {str(entry.attributes[GROUP]) for entry in entries}:
         check_group_name(name)
     with new_folder(folder, replace=False) as temporary:

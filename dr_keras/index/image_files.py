@@ -1,68 +1,35 @@
 """What an index knows about its images' files, so that a sync reads only those that are new or have changed."""
 
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 
-from dr_keras.index import changes
-from dr_keras.index.database import as_text, one_line_errors
-from dr_keras.index.records import Records, Stamp
-from dr_keras.index.searcher import Searcher
-from dr_keras.index.store import Store
+from dr_keras.index.records import Stamp
 
 
-class ImageFiles:
-    """The stamps of an index's images, and the files that could not be read; available as `Index.image_files`.
+class ImageFiles(ABC):
+    """The stamps of an index's images, and the files that could not be read; available as `Index.image_files`."""
 
-    Args:
-        store: The index's files.
-        searcher: The index's search, which has to see each change.
-        records: What else the index knows about its images.
-        guard: The index's lock.
-    """
-
-    def __init__(self, store: Store, searcher: Searcher, records: Records, guard: "threading.RLock") -> None:
-        self._store = store
-        self._searcher = searcher
-        self._records = records
-        self._guard = guard
-
+    @abstractmethod
     def stamps(self, ids: Collection[str] | None = None) -> dict[str, Stamp]:
         """The stamps of the images among `ids` that are in the index, by id; of all images by default."""
-        columns = "SELECT id, hash, size, mtime_ns FROM images"
-        with self._guard, one_line_errors(self._store.folder):
-            db = self._store.db
-            if ids is None:
-                return {id: (hash, size, time) for id, hash, size, time in db.execute(columns)}
-            one = f"{columns} WHERE id = CAST(? AS TEXT)"
-            found = (db.execute(one, (as_text(id),)).fetchone() for id in ids)
-            return {row[0]: row[1:] for row in found if row}
 
+    @abstractmethod
     def ids_by_stamp(self, size: int | None, mtime_ns: int | None) -> list[str]:
         """The ids of the images whose files had this size in bytes and this modification time."""
-        with self._guard, one_line_errors(self._store.folder):
-            wanted = "SELECT id FROM images WHERE mtime_ns = ? AND size = ?"
-            return [id for (id,) in self._store.db.execute(wanted, (mtime_ns, size))]
 
+    @abstractmethod
     def ids_by_hash(self, hashes: Collection[bytes]) -> dict[bytes, list[str]]:
         """The ids of the images whose files have one of these contents, by SHA-256; in one pass over all images."""
-        found: dict[bytes, list[str]] = {}
-        with self._guard, one_line_errors(self._store.folder):
-            wanted = f"SELECT hash, id FROM images WHERE hash IN ({', '.join('?' * len(hashes))}) ORDER BY row"
-            for hash, id in self._store.db.execute(wanted, list(hashes)):
-                found.setdefault(hash, []).append(id)
-        return found
 
+    @abstractmethod
     def forget_stamps(self, ids: Collection[str]) -> None:
         """Makes images look as if their files had changed, so that they are embedded again.
 
         Raises:
             InputError: An id is not in the index or is given twice.
         """
-        with self._guard:
-            rows = self._records.known_rows(ids)
-            with self._searcher.changing():
-                changes.clear_stamps(self._store, rows.values())
 
+    @abstractmethod
     def change_root(self, root: str, stamps: Mapping[str, Stamp]) -> None:
         """Changes the folder that ids are relative to.
 
@@ -70,26 +37,19 @@ class ImageFiles:
             root: Its absolute path.
             stamps: By id, the new stamps of the images whose stamps differ there.
         """
-        with self._guard, self._searcher.changing():
-            self._store.set_meta("root", root)
-            changes.set_stamps(self._store, stamps)
 
+    @abstractmethod
     def skipped(self) -> dict[str, tuple[int | None, int | None, str]]:
         """The files that could not be read, by id: size, mtime_ns and the reason, as passed to `skip`."""
-        with self._guard, one_line_errors(self._store.folder):
-            rows = self._store.db.execute("SELECT id, size, mtime_ns, reason FROM skipped")
-            return {id: (size, mtime_ns, reason) for id, size, mtime_ns, reason in rows}
 
+    @abstractmethod
     def skip(self, files: Mapping[str, tuple[int | None, int | None, str]]) -> None:
         """Records files that could not be read, so that they are not tried again until they change.
 
         Args:
             files: Size, mtime_ns and the reason, by id.
         """
-        with self._guard, self._searcher.changing():
-            changes.skip_files(self._store, files)
 
+    @abstractmethod
     def unskip(self, ids: Iterable[str]) -> None:
         """Forgets that these files could not be read, so that they are tried again."""
-        with self._guard, self._searcher.changing():
-            changes.unskip_files(self._store, ids)

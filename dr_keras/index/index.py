@@ -1,42 +1,42 @@
 """The index: images with their vectors, labels and attributes. Every change is atomic.
 
-`dr_keras.index.store` describes its files, and `dr_keras.index.approximate_search` how more than a million images are
-searched. It needs only NumPy, no framework: a search for an indexed image takes as long as reading the index.
+There are two kinds with one interface: a folder on this machine (`dr_keras.index.local_index`), and a collection of a
+Milvus server, which many may write to (`dr_keras.index.milvus.index`). Both need no framework.
 """
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 
-from dr_keras.data.parts import windows
 from dr_keras.errors import InputError
-from dr_keras.index import changes
-from dr_keras.index.database import one_line_errors
 from dr_keras.index.engine import IndexEngine
 from dr_keras.index.image_files import ImageFiles
-from dr_keras.index.index_meta import IndexMeta
-from dr_keras.index.index_stats import index_stats
-from dr_keras.index.integrity import Damage, check_integrity
-from dr_keras.index.records import NO_CLASS, Entry, Records, check_unique
-from dr_keras.index.rewriting import NewVectors, rewrite
-from dr_keras.index.searcher import Searcher
-from dr_keras.index.store import Store
-from dr_keras.index.vector_file import check_vectors
+from dr_keras.index.integrity import Damage
+from dr_keras.index.places import is_milvus
+from dr_keras.index.records import NO_CLASS, Entry, Records
+from dr_keras.index.store import CUTOFF_FILE, HEAD_FILE, LAYOUT_FILE
 
-__all__ = ["NO_CLASS", "Damage", "Entry", "Index"]
-
-MAX_GAP_SHARE = 0.25  # of rows that belong to no image; beyond it, a removal compacts the vectors
-MIN_GAPS = 4096  # fewer are never worth compacting
+__all__ = ["CUTOFF_FILE", "HEAD_FILE", "LAYOUT_FILE", "NO_CLASS", "Damage", "Entry", "Index", "Vectors"]
 
 
-class Index(IndexMeta):
+class Vectors(Protocol):
+    """What `Index.vectors` returns: a NumPy array, or what reads vectors from elsewhere."""
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """The vectors in some rows, (n, D) float32; (D,) of a single row."""
+        ...
+
+
+class Index(ABC):
     """A snapshot of an open index; `refresh` picks up changes by others. Use `create` or `open` to get one.
 
-    One process at a time may change an index, while any number of others read it. The methods are thread-safe.
+    One process at a time may change an index in a folder, while any number of others read it; many may change one in
+    Milvus. The methods are thread-safe.
 
     Attributes:
         records: What it knows about its images besides their vectors; see, for example, `index.records.find`.
@@ -67,24 +67,15 @@ class Index(IndexMeta):
         >>> folder.cleanup()
     """
 
+    records: Records
+    image_files: ImageFiles
+    engine: IndexEngine
     condition_seconds: float | None = None
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._guard = threading.RLock()
-        try:
-            self._searcher = Searcher(store)
-        except BaseException:
-            store.close()
-            raise
-        self.records = Records(store, self._guard)
-        self.image_files = ImageFiles(store, self._searcher, self.records, self._guard)
-        self.engine = IndexEngine(store, self._searcher, self._guard)
 
     @classmethod
     def create(
         cls,
-        folder: str | os.PathLike[str],
+        place: str | os.PathLike[str],
         dim: int,
         *,
         root: str | os.PathLike[str],
@@ -94,11 +85,11 @@ class Index(IndexMeta):
         exif: bool = True,
         parts: int = 0,
         replace: bool = False,
-    ) -> "Index":
+    ) -> Self:
         """Creates an empty index and opens it for writing.
 
         Args:
-            folder: Where to create it; must not exist or must be empty.
+            place: Where to create it: a folder that does not exist or is empty, or milvus://HOST:PORT/COLLECTION.
             dim: D, the length of a vector.
             root: The folder that ids are relative to.
             model: What the vectors depend on, as any string; `dr_keras.Model` compares it with its own.
@@ -109,71 +100,186 @@ class Index(IndexMeta):
             replace: Replace an existing index, even a damaged one.
 
         Raises:
-            InputError: There is no such choice of parts.
+            InputError: There is no such choice of parts, or this kind of index keeps none.
             Locked: Another process is creating or writing to an index there.
-            RunError: The folder is not empty, or cannot be written to.
+            RunError: The folder is not empty or cannot be written to, or the server cannot be used.
         """
-        windows(parts)
         meta = {"root": os.path.abspath(root), "model": model, "run": run, "head": head, "exif": exif, "engine": "auto"}
         meta |= {"parts": parts} if parts else {}
-        return cls(Store.create(Path(folder), dim, meta, replace=replace))
+        return cls._kind_at(place).created(place, dim, meta, replace=replace)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, write: bool = False, repair: bool = False) -> "Index":
+    def open(cls, place: str | os.PathLike[str], *, write: bool = False, repair: bool = False) -> Self:
         """Opens an index.
 
         Args:
-            folder: Where it is.
-            write: Open it for changes; there is one writer at a time.
+            place: Where it is: its folder, or milvus://HOST:PORT/COLLECTION.
+            write: Open it for changes; a folder has one writer at a time.
             repair: Open it even if vectors are damaged, for `verify` and `dr_keras.index.repair`.
 
         Raises:
             Locked: Another process is writing to it.
             RunError: There is no index, or it is damaged or has a different format version.
         """
-        return cls(Store(Path(folder), write=write, repair=repair))
+        return cls._kind_at(place).opened(place, write=write, repair=repair)
 
-    def __enter__(self) -> "Index":
+    @classmethod
+    def exists(cls, place: str | os.PathLike[str]) -> bool:
+        """Whether there is an index at a place.
+
+        Raises:
+            RunError: The Milvus server cannot be asked.
+        """
+        return cls._kind_at(place).is_at(place)
+
+    @classmethod
+    def _kind_at(cls, place: str | os.PathLike[str]) -> type[Self]:
+        """The kind of index that a place is for."""
+        if cls is not Index:
+            return cls
+        if is_milvus(place):
+            from dr_keras.index.milvus.index import MilvusIndex as kind
+        else:
+            from dr_keras.index.local_index import LocalIndex as kind
+        return cast("type[Self]", kind)
+
+    @classmethod
+    @abstractmethod
+    def created(cls, place: str | os.PathLike[str], dim: int, meta: dict[str, Any], *, replace: bool) -> Self:
+        """`create` for one kind of index."""
+
+    @classmethod
+    @abstractmethod
+    def opened(cls, place: str | os.PathLike[str], *, write: bool, repair: bool) -> Self:
+        """`open` for one kind of index."""
+
+    @classmethod
+    @abstractmethod
+    def is_at(cls, place: str | os.PathLike[str]) -> bool:
+        """`exists` for one kind of index."""
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # What it says of itself
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where it is, as for `open`."""
+
+    @property
+    @abstractmethod
+    def meta(self) -> Mapping[str, Any]:
+        """The values that it keeps besides its images, in its current state."""
+
+    @property
+    def root(self) -> Path:
+        """The folder that ids are relative to."""
+        return Path(self.meta["root"])
+
+    @property
+    def run(self) -> str:
+        """The run that computes the vectors; empty if none was named."""
+        return self.meta["run"]
+
+    @property
+    def head(self) -> str:
+        """The head of the run that computes the vectors."""
+        return self.meta.get("head", "trained")
+
+    @property
+    def exif(self) -> bool:
+        """Whether what files say of themselves becomes attributes."""
+        return self.meta.get("exif", True)
+
+    @property
+    def parts(self) -> int:
+        """Which parts of each image it keeps vectors of, see `dr_keras.data.parts.windows`; 0 for none."""
+        return self.meta.get("parts", 0)
+
+    @property
+    def model(self) -> str:
+        """What the vectors depend on."""
+        return self.meta["model"]
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return self.meta["dim"]
+
+    @property
+    def version(self) -> int:
+        """How many changes have been made to the index."""
+        return self.meta["version"]
+
+    @property
+    def generation(self) -> int:
+        """How often the vectors have been compacted; within a generation, images keep their rows."""
+        return self.meta["generation"]
+
+    @abstractmethod
+    def read_file(self, name: str) -> bytes | None:
+        """Reads a file that is kept with the index, such as `CUTOFF_FILE`; None if there is none.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+
+    @abstractmethod
+    def write_file(self, name: str, data: bytes) -> None:
+        """Keeps a file with the index, in the place of an earlier one of that name.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Closes the files and lets others write, after waiting for calls in other threads to finish."""
-        with self._guard:
-            self._store.close()
 
+    @abstractmethod
     def held(self) -> "threading.RLock":
         """Returns a lock that blocks `refresh` in other threads during several calls: `with index.held(): ...`."""
-        return self._guard
 
+    @abstractmethod
     def refresh(self) -> bool:
         """Moves to the latest state that a writer has committed.
 
         Returns:
             Whether there was a newer one.
         """
-        with self._guard:
-            changed = self._store.refresh()
-            if changed:
-                self._searcher.refresh()
-            return changed
 
+    @abstractmethod
     def withhold(self, attributes: Collection[str]) -> None:
         """Keeps attributes to itself: neither entries nor conditions have them from now on."""
-        self.records.withheld = self._searcher.withheld = frozenset(attributes)
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many images a search may return."""
-        return len(self._searcher)
 
+    @abstractmethod
     def searched_rows(self) -> np.ndarray:
         """The rows that a search may return: (N,) int64, ascending."""
-        return self._searcher.rows()
+
+    @property
+    @abstractmethod
+    def vectors(self) -> Vectors:
+        """The vectors by row: `vectors[rows]` is (n, D) float32, read-only, in the order of the rows.
+
+        What it returns keeps to the state of the index at the moment, as far as the kind of index allows.
+        """
+
+    @abstractmethod
+    def vector_marks(self, rows: np.ndarray) -> np.ndarray:
+        """A number for each of some searched rows, (n,) int64, that differs whenever the vector does."""
 
     # Changes
 
+    @abstractmethod
     def add(
         self, entries: Sequence[Entry], vectors: np.ndarray, *, class_names: Mapping[str, str] | None = None
     ) -> None:
@@ -188,11 +294,6 @@ class Index(IndexMeta):
             InputError: An id is already in the index or is given twice, or the vectors have the wrong shape, are not
                 finite, or are not of unit length. In that case nothing is added.
         """
-        with self._guard:
-            taken = self.records.rows_of([entry.id for entry in entries])
-            if taken:
-                raise InputError(f"{next(iter(taken))!r} is in the index already; use update")
-            self._insert(entries, vectors, class_names or {})
 
     def update(self, entries: Sequence[Entry], vectors: np.ndarray | None = None) -> None:
         """Replaces what is known about images, and their vectors if given.
@@ -205,43 +306,15 @@ class Index(IndexMeta):
             InputError: An id is not in the index or is given twice, or the vectors are invalid, as in `add`. In that
                 case nothing is changed.
         """
-        with self._guard:
+        with self.held():
             self.records.known_rows([entry.id for entry in entries])
             self.put(entries, vectors)
 
+    @abstractmethod
     def put(self, entries: Sequence[Entry], vectors: np.ndarray | None) -> None:
         """Adds new images and updates existing ones in one change; arguments and errors are as in `update`."""
-        with self._guard:
-            ids = [entry.id for entry in entries]
-            if vectors is None:
-                rows = self.records.known_rows(ids)
-                with self._searcher.changing():
-                    changes.update_images(self._store, entries, rows)
-                return
-            vectors = self._checked(vectors, len(entries))
-            replaced = self.records.rows_of(ids)
-            self._insert(entries, vectors, {}, replaced.values())
-            if replaced:
-                self._compact_if_worthwhile()
 
-    def _insert(
-        self,
-        entries: Sequence[Entry],
-        vectors: np.ndarray,
-        class_names: Mapping[str, str],
-        replaced: Collection[int] = (),
-    ) -> None:
-        vectors = self._checked(vectors, len(entries))
-        check_unique([entry.id for entry in entries])
-        if not entries:
-            return
-        with self._searcher.changing():
-            changes.delete_images(self._store, replaced)
-            changes.insert_images(self._store, entries, vectors, class_names)
-
-    def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
-        return check_vectors(vectors, count, self.dim, len(windows(self.parts)))
-
+    @abstractmethod
     def remove(self, ids: Collection[str]) -> int:
         """Removes images.
 
@@ -251,32 +324,37 @@ class Index(IndexMeta):
         Raises:
             InputError: An id is not in the index or is given twice. In that case nothing is removed.
         """
-        with self._guard:
-            rows = self.records.known_rows(ids)
-            if not rows:
-                return 0
-            with self._searcher.changing():
-                changes.delete_images(self._store, rows.values())
-            self._compact_if_worthwhile()
-            return len(rows)
 
-    def _compact_if_worthwhile(self) -> None:
-        gaps = self._store.rows - self.records.count()
-        if gaps > MIN_GAPS and gaps > MAX_GAP_SHARE * self._store.rows:
-            self.compact()
+    @property
+    @abstractmethod
+    def migration_place(self) -> str:
+        """Where the vectors of another model grow, see `dr_keras.index.migrate`."""
 
-    def compact(self, new: NewVectors | None = None) -> None:
-        """Rewrites the vectors without those that belong to no image; happens automatically when it is worthwhile.
+    @property
+    @abstractmethod
+    def old_place(self) -> str:
+        """Where a migration can keep the index as it was."""
+
+    @abstractmethod
+    def take_vectors(self, fresh: "Index", meta: Mapping[str, Any], *, keep_old: bool = False) -> None:
+        """Puts the vectors of another model in the place of its own, in one step.
 
         Args:
-            new: Vectors of another model, to put in their place.
+            fresh: The index at `migration_place`, which has them; images that are not in it are removed.
+            meta: What this index says of its vectors from then on, such as `dim` and `model`.
+            keep_old: Keep the index as it was at `old_place`.
+
+        Raises:
+            RunError: It cannot be written, or there is something at `old_place`; then it is as before.
         """
-        with self._guard:
-            had_engine = self._searcher.engine is not None
-            rewrite(self._store, new)
-            self._searcher.refresh()
-            if had_engine:
-                self.engine.update()
+
+    @abstractmethod
+    def remove_migration(self) -> None:
+        """Removes what a migration has left at `migration_place`, if anything."""
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Rewrites the vectors without those that belong to no image; happens automatically when it is worthwhile."""
 
     # Search
 
@@ -292,10 +370,11 @@ class Index(IndexMeta):
         Raises:
             InputError: The id is not in the index.
         """
-        with self._guard:
+        with self.held():
             row = self.records.known_rows([id])[id]
-            return self.records.entries([row])[0], np.array(self.vectors[row])
+            return self.records.entries([row])[0], np.array(self.vectors[[row]][0])
 
+    @abstractmethod
     def search(
         self, vectors: np.ndarray, k: int = 30, *, where: str | None = None, exclude: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -316,10 +395,8 @@ class Index(IndexMeta):
         Raises:
             InputError: The vectors have the wrong length, `k` is below 1, or `where` is not a valid condition.
         """
-        queries, own = self._asked(vectors, k, exclude)
-        with self._guard:
-            return self._searcher.search(queries, k, where, own, self.condition_seconds)
 
+    @abstractmethod
     def search_parts(
         self, vectors: np.ndarray, k: int = 30, *, where: str | None = None, exclude: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -335,11 +412,6 @@ class Index(IndexMeta):
         Raises:
             InputError: As in `search`; or the index keeps no parts.
         """
-        queries, own = self._asked(vectors, k, exclude)
-        with self._guard:
-            if not self.parts:
-                raise InputError(f"{self.folder} keeps no parts of its images")
-            return self._searcher.search_parts(queries, k, where, own, self.condition_seconds)
 
     def _asked(self, vectors: np.ndarray, k: int, exclude: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of a search, and the rows to exclude for each."""
@@ -351,30 +423,16 @@ class Index(IndexMeta):
         own = np.empty((len(queries), 0), np.int64) if exclude is None else np.asarray(exclude)
         return queries, own[:, None] if own.ndim == 1 else own
 
-    # Statistics, integrity and copies
+    # Statistics and integrity
 
+    @abstractmethod
     def stats(self) -> dict[str, Any]:
         """Counts, sizes in bytes and the engine, as plain values."""
-        with self._guard, one_line_errors(self.folder):
-            return {"searched": len(self)} | index_stats(self._store, self.records, self.image_files, self.engine)
 
+    @abstractmethod
     def verify(self) -> list[Damage]:
-        """Checks the database, the checksum, finiteness and unit length of each vector, and the engine.
+        """Checks the checksum, finiteness and unit length of each vector, what describes the images, and the engine.
 
         Returns:
             What is wrong; empty if all is well.
         """
-        with self._guard, one_line_errors(self.folder):
-            found = check_integrity(self._store)
-            reason = self.engine.damage()
-            return found + ([Damage(None, reason)] if reason else [])
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Copies the index, as this object sees it, to a new folder; an engine has to be rebuilt there.
-
-        Raises:
-            RunError: The folder already exists or cannot be written.
-        """
-        place = Path(folder)
-        with self._guard, one_line_errors(place):
-            self._store.copy(place)

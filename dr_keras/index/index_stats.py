@@ -3,13 +3,13 @@
 from typing import Any
 
 from dr_keras.data.parts import windows
-from dr_keras.index.engine import IndexEngine
 from dr_keras.index.image_files import ImageFiles
+from dr_keras.index.local_engine import LocalEngine
 from dr_keras.index.records import Records
 from dr_keras.index.store import Store
 
 
-def index_stats(store: Store, records: Records, image_files: ImageFiles, engine: IndexEngine) -> dict[str, Any]:
+def index_stats(store: Store, records: Records, image_files: ImageFiles, engine: LocalEngine) -> dict[str, Any]:
     """Returns counts, sizes in bytes and the engine, as plain values; see `dr_keras.index.index.Index.stats`."""
     images = records.count()
     return {

@@ -1,10 +1,11 @@
 """Moves an index to another model: embeds everything anew beside the old vectors, which answer until the switch.
 
-The new vectors grow in an index of their own, in the folder `migration` inside the index's folder. A migration that was
-stopped or killed goes on there. The switch is one transaction of the index itself (`dr_keras.index.rewriting`).
+The new vectors grow in an index of their own, in the folder `migration` inside the index's folder, or in a collection
+beside that of the index. A migration that was stopped or killed goes on there. The switch is one step of the index
+itself.
 """
 
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +16,12 @@ from rich.console import Console
 from dr_keras.data.decoding import decode_with_parts
 from dr_keras.data.image_ids import image_path
 from dr_keras.errors import InputError
-from dr_keras.index.database import DATABASE, one_line_errors
 from dr_keras.index.exact_search import nearest
 from dr_keras.index.index import Index
 from dr_keras.index.records import NO_CLASS, Entry, Stamp
-from dr_keras.index.rewriting import NewVectors
 from dr_keras.index.sync import Reader, chunk_images, timed_chunks
 from dr_keras.progress import bar
 
-MIGRATION = "migration"
 COMPARED_QUERIES = 1000  # images whose neighbors are compared
 COMPARED_NEIGHBORS = 10
 UNREAD_SHOWN = 3
@@ -74,11 +72,11 @@ class Comparison:
         return f"{text}; precision@{self.k} is {old:.4f} with the old model and {new:.4f} with the new one"
 
 
-def embed_anew(folder: Path, target: Target, *, console: Console, leave_out: bool = False) -> Index:
+def embed_anew(place: str | os.PathLike[str], target: Target, *, console: Console, leave_out: bool = False) -> Index:
     """Embeds all images of an index by another model, beside the old vectors; goes on where it was stopped.
 
     Args:
-        folder: The index's folder. Others may search and change the index meanwhile.
+        place: Where the index is. Others may search and change it meanwhile.
         target: The other model.
         console: Shows progress.
         leave_out: Leave out images whose files cannot be read.
@@ -90,8 +88,8 @@ def embed_anew(folder: Path, target: Target, *, console: Console, leave_out: boo
         InputError: Files cannot be read, and `leave_out` is false.
         RunError: The index cannot be written to.
     """
-    with Index.open(folder) as index:
-        fresh = _open_migration(folder, index, target)
+    with Index.open(place) as index:
+        fresh = _open_migration(index, target)
         try:
             _take_over(index, fresh, target.reader, console, leave_out)
         except BaseException:
@@ -106,7 +104,7 @@ def switch(
     target: Target,
     *,
     console: Console,
-    keep_old: Path | None = None,
+    keep_old: bool = False,
     leave_out: bool = False,
 ) -> list[str]:
     """Puts the new vectors in the place of the old ones, in one transaction.
@@ -115,22 +113,19 @@ def switch(
         index: Open for writing.
         fresh: From `embed_anew`; what has changed in the index since is embedded first. It is removed afterwards.
         target, console, leave_out: As there.
-        keep_old: Where to keep a copy of the index as it was, or None.
+        keep_old: Keep the index as it was at its `old_place`.
 
     Returns:
         The ids of the images that were left out, and are no longer in the index.
 
     Raises:
         InputError: Files cannot be read, and `leave_out` is false; nothing has changed.
-        RunError: The index cannot be written, or there is something at `keep_old`; nothing has changed.
+        RunError: The index cannot be written, or there is something at `old_place`; nothing has changed.
     """
     unread = _take_over(index, fresh, target.reader, console, leave_out)
-    if keep_old is not None:
-        index.save(keep_old)
-    rows = fresh.records.rows_of([id for _, id, *_ in index.records.listing()])
-    index.compact(NewVectors(fresh.vectors, rows, target.meta(), fresh.part_vectors))
+    index.take_vectors(fresh, target.meta(), keep_old=keep_old)
     fresh.close()
-    remove_migration(index.folder)
+    index.remove_migration()
     return list(unread)
 
 
@@ -156,31 +151,27 @@ def compare(index: Index, fresh: Index, seed: int = 0) -> Comparison:
     return Comparison(len(queries), k, float(overlap), (right[0], right[1]))
 
 
-def remove_migration(folder: Path) -> None:
-    """Removes what a migration has left in an index's folder."""
-    with one_line_errors(folder):
-        if (folder / MIGRATION).exists():
-            shutil.rmtree(folder / MIGRATION)
-
-
-def remove_finished_migration(folder: Path) -> None:
+def remove_finished_migration(place: str | os.PathLike[str]) -> None:
     """Removes the rest of a migration that was killed after its switch; not one to another model.
 
     Raises:
         Locked: Another process is writing to the index, or migrating it.
     """
-    if not (folder / MIGRATION / DATABASE).exists():
+    with Index.open(place) as index:
+        left = index.migration_place
+    if not Index.exists(left):
         return
-    with Index.open(folder, write=True) as index, Index.open(folder / MIGRATION, write=True) as fresh:
-        if fresh.model != index.model:
-            return
-    remove_migration(folder)
+    with Index.open(place, write=True) as index:
+        with Index.open(left, write=True) as fresh:
+            finished = fresh.model == index.model
+        if finished:
+            index.remove_migration()
 
 
-def _open_migration(folder: Path, index: Index, target: Target) -> Index:
+def _open_migration(index: Index, target: Target) -> Index:
     """The index of the new vectors: that of an earlier attempt, unless it was by another model."""
-    place = folder / MIGRATION
-    if (place / DATABASE).exists():
+    place = index.migration_place
+    if Index.exists(place):
         fresh = Index.open(place, write=True)
         if (fresh.model, fresh.dim, fresh.parts) == (target.model, target.dim, index.parts):
             return fresh

@@ -74,7 +74,7 @@ def move_index(index: Index, root: str | os.PathLike[str], *, console: Console, 
     known = {id: stamp for id, stamp in stamps.items() if not is_outside_root(id)}
     if not known:
         raise InputError(
-            f"no image of {index.folder} lies below its root; all have whole paths, which move cannot change"
+            f"no image of {index.place} lies below its root; all have whole paths, which move cannot change"
         )
     _check_sample(index, place, known, seed)
 
@@ -103,7 +103,7 @@ def _check_sample(index: Index, place: str, known: dict[str, Stamp], seed: int) 
     other = [id for id in sample if not _same(image_path(id, place), known[id][0])]
     if len(sample) - len(other) < MIN_SAME_SHARE * len(sample):
         raise InputError(
-            f"of {len(sample)} images of {index.folder} {len(sample) - len(other)} are below {place} with their "
+            f"of {len(sample)} images of {index.place} {len(sample) - len(other)} are below {place} with their "
             f"content, and not {and_more(other)}. The index was made of {index.root}: give the folder that holds "
             "the same images now"
         )

@@ -44,7 +44,7 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
     left = index.verify()
     if left:
         raise RunError(
-            f"{index.folder} cannot be repaired: {left[0].what}; move it away and recreate it with "
+            f"{index.place} cannot be repaired: {left[0].what}; move it away and recreate it with "
             f"{command('index')} add"
         )
     return report

@@ -59,7 +59,7 @@ from dr_keras.invocation import command
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-HEAD_FILE, CUTOFF_FILE = "head.npz", "calibration.json"
+HEAD_FILE, CUTOFF_FILE, LAYOUT_FILE = "head.npz", "calibration.json", "map.npz"  # kept beside the images
 FORGET_ENGINE = "DELETE FROM meta WHERE key LIKE 'engine%' AND key != 'engine'"
 REFRESH_ATTEMPTS = 100  # while a writer replaces the file of vectors
 REFRESH_POLL_SECONDS = 0.01

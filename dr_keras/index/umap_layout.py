@@ -4,22 +4,22 @@
 on a sample of the images. All others, including later ones and queries, are placed between their nearest fitted images.
 """
 
+import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError, MissingPackage, RunError
 from dr_keras.index.exact_search import distances, nearest
+from dr_keras.index.store import LAYOUT_FILE
 from dr_keras.invocation import command
+from dr_keras.number_files import packed_arrays
 
 if TYPE_CHECKING:
     from dr_keras.index.index import Index
 
-LAYOUT_FILE = "map.npz"
 FIT_IMAGES = 20_000  # images that the map is fitted on: a minute on two cores
 MIN_IMAGES = 30  # fewer have no neighborhoods to lay out
 UMAP_NEIGHBORS = 15  # images that should be placed near an image: UMAP's default
@@ -57,17 +57,15 @@ class Layout:
         weights /= weights.sum(axis=1, keepdims=True)
         return np.einsum("nk,nkc->nc", weights, self.points[rows]).astype(np.float32)
 
-    def save(self, folder: Path) -> None:
-        """Writes it into an index's folder.
+    def save(self, index: "Index") -> None:
+        """Keeps it with an index.
 
         Raises:
             RunError: It cannot be written.
         """
-        try:
-            with new_file(folder / LAYOUT_FILE) as temporary, temporary.open("wb") as file:
-                np.savez(file, vectors=self.vectors, points=self.points, model=np.array(self.model))
-        except OSError as error:
-            raise RunError(f"{folder / LAYOUT_FILE} cannot be written: {error.strerror}") from error
+        index.write_file(
+            LAYOUT_FILE, packed_arrays(vectors=self.vectors, points=self.points, model=np.array(self.model))
+        )
 
     @classmethod
     def load(cls, index: "Index") -> "Layout | None":
@@ -76,14 +74,16 @@ class Layout:
         Raises:
             RunError: It is damaged.
         """
-        file = index.folder / LAYOUT_FILE
-        try:
-            with np.load(file, allow_pickle=False) as kept:
-                made = cls(kept["vectors"], kept["points"], str(kept["model"]))
-        except FileNotFoundError:
+        data = index.read_file(LAYOUT_FILE)
+        if data is None:
             return None
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+                made = cls(kept["vectors"], kept["points"], str(kept["model"]))
         except Exception as error:  # zipfile, zlib and NumPy may raise anything on damaged files
-            raise RunError(f"{file} is damaged: {error}; make it again with {command('index')} map") from None
+            raise RunError(
+                f"{LAYOUT_FILE} of {index.place} is damaged: {error}; make it again with {command('index')} map"
+            ) from None
         if made.model != index.model or made.vectors.shape[1:] != (index.dim,):
             return None
         return made

@@ -16,11 +16,11 @@ from dr_keras.server.queries import Vector, check_model
 from dr_keras.server.requests import Upload
 
 
-def add_upload(folder: Path, uploads: Path, upload: Upload, format: Format, vector: Vector) -> tuple[str, bool]:
+def add_upload(place: str, uploads: Path, upload: Upload, format: Format, vector: Vector) -> tuple[str, bool]:
     """Stores an image in the uploads folder and adds it to an index.
 
     Args:
-        folder: The folder of the index.
+        place: Where the index is.
         uploads: The uploads folder.
         upload, format, vector: As for `dr_keras.server.live_index.LiveIndex.add`.
 
@@ -30,7 +30,7 @@ def add_upload(folder: Path, uploads: Path, upload: Upload, format: Format, vect
     Raises:
         Problem: 503 while another process writes, 507 if the change cannot be written.
     """
-    with _writing(folder) as writer:
+    with _writing(place) as writer:
         check_model(writer, vector.model)
         file, digest, stored = store_upload(upload.image, format, uploads)
         id = image_id(os.path.abspath(file), writer.root)
@@ -52,11 +52,11 @@ def add_upload(folder: Path, uploads: Path, upload: Upload, format: Format, vect
     return id, old is None
 
 
-def remove_image(folder: Path, uploads: Path | None, id: str) -> bool:
+def remove_image(place: str, uploads: Path | None, id: str) -> bool:
     """Removes an image from an index.
 
     Args:
-        folder: The folder of the index.
+        place: Where the index is.
         uploads: The uploads folder, or None.
         id: The image.
 
@@ -66,21 +66,21 @@ def remove_image(folder: Path, uploads: Path | None, id: str) -> bool:
     Raises:
         Problem: 404 if the index has no such id, 503 while another process writes, 507 if the change cannot be written.
     """
-    with _writing(folder) as writer:
+    with _writing(place) as writer:
         if writer.records.row(id) is None:
             raise Problem(404, "the index has no image of this id")
         writer.remove([id])
         return uploads is not None and remove_upload(Path(image_path(id, writer.root)), uploads)
 
 
-def change_groups(folder: Path, change: Callable[[Index], int]) -> int:
+def change_groups(place: str, change: Callable[[Index], int]) -> int:
     """Changes the groups of an index; returns what `change` does.
 
     Raises:
         Problem: 422 if the change is impossible; as for `add_upload` if it cannot be made.
     """
     try:
-        with _writing(folder) as writer:
+        with _writing(place) as writer:
             return change(writer)
     except RunError:
         raise
@@ -89,10 +89,10 @@ def change_groups(folder: Path, change: Callable[[Index], int]) -> int:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[Index]:
+def _writing(place: str) -> Iterator[Index]:
     """Opens an index for writing; turns what goes wrong into a Problem."""
     try:
-        with Index.open(folder, write=True) as writer:
+        with Index.open(place, write=True) as writer:
             yield writer
     except Locked:
         raise busy("another process is writing to the index; try again", seconds=2) from None

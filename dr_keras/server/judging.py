@@ -11,6 +11,7 @@ import numpy as np
 
 from dr_keras.data.sources.table import read_table
 from dr_keras.errors import InputError
+from dr_keras.index.index import Vectors
 
 COLUMNS = ("query", "positive", "negative", "votes", "votes_against")
 CANDIDATES = 256  # images that a query is compared with
@@ -74,14 +75,14 @@ class JudgmentFile:
             return self.count
 
 
-def uncertain_triplet(vectors: np.ndarray, rows: np.ndarray, random: np.random.Generator) -> tuple[int, int, int]:
+def uncertain_triplet(vectors: Vectors, rows: np.ndarray, random: np.random.Generator) -> tuple[int, int, int]:
     """Chooses a random query, and two images near it of which the network is least sure which is nearer.
 
     These are images next to each other in the ranking, whose distances to the query differ the least, but which are
     not like each other: to tell near-copies apart teaches nothing.
 
     Args:
-        vectors: (R, D) by row.
+        vectors: The vectors by row.
         rows: (N,) the rows to choose from, at least three.
         random: Draws the query and what it is compared with.
 
@@ -90,8 +91,8 @@ def uncertain_triplet(vectors: np.ndarray, rows: np.ndarray, random: np.random.G
     """
     chosen = random.permutation(rows)[: CANDIDATES + 1]
     query, others = chosen[0], chosen[1:]
-    found = np.asarray(vectors[others], np.float32)
-    distance = np.linalg.norm(found - vectors[query], axis=1)
+    own, found = np.split(np.asarray(vectors[chosen], np.float32), [1])
+    distance = np.linalg.norm(found - own, axis=1)
     # Near-copies of the query only if there is nothing else.
     order = np.lexsort((distance, distance < COPY))[: max(NEAR, 2)]
     others, found, distance = others[order], found[order], distance[order]

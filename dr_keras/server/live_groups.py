@@ -58,7 +58,7 @@ class LiveGroups:
                 507 if the change cannot be written.
         """
         self.members(name, 1)
-        return change_groups(self._live.index.folder, lambda index: rename_group(index, name, to))
+        return change_groups(self._live.index.place, lambda index: rename_group(index, name, to))
 
     def move(self, ids: Sequence[str], group: str | None) -> int:
         """Moves images to a group, or out of any; returns how many.
@@ -68,4 +68,4 @@ class LiveGroups:
         """
         for id in ids:
             self._live.has(id)
-        return change_groups(self._live.index.folder, lambda index: move_to_group(index, ids, group))
+        return change_groups(self._live.index.place, lambda index: move_to_group(index, ids, group))

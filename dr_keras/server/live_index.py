@@ -320,15 +320,15 @@ class LiveIndex:
 
     def _snapshot(self) -> Snapshot:
         labels = {row: label for row, _, label, _ in self.index.records.listing()}
-        searched = self.index.searched_rows()
+        searched = np.sort(self.index.searched_rows())
         rows = searched[np.fromiter((row in labels for row in searched.tolist()), bool, len(searched))]
         return Snapshot(
             self.index.version,
-            self.index.generation,
             rows,
             [labels[row] for row in rows.tolist()],
             self.classes(),
             self.index.vectors,
+            self.index.vector_marks(rows),
         )
 
     def point(self, key: str, number: int) -> Result:
@@ -374,7 +374,7 @@ class LiveIndex:
         assert self.uploads is not None
         try:
             with self._writing:
-                id, created = add_upload(self.index.folder, self.uploads, upload, format, vector)
+                id, created = add_upload(self.index.place, self.uploads, upload, format, vector)
         except Problem:
             self.refresh()  # if the index has been moved to another model, the next attempt is embedded by that
             raise
@@ -396,4 +396,4 @@ class LiveIndex:
                 written.
         """
         with self._writing:
-            return remove_image(self.index.folder, self.uploads, id)
+            return remove_image(self.index.place, self.uploads, id)

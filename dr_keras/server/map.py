@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dr_keras.errors import RunError
-from dr_keras.index.index import Index
+from dr_keras.index.index import Index, Vectors
 from dr_keras.index.umap_layout import Layout
 
 log = logging.getLogger("uvicorn.error")
@@ -32,19 +32,19 @@ class Snapshot:
 
     Attributes:
         version: The index's version.
-        generation: The index's generation, within which rows keep their numbers.
         rows: (N,) int64, ascending, the images that a search may find.
         labels: The N labels of these images.
         classes: Label, name and number of images of each class.
-        vectors: (R, D) by row, memory-mapped; rows in use are never overwritten.
+        vectors: The vectors by row, of that state.
+        marks: (N,) what tells whether the vector in a row is another than before, see `Index.vector_marks`.
     """
 
     version: int
-    generation: int
     rows: np.ndarray
     labels: Sequence[str]
     classes: list[dict[str, Any]]
-    vectors: np.ndarray
+    vectors: Vectors
+    marks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Mapper:
     def __init__(self, index: Index) -> None:
         self._layout = _load_layout(index)
         self._projector: tuple[int, Projector] | None = None  # with the number of images it was fitted to
-        self._placed: tuple[Projector, int, np.ndarray] | None = None
+        self._placed: tuple[Projector, np.ndarray, np.ndarray, np.ndarray] | None = None  # rows, marks, places
 
     def make(self, state: Snapshot) -> Map:
         """Makes the map of a state: by UMAP if `index.py map` has laid out the index, otherwise by PCA."""
         projector = self._layout or self._pca(state)
-        points = self._places(projector, state)[state.rows]
+        points = self._places(projector, state)
         number = {one["label"]: place for place, one in enumerate(state.classes)}
         labels = np.fromiter((number[label] for label in state.labels), np.int64, len(state.rows))
         # Another server may have laid out the same version differently.
@@ -96,13 +96,17 @@ class Mapper:
         return Map(key, state.rows, projector, encode_map(points, labels, about))
 
     def _places(self, projector: Projector, state: Snapshot) -> np.ndarray:
-        """(R, 2): the place of each row. Within a generation rows never change, so only new ones are projected."""
-        places = np.empty((0, 2), np.float32)
-        if self._placed and self._placed[0] is projector and self._placed[1] == state.generation:
-            places = self._placed[2]
-        new = project_rows(projector, state.vectors, np.arange(len(places), len(state.vectors)))
-        places = np.concatenate([places, new])
-        self._placed = projector, state.generation, places
+        """(N, 2): the place of each image. Only new or changed vectors are projected."""
+        places = np.empty((len(state.rows), 2), np.float32)
+        new = np.ones(len(state.rows), bool)
+        if self._placed and self._placed[0] is projector:
+            _, rows, marks, old = self._placed
+            _, here, there = np.intersect1d(state.rows, rows, assume_unique=True, return_indices=True)
+            same = state.marks[here] == marks[there]
+            places[here[same]] = old[there[same]]
+            new[here[same]] = False
+        places[new] = project_rows(projector, state.vectors, state.rows[new])
+        self._placed = projector, state.rows, state.marks, places
         return places
 
     def _pca(self, state: Snapshot) -> Projector:
@@ -123,19 +127,19 @@ def _load_layout(index: Index) -> Layout | None:
         return None
 
 
-def fit_pca(vectors: np.ndarray, rows: np.ndarray) -> Projector:
+def fit_pca(vectors: Vectors, rows: np.ndarray) -> Projector:
     """Fits a projection to the two directions in which the vectors vary most.
 
     Args:
-        vectors: (R, D) float32, may be memory-mapped.
+        vectors: The vectors by row.
         rows: (N,) int64, the rows to use; at least one.
 
     Returns:
         A projector that centers the gallery and keeps nearly all of it between -1 and 1, both axes at the same scale.
     """
-    dim = vectors.shape[1]
     rows = rows[:: -(-len(rows) // FIT_ROWS)]
     chosen = np.asarray(vectors[rows], np.float32)
+    dim = chosen.shape[1]
     middle = chosen.mean(axis=0)
     centered = chosen - middle
     _, directions = np.linalg.eigh((centered.T @ centered).astype(np.float64))
@@ -154,12 +158,12 @@ def fit_pca(vectors: np.ndarray, rows: np.ndarray) -> Projector:
     return project
 
 
-def project_rows(projector: Projector, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def project_rows(projector: Projector, vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """Projects vectors, a block at a time.
 
     Args:
         projector: The projector.
-        vectors: (R, D) float32, may be memory-mapped.
+        vectors: The vectors by row.
         rows: (N,) int64, the rows to project.
 
     Returns:
