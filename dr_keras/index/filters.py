@@ -1,4 +1,4 @@
-"""The language of `--where`: conditions on what an index knows about images, compiled to SQL with bound parameters.
+"""The language of `--where`: conditions on what an index knows about images, parsed to a tree.
 
     label = n01443537 AND NOT split = validation
     attributes.year >= 2020 AND (camera.model LIKE 'Pixel%' OR label IN (cat, dog))
@@ -13,13 +13,12 @@ any text and _ for any character; the case of English letters does not matter), 
 IS NOT NULL, and near(latitude, longitude, distance), in degrees and m, km or mi; combine them with AND, OR, NOT and
 parentheses. An image without an attribute matches no comparison with it, not even !=; it does match a negated (NOT)
 comparison. An attribute that no image has, but that is spelled like one that some have, is an error.
-
-No part of the text ever becomes SQL: fields come from a fixed table; attribute names and values are bound.
 """
 
 import datetime
 import re
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from dr_keras.errors import InputError
 
@@ -28,21 +27,32 @@ MAX_COMPARISONS = 500  # SQLite's expressions may be nested 1,000 deep
 MAX_DEPTH = 50  # of nested parentheses and NOTs
 
 # Text columns compare as text, whatever the value looks like: the class '007' is not the number 7.
-TEXT_FIELDS = {
+TextName = Literal["id", "name", "label", "class_name", "split"]
+NumberName = Literal["size", "time"]
+TEXT_FIELDS: dict[str, TextName] = {
     "id": "id",
     "name": "name",
     "label": "label",
     "class": "label",
-    "class_name": "(SELECT classes.name FROM classes WHERE classes.label = images.label)",
+    "class_name": "class_name",
     "split": "split",
 }
-NUMBER_FIELDS = {"size": "size", "time": "(mtime_ns / 1e9)"}
+NUMBER_FIELDS: dict[str, NumberName] = {"size": "size", "time": "time"}
 TAKEN, GROUP = "taken", "group"
 DATE = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}(T[0-9]{2}(:[0-9]{2}(:[0-9]{2})?)?)?)?)?")
 DISTANCE = re.compile(r"(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+) ?(?P<unit>km|m|mi)", re.IGNORECASE)
 KM_OF = {"m": 0.001, "km": 1.0, "mi": 1.609344}
-KM_OF_DEGREE = 110.5  # of latitude, at least
-COMPARISONS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+Comparison = Literal["=", "!=", "<", "<=", ">", ">="]
+COMPARISONS: dict[str, Comparison] = {
+    "=": "=",
+    "==": "=",
+    "!=": "!=",
+    "<>": "!=",
+    "<": "<",
+    "<=": "<=",
+    ">": ">",
+    ">=": ">=",
+}
 KEYWORDS = frozenset({"AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "GLOB"})
 
 TOKEN = re.compile(
@@ -54,20 +64,129 @@ Value = str | int | float
 
 
 @dataclass(frozen=True)
+class TextColumn:
+    """What every image has as text."""
+
+    name: TextName
+
+
+@dataclass(frozen=True)
+class NumberColumn:
+    """The size of a file in bytes, or the time of its last change in seconds since 1970; unknown of some images."""
+
+    name: NumberName
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute, by the keys that lead to it."""
+
+    keys: tuple[str, ...]
+
+
+Field = TextColumn | NumberColumn | Attribute
+
+
+@dataclass(frozen=True)
+class And:
+    """All of several conditions."""
+
+    parts: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True)
+class Or:
+    """Any of several conditions."""
+
+    parts: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True)
+class Not:
+    """Whatever a condition is not true of, comparisons with what is missing included."""
+
+    part: "Node"
+
+
+@dataclass(frozen=True)
+class Compare:
+    """A comparison with a value. As everywhere but in `Not`, a missing field matches neither it nor its negation."""
+
+    field: Field
+    comparison: Comparison
+    value: Value
+
+
+@dataclass(frozen=True)
+class In:
+    """Whether a field is one of some values."""
+
+    field: Field
+    values: tuple[Value, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class IsNull:
+    """Whether a field is missing."""
+
+    field: Field
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Match:
+    """Whether the text of a field matches a pattern."""
+
+    field: Field
+    kind: Literal["LIKE", "GLOB"]
+    pattern: str
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class TakenCompare:
+    """A comparison with the time a picture was taken, as far as `date` goes."""
+
+    comparison: Comparison
+    date: str
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """Whether the time a picture was taken begins with one of some dates."""
+
+    dates: tuple[str, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Near:
+    """Whether a picture was taken at most `km` from a place in degrees."""
+
+    latitude: float
+    longitude: float
+    km: float
+
+
+Node = And | Or | Not | Compare | In | IsNull | Match | TakenCompare | TakenIn | Near
+
+
+@dataclass(frozen=True)
 class Condition:
-    """An SQL expression over the table `images`.
+    """A condition on images.
 
     Attributes:
-        sql: The expression.
-        values: The values of its placeholders.
+        tree: What it says.
         attributes: The attributes that it names.
         of_file: Whether it asks for the size or the time of files.
+        text: What it was parsed from, for messages.
     """
 
-    sql: str
-    values: tuple[Value, ...]
+    tree: Node
     attributes: tuple[str, ...] = ()
     of_file: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,34 +209,32 @@ def parse_where(text: str) -> Condition:
         text: The value of `--where`.
 
     Returns:
-        The condition as SQL.
+        The condition.
 
     Raises:
         InputError: `text` is empty, too long, or not a condition; the message gives the position.
 
     Example:
-        >>> condition = parse_where("label = cats AND year >= 2020")
-        >>> condition.sql, condition.values
-        ('(label = ? AND json_extract(attributes, ?) >= ?)', ('cats', '$."year"', 2020))
+        >>> parse_where("NOT camera.year >= 2020").tree
+        Not(part=Compare(field=Attribute(keys=('camera', 'year')), comparison='>=', value=2020))
     """
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"where has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     parser = _Parser(text)
-    sql = parser.any_of(0)
+    tree = parser.any_of(0)
     if parser.token.kind != "end":
         raise parser.error("AND, OR or the end")
-    return Condition(sql, tuple(parser.values), tuple(parser.attributes), parser.of_file)
+    return Condition(tree, tuple(parser.attributes), parser.of_file, text)
 
 
 class _Parser:
-    """A recursive-descent parser; each method parses what it is named after, returns SQL and appends to `values`."""
+    """A recursive-descent parser; each method parses what it is named after."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._tokens = _tokens(text)
         self._next = 0
         self._comparisons = 0
-        self.values: list[Value] = []
         self.attributes: dict[str, None] = {}  # in their order
         self.of_file = False
 
@@ -125,24 +242,23 @@ class _Parser:
     def token(self) -> _Token:
         return self._tokens[self._next]
 
-    def any_of(self, depth: int) -> str:
+    def any_of(self, depth: int) -> Node:
         parts = [self._all_of(depth)]
         while self._took("OR"):
             parts.append(self._all_of(depth))
-        return parts[0] if len(parts) == 1 else "(" + " OR ".join(parts) + ")"
+        return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
-    def _all_of(self, depth: int) -> str:
+    def _all_of(self, depth: int) -> Node:
         parts = [self._one(depth)]
         while self._took("AND"):
             parts.append(self._one(depth))
-        return parts[0] if len(parts) == 1 else "(" + " AND ".join(parts) + ")"
+        return parts[0] if len(parts) == 1 else And(tuple(parts))
 
-    def _one(self, depth: int) -> str:
+    def _one(self, depth: int) -> Node:
         if depth >= MAX_DEPTH:
             raise InputError(f"where nests more than {MAX_DEPTH} conditions")
         if self._took("NOT"):
-            # Not SQL's own NOT: there, a comparison with a missing attribute is NULL, and so is its negation.
-            return f"(({self._one(depth + 1)}) IS NOT 1)"
+            return Not(self._one(depth + 1))
         if self._took_sign("("):
             inner = self.any_of(depth + 1)
             if not self._took_sign(")"):
@@ -150,7 +266,7 @@ class _Parser:
             return inner
         return self._comparison()
 
-    def _comparison(self) -> str:
+    def _comparison(self) -> Node:
         token = self.token
         if token.kind not in ("word", "string") or token.keyword:
             raise self.error("a field")
@@ -164,85 +280,74 @@ class _Parser:
             return self._near()
         if name.removeprefix("attributes.") == TAKEN and (taken := self._taken()):
             return taken
-        sql, is_text = self._field(name)
+        field = self._field(name)
         group = name.removeprefix("attributes.") == GROUP  # groups have numbers for names
         if self.token.kind == "sign" and self.token.text in COMPARISONS:
             comparison = COMPARISONS[self._take().text]
             if group and comparison in ("=", "!="):
-                values = self._either(name)
-                self.values += values
-                return f"{sql} {'NOT ' if comparison == '!=' else ''}IN ({', '.join('?' * len(values))})"
-            self.values.append(self._plain(name, is_text))
-            return f"{sql} {comparison} ?"
+                return In(field, self._either(), comparison == "!=")
+            return Compare(field, comparison, self._value_of(field))
         if self._took("IS"):
             negated = self._took("NOT")
             if not self._took("NULL"):
                 raise self.error("NULL")
-            return f"{sql} IS {'NOT ' if negated else ''}NULL"
-        prefix = "NOT " if self._took("NOT") else ""
+            return IsNull(field, negated)
+        negated = self._took("NOT")
         if self.token.keyword in ("LIKE", "GLOB"):
-            comparison = self._take().keyword
-            self.values.append(str(self._value(True)))
-            return f"{sql} {prefix}{comparison} ?"
+            kind = cast(Literal["LIKE", "GLOB"], self._take().keyword)
+            return Match(field, kind, str(self._value(True)), negated)
         if self._took("IN"):
             if not self._took_sign("("):
                 raise self.error("'('")
-            count = 0
-            while not count or self._took_sign(","):
-                values = self._either(name) if group else [self._plain(name, is_text)]
-                self.values += values
-                count += len(values)
+            values: list[Value] = []
+            while not values or self._took_sign(","):
+                values += self._either() if group else [self._value_of(field)]
             if not self._took_sign(")"):
                 raise self.error("',' or ')'")
-            return f"{sql} {prefix}IN ({', '.join('?' * count)})"
+            return In(field, tuple(values), negated)
         raise self.error("a comparison such as = or LIKE")
 
-    def _field(self, name: str) -> tuple[str, bool]:
-        """The SQL for a field, and whether its values are text."""
+    def _field(self, name: str) -> Field:
         if name in TEXT_FIELDS:
-            return TEXT_FIELDS[name], True
+            return TextColumn(TEXT_FIELDS[name])
         if name in NUMBER_FIELDS:
             self.of_file = True
-            return NUMBER_FIELDS[name], False
+            return NumberColumn(NUMBER_FIELDS[name])
         if "\\" in name:  # SQLite may take it for the beginning of an escape
             raise InputError(f"where {self._text!r}: the name of an attribute has no backslashes")
         name = name.removeprefix("attributes.").replace('"', "")
         self.attributes[name] = None
-        self.values.append("$" + "".join(f'."{key}"' for key in name.split(".")))
-        return "json_extract(attributes, ?)", False
+        return Attribute(tuple(name.split(".")))
 
-    def _plain(self, name: str, is_text: bool) -> Value:
-        return self._number(name) if name in NUMBER_FIELDS else self._value(is_text)
+    def _value_of(self, field: Field) -> Value:
+        """A value for a field."""
+        return self._number(field) if isinstance(field, NumberColumn) else self._value(isinstance(field, TextColumn))
 
-    def _either(self, name: str) -> list[Value]:
+    def _either(self) -> tuple[Value, ...]:
         """The value for the name of a group: a number that is not quoted is also looked for as text."""
         token = self.token
-        value = self._plain(name, False)
-        return [value] if isinstance(value, str) else [value, token.text]
+        value = self._value(False)
+        return (value,) if isinstance(value, str) else (value, token.text)
 
-    def _taken(self) -> str:
-        """The rest of a comparison with the time that a picture was taken; nothing if it is not one with a date."""
-        start, prefix = self._next, "NOT " if self._took("NOT") else ""
-        field = f"json_extract(attributes, '$.{TAKEN}')"
+    def _taken(self) -> TakenCompare | TakenIn | None:
+        """The rest of a comparison with the time that a picture was taken; None if it is not one with a date."""
+        start, negated = self._next, self._took("NOT")
         if self._took("IN") and self._took_sign("("):
-            parts: list[str] = []
-            while not parts or self._took_sign(","):
-                date = self._date()
-                parts.append(f"substr({field}, 1, {len(date)}) = ?")
+            dates: list[str] = []
+            while not dates or self._took_sign(","):
+                dates.append(self._date())
             if not self._took_sign(")"):
                 raise self.error("',' or ')'")
             self.attributes[TAKEN] = None
-            inside = f"({' OR '.join(parts)})"
-            return f"({field} NOT NULL AND NOT {inside})" if prefix else inside
+            return TakenIn(tuple(dates), negated)
         self._next = start
         if self.token.kind != "sign" or self.token.text not in COMPARISONS:
-            return ""
+            return None
         self.attributes[TAKEN] = None
-        comparison = COMPARISONS[self._take().text]
-        return f"substr({field}, 1, {len(self._date())}) {comparison} ?"
+        return TakenCompare(COMPARISONS[self._take().text], self._date())
 
     def _date(self) -> str:
-        """A date or the beginning of one, which is bound."""
+        """A date or the beginning of one."""
         token = self.token
         date = str(self._value(True)).replace(" ", "T")
         if not DATE.fullmatch(date):
@@ -250,10 +355,9 @@ class _Parser:
                 f"where {self._text!r}: a date such as 2024, 2024-06 or 2024-06-30 was expected at character "
                 f"{token.place + 1}, not {date!r}"
             )
-        self.values.append(date)
         return date
 
-    def _near(self) -> str:
+    def _near(self) -> Near:
         """The rest of near(latitude, longitude, distance)."""
         latitude = self._degrees("a latitude from -90 to 90", 90)
         longitude = self._degrees("a longitude from -180 to 180", 180)
@@ -270,12 +374,7 @@ class _Parser:
             raise self.error("')'")
         km = float(found["number"]) * KM_OF[found["unit"].lower()]
         self.attributes |= {"latitude": None, "longitude": None}
-        self.values += [latitude - km / KM_OF_DEGREE, latitude + km / KM_OF_DEGREE, latitude, longitude, km]
-        place = "json_extract(attributes, '$.latitude'), json_extract(attributes, '$.longitude')"
-        return (
-            "(json_extract(attributes, '$.latitude') BETWEEN ? AND ? AND "  # fast, and leaves few for the next
-            f"distance_km({place}, ?, ?) <= ?)"
-        )
+        return Near(latitude, longitude, km)
 
     def _degrees(self, expected: str, limit: float) -> float:
         token = self.token
@@ -301,17 +400,16 @@ class _Parser:
             return int(token.text) if WHOLE.fullmatch(token.text) and abs(value) < 2**63 else value
         return token.text
 
-    def _number(self, name: str) -> Value:
-        """The value for a numeric field."""
+    def _number(self, field: NumberColumn) -> Value:
         token = self.token
         value = self._value(False)
-        if isinstance(value, str) and name == "time":
+        if isinstance(value, str) and field.name == "time":
             try:
                 return datetime.datetime.fromisoformat(value).timestamp()
             except ValueError:
                 pass
         if isinstance(value, str):
-            wanted = "a number, or a date such as 2026-01-31" if name == "time" else "a number of bytes"
+            wanted = "a number, or a date such as 2026-01-31" if field.name == "time" else "a number of bytes"
             raise InputError(
                 f"where {self._text!r}: {wanted}, was expected at character {token.place + 1}, not {value!r}"
             )

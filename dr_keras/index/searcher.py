@@ -16,6 +16,7 @@ from dr_keras.index.database import one_line_errors
 from dr_keras.index.exact_search import nearest, ranked
 from dr_keras.index.filters import parse_where
 from dr_keras.index.part_search import nearest_parts
+from dr_keras.index.sql_conditions import to_sql
 from dr_keras.index.store import Store
 
 CLOCK_STEPS = 10_000  # steps of SQLite's virtual machine between checks of the clock: about a millisecond
@@ -121,8 +122,9 @@ class Searcher:
             if name.partition(".")[0].lower() in self.withheld:
                 raise InputError(f"the attribute {name!r} is not available here")
         with one_line_errors(self._store.folder), self._limited_to(seconds):
+            sql, values = to_sql(condition)
             rows = self._store.db.execute(
-                f"SELECT row FROM images WHERE {condition.sql} AND row NOT IN hidden ORDER BY row", condition.values
+                f"SELECT row FROM images WHERE {sql} AND row NOT IN hidden ORDER BY row", values
             )
             found = np.fromiter((row for (row,) in rows), np.int64)
             for name in condition.attributes:
