@@ -9,6 +9,7 @@ Every other exception is treated as a bug, with exit status 70.
         MissingPackage
         RunError
             NotNumbers
+            Unavailable
 """
 
 
@@ -53,4 +54,11 @@ class NotNumbers(RunError):
     """The embeddings of a run are not finite numbers: its training diverged, or its file is damaged.
 
     Raised by `dr_keras.embedders`; the run is at fault, not the request. Exit status 2.
+    """
+
+
+class Unavailable(RunError):
+    """The server that holds an index cannot be reached at the moment, or does not answer in time.
+
+    Raised by `dr_keras.index.milvus`. `serve.py` answers with status 503 meanwhile. Exit status 2.
     """

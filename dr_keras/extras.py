@@ -12,6 +12,7 @@ EXTRAS = {
     **dict.fromkeys(("keras_hub", "safetensors"), "hub"),
     **dict.fromkeys(("onnx", "onnxruntime", "tf2onnx"), "onnx"),
     "openvino": "fast",
+    "pymilvus": "milvus",
     "sklearn": "groups",
     "umap": "map",
 }

@@ -148,6 +148,26 @@ def workplace(shared: Path, folders: Path) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def milvus_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address, without a collection, of a Milvus server: of a running one if $DR_KERAS_TEST_MILVUS names it."""
+    if given := os.environ.get("DR_KERAS_TEST_MILVUS"):
+        yield given
+        return
+    needs_milvus()
+    from milvus_server import MilvusProcess
+
+    with MilvusProcess(tmp_path_factory.mktemp("milvus")) as server:
+        yield server.address
+
+
+def needs_milvus() -> None:
+    """Skips a test where the packages pymilvus and milvus are not installed."""
+    for package in ("pymilvus", "milvus"):
+        if find_spec(package) is None:
+            pytest.skip(f"needs the package {package}")
+
+
 def needs_openvino() -> None:
     """Skips a test where OpenVINO is not installed, without importing it: by itself it sends telemetry, in a fork."""
     if find_spec("openvino") is None:

@@ -14,8 +14,8 @@ class ImageFiles(ABC):
         """The stamps of the images among `ids` that are in the index, by id; of all images by default."""
 
     @abstractmethod
-    def ids_by_stamp(self, size: int | None, mtime_ns: int | None) -> list[str]:
-        """The ids of the images whose files had this size in bytes and this modification time."""
+    def ids_by_stamp(self, stamps: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+        """The ids of the images whose files had one of these sizes in bytes and modification times, by both."""
 
     @abstractmethod
     def ids_by_hash(self, hashes: Collection[bytes]) -> dict[bytes, list[str]]:

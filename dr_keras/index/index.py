@@ -138,10 +138,12 @@ class Index(ABC):
         if cls is not Index:
             return cls
         if is_milvus(place):
-            from dr_keras.index.milvus.index import MilvusIndex as kind
-        else:
-            from dr_keras.index.local_index import LocalIndex as kind
-        return cast("type[Self]", kind)
+            from dr_keras.index.milvus.index import MilvusIndex
+
+            return cast("type[Self]", MilvusIndex)
+        from dr_keras.index.local_index import LocalIndex
+
+        return cast("type[Self]", LocalIndex)
 
     @classmethod
     @abstractmethod

@@ -38,10 +38,14 @@ class LocalImageFiles(ImageFiles):
             found = (db.execute(one, (as_text(id),)).fetchone() for id in ids)
             return {row[0]: row[1:] for row in found if row}
 
-    def ids_by_stamp(self, size: int | None, mtime_ns: int | None) -> list[str]:
+    def ids_by_stamp(self, stamps: Collection[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+        found: dict[tuple[int, int], list[str]] = {}
         with self._guard, one_line_errors(self._store.folder):
-            wanted = "SELECT id FROM images WHERE mtime_ns = ? AND size = ?"
-            return [id for (id,) in self._store.db.execute(wanted, (mtime_ns, size))]
+            wanted = "SELECT id FROM images WHERE size = ? AND mtime_ns = ?"
+            for stamp in stamps:
+                if ids := [id for (id,) in self._store.db.execute(wanted, stamp)]:
+                    found[stamp] = ids
+        return found
 
     def ids_by_hash(self, hashes: Collection[bytes]) -> dict[bytes, list[str]]:
         found: dict[bytes, list[str]] = {}

@@ -268,16 +268,21 @@ def take_files(
     known, bad = index.image_files.stamps(ids.values()), index.image_files.skipped()
     fresh, touched = [], []
     unread: dict[str, str] = {}
+    unknown: dict[str, tuple[int | None, int | None]] = {}
     for file, id in ids.items():
         status = file_status(file)
         if id in known and known[id][1:] == status:
             touched.append(id)
         elif id in bad and bad[id][:2] == status:
             unread[id] = bad[id][2]
-        elif id not in known and (other := _other_name(index, file, status)):
-            touched.append(other)
         else:
             fresh.append(file)
+            if id not in known:
+                unknown[file] = status
+    others = _other_names(index, unknown)
+    if others:
+        touched += others.values()
+        fresh = [file for file in fresh if file not in others]
     added = updated = 0
     if fresh:
         batch = _Batch(index, reader, ids, files, known, index.records.own_classes(), label, attributes)
@@ -289,7 +294,8 @@ def take_files(
     if label is not None or attributes:
         for start in range(0, len(touched), CHUNK_IMAGES):
             part = touched[start : start + CHUNK_IMAGES]
-            index.put([_old(index, id, None, label, attributes) for id in part], None)
+            old = _entries(index, part).values()
+            index.put([_with(entry, None, label, attributes) for entry in old], None)
     return SyncReport(added, updated, len(files) - added - updated - len(unread), unread=unread)
 
 
@@ -311,16 +317,17 @@ class _Batch:
         index, ids, known = self.index, self.ids, self.known
         stamps = dict(zip(files, file_stamps(files), strict=True))
         # A file is not embedded again if its time has changed but its content has not.
+        old = _entries(index, [ids[file] for file in files if ids[file] in known])
         same = {
-            file for file in files if ids[file] in known and stamps[file][0] and known[ids[file]][0] == stamps[file][0]
+            file for file in files if ids[file] in old and stamps[file][0] and old[ids[file]].hash == stamps[file][0]
         }
         if same:
-            index.put([self._entry(file, stamps[file]) for file in files if file in same], None)
+            index.put([self._entry(file, stamps[file], old) for file in files if file in same], None)
         other = [file for file in files if file not in same]
         pixels, failures, facts = self._decoded(other)
         good = [row for row in range(len(other)) if row not in failures]
         if good:
-            entries = [self._entry(other[row], stamps[other[row]], facts.get(row)) for row in good]
+            entries = [self._entry(other[row], stamps[other[row]], old, facts.get(row)) for row in good]
             index.put(entries, self.reader.vectors(pixels[good] if failures else pixels))
         self._keep_failures({other[row]: reason for row, reason in failures.items()}, stamps)
         changed = sum(ids[other[row]] in known for row in good)
@@ -332,11 +339,20 @@ class _Batch:
         block = decode_with_parts(files, reader.size, reader.resize, facts=reader.exif, parts=reader.parts)
         return block.pixels, block.failures, block.facts
 
-    def _entry(self, file: str, stamp: Stamp, facts: Mapping[str, Any] | None = None) -> Entry:
-        """The entry of a file; `facts` are what it says of itself, or None if it is as before."""
+    def _entry(
+        self, file: str, stamp: Stamp, known: Mapping[str, Entry], facts: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """The entry of a file.
+
+        Args:
+            file: The file.
+            stamp: Its stamp.
+            known: The entries of the images that are in the index, by id.
+            facts: What it says of itself, or None if it is as before.
+        """
         id = self.ids[file]
-        if id in self.known:
-            old = _old(self.index, id, stamp, None, None)
+        if id in known:
+            old = _with(known[id], stamp, None, None)
             kept = old.attributes if facts is None else merged(facts, without_facts(old.attributes))
             return replace(old, label=self.label or old.label, attributes=merged(kept, self.attributes or {}))
         own = self.label or _class(id, self.own_classes, self.folder_classes[file])
@@ -358,20 +374,30 @@ class _Batch:
             self.index.remove([id for id in broken if id in self.known])
 
 
-def _other_name(index: Index, file: str, status: tuple[int | None, int | None]) -> str | None:
-    """The id by which the index already knows a file, through a link or another path."""
-    for id in index.image_files.ids_by_stamp(*status):
-        try:
-            if Path(file).samefile(image_path(id, index.root)):
-                return id
-        except OSError:
-            continue  # that file is gone
-    return None
+def _other_names(index: Index, files: Mapping[str, tuple[int | None, int | None]]) -> dict[str, str]:
+    """The ids by which the index already knows files, through a link or another path; `files` has their status."""
+    found: dict[str, str] = {}
+    stamps = {(size, time) for size, time in files.values() if size is not None and time is not None}
+    known = index.image_files.ids_by_stamp(stamps) if stamps else {}
+    for file, (size, mtime_ns) in files.items():
+        for id in known.get((size or 0, mtime_ns or 0), ()):
+            try:
+                if Path(file).samefile(image_path(id, index.root)):
+                    found[file] = id
+                    break
+            except OSError:
+                continue  # that file is gone
+    return found
 
 
-def _old(index: Index, id: str, stamp: Stamp | None, label: str | None, attributes: Mapping[str, Any] | None) -> Entry:
-    """The entry of an image, updated with the given values."""
-    entry = index.records.entries([index.records.known_rows([id])[id]])[0]
+def _entries(index: Index, ids: Sequence[str]) -> dict[str, Entry]:
+    """The entries of the images that are in the index, by id."""
+    rows = index.records.rows_of(ids)
+    return dict(zip(rows, index.records.entries(list(rows.values())), strict=True))
+
+
+def _with(entry: Entry, stamp: Stamp | None, label: str | None, attributes: Mapping[str, Any] | None) -> Entry:
+    """An entry, updated with the given values."""
     hash, size, time = stamp or (entry.hash, entry.size, entry.mtime_ns)
     return replace(
         entry,

@@ -74,7 +74,11 @@ class Layout:
         Raises:
             RunError: It is damaged.
         """
-        data = index.read_file(LAYOUT_FILE)
+        return cls.read(index.read_file(LAYOUT_FILE), index)
+
+    @classmethod
+    def read(cls, data: bytes | None, index: "Index") -> "Layout | None":
+        """`load` from the content of the file, None if there is none."""
         if data is None:
             return None
         try:

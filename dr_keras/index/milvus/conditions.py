@@ -135,7 +135,7 @@ class _Writer:
     def _of_field(self, node: Compare | In | IsNull | Match) -> str:
         field = node.field
         if field == TextColumn("class_name") or (field == TextColumn("label") and isinstance(node, Match)):
-            return _one_of("label", self._labels(node))
+            return one_of("label", self._labels(node))
         match node:
             case Compare(_, comparison, value):
                 return _other(field, _is(field, "=", value)) if comparison == "!=" else _is(field, comparison, value)
@@ -143,7 +143,7 @@ class _Writer:
                 found = _is_one_of(field, values)
                 return _other(field, found) if negated else found
             case IsNull(_, negated):
-                return _present(field) if negated else _not(_present(field))
+                return present(field) if negated else _not(present(field))
             case Match(_, kind, pattern, negated):
                 found = self._matches(field, kind, pattern)
                 return _other(field, found) if negated else found
@@ -171,14 +171,14 @@ class _Writer:
                 f"not {pattern!r}"
             )
         if not start and pattern:
-            return _present(field)
+            return present(field)
         if isinstance(field, TextColumn):
             texts, lowered = [str(field.name)], f'conditions["l:#{field.name}"]'
         else:
             texts, lowered = [_key("t", field), _key("x", field)], _key("l", field)
         if kind == "LIKE":
             start, texts = start.translate(LOWER), [*texts, lowered]
-        return _any(_starts(text, start) if pattern.endswith(wildcard) else _term(text, "=", start) for text in texts)
+        return _any(starts(text, start) if pattern.endswith(wildcard) else _term(text, "=", start) for text in texts)
 
 
 def _is(field: Field, comparison: Comparison, value: Value) -> str:
@@ -200,17 +200,17 @@ def _is(field: Field, comparison: Comparison, value: Value) -> str:
 def _is_one_of(field: Field, values: Collection[Value]) -> str:
     match field:
         case TextColumn(name):
-            return _one_of(name, values)
+            return one_of(name, values)
         case NumberColumn():
             return _any(_is(field, "=", value) for value in values)
         case Attribute():
             numbers = [value for value in values if not isinstance(value, str)]
             texts = [value for value in values if isinstance(value, str)]
-            return _any([_one_of(_key("n", field), numbers), _one_of(_key("t", field), texts)])
+            return _any([one_of(_key("n", field), numbers), one_of(_key("t", field), texts)])
     assert_never(field)
 
 
-def _present(field: Field) -> str:
+def present(field: Field) -> str:
     match field:
         case TextColumn():
             return ALWAYS
@@ -223,7 +223,7 @@ def _present(field: Field) -> str:
 
 def _other(field: Field, found: str) -> str:
     """The images that have the field, without those that were found by it."""
-    return _not(found) if isinstance(field, TextColumn) else _all([_present(field), _not(found)])
+    return _not(found) if isinstance(field, TextColumn) else _all([present(field), _not(found)])
 
 
 def _taken(comparison: Comparison, date: str) -> str:
@@ -231,7 +231,7 @@ def _taken(comparison: Comparison, date: str) -> str:
     taken = Attribute((TAKEN,))
     texts = [_key("t", taken), _key("x", taken)]
     if comparison == "=":
-        return _any(_starts(text, date) for text in texts)
+        return _any(starts(text, date) for text in texts)
     limit = _quoted(_after(date) if comparison in ("<=", ">") else date)
     return _any(f"({text} {'<' if '<' in comparison else '>='} {limit})" for text in texts)
 
@@ -264,11 +264,11 @@ def _term(name: str, comparison: Comparison, value: Value) -> str:
     return f"({name} {'==' if comparison == '=' else comparison} {_literal(value)})"
 
 
-def _one_of(name: str, values: Collection[Value]) -> str:
+def one_of(name: str, values: Collection[Value]) -> str:
     return f"({name} in [{', '.join(map(_literal, values))}])" if values else NEVER
 
 
-def _starts(name: str, start: str) -> str:
+def starts(name: str, start: str) -> str:
     start = escaped(start)
     after = _after(start)
     return f"({name} >= {_quoted(start)}" + (f" and {name} < {_quoted(after)})" if after else ")")
