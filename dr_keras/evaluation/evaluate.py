@@ -120,8 +120,8 @@ def evaluate_run(
         check_report(Path(report))  # before the evaluation, which may take a while
     if data is None:
         images, pixels = RankedImages.of_index(model.index), None
-        head = TRAINED if head == "auto" else head
-        if head != TRAINED:
+        head = model.index.head if head == "auto" else head
+        if head != model.index.head:
             pixels = _decode(images, model.config, console)
             images = replace(images, vectors=vectors_of(model, pixels, head))
     else:
@@ -146,7 +146,7 @@ def evaluate_run(
             name: _rank(images, vectors(), model.config.seed).figures
             for name, vectors in baselines_of(model, pixels, console).items()
         }
-    if data is None and head == TRAINED:
+    if data is None and head == TRAINED and model.index.place == str(model.run.index):
         _keep(model.run, {key: value for key, value in result.items() if key != "classes"}, console)
     if report is not None:
         console.print("writing the report")

@@ -354,6 +354,9 @@ class Index(ABC):
     def remove_migration(self) -> None:
         """Removes what a migration has left at `migration_place`, if anything."""
 
+    def remove_strays(self) -> None:
+        """Removes what a migration has left behind that was killed after its switch, if writers do not do it anyway."""
+
     @abstractmethod
     def compact(self) -> None:
         """Rewrites the vectors without those that belong to no image; happens automatically when it is worthwhile."""

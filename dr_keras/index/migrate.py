@@ -159,8 +159,9 @@ def remove_finished_migration(place: str | os.PathLike[str]) -> None:
     """
     with Index.open(place) as index:
         left = index.migration_place
-    if not Index.exists(left):
-        return
+        if not Index.exists(left):
+            index.remove_strays()
+            return
     with Index.open(place, write=True) as index:
         with Index.open(left, write=True) as fresh:
             finished = fresh.model == index.model

@@ -70,6 +70,8 @@ class MilvusEngine(IndexEngine):
             server = self._collection.server
             whole = collection_of(server, self._collection.name)
             assert whole is not None
+            if name != "flat":
+                server.call("flush", whole, timeout=LOAD_SECONDS)  # what is not flushed is compared by brute force
             server.call("release_collection", whole, timeout=LOAD_SECONDS)
             server.call("drop_index", whole, "vector", timeout=LOAD_SECONDS)
             index_vectors(server, whole, kind, parameters)

@@ -242,7 +242,11 @@ class MilvusIndex(Index):
                 server.call("drop_alias", alias + MIGRATION, timeout=WRITE_SECONDS)
                 if new != schema.collection_of(server, alias):
                     server.call("drop_collection", new, timeout=WRITE_SECONDS)
-            schema.drop_strays(server)
+        self.remove_strays()
+
+    def remove_strays(self) -> None:
+        for ending in ("", MIGRATION):
+            schema.drop_strays(self._server, self._collection.name + ending)
 
     # Search
 
@@ -320,4 +324,4 @@ class _Vectors:
             for number, row in enumerate(some, start):
                 if row in found:
                     vectors[number] = found[row]["vector"]
-        return vectors.reshape(*wanted.shape, -1)
+        return vectors.reshape(*wanted.shape, vectors.shape[1])

@@ -99,9 +99,8 @@ def drop(server: Server, alias: str) -> None:
         server.call("drop_collection", name, timeout=WRITE_SECONDS)
 
 
-def drop_strays(server: Server) -> None:
-    """Removes the collections of this index that have no alias, which a killed process has left behind."""
-    mine = server.address.collection
+def drop_strays(server: Server, mine: str) -> None:
+    """Removes the collections of an index that have no alias, which a killed process has left behind."""
     for name in server.call("list_collections"):
         about = server.call("describe_collection", name)
         if about["description"] == ABOUT + mine and not about["aliases"]:

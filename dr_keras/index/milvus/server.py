@@ -167,6 +167,8 @@ class Server:
             return RunError(f"{where} refuses: {_without_secret(text)}; a token is read from {TOKEN}")
         if "space left" in low or "quota exceeded" in low or "disk" in low or "memory limit" in low:
             return RunError(f"{where} takes no more: {_short(text)}")
+        if "illegal connection params" in low:
+            return Unavailable(f"{where} cannot be reached")
         if any(sign in low for sign in _AWAY) or callable(code):
             return Unavailable(f"{where} cannot be used at the moment: {_short(text)}")
         return RunError(f"{self.address} cannot be used: {_short(text)}")
