@@ -4,6 +4,7 @@
     apt-get install wrk
     pip install -e .[serve]
     python benchmarks/bench_serve.py                          # startup, searches by id, uploads
+    python benchmarks/bench_serve.py ids --workers 1 2        # searches by id with one worker and with two
     python benchmarks/bench_serve.py mixed --minutes 20       # all kinds of requests, including bad ones
 
 Creates a finished run in a temporary folder, as in bench_retrieve.py: 100,000 random 256-dimensional vectors and the
@@ -32,6 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 from bench_retrieve import GALLERY, LENGTH, make_run
 from machine import machine, spread
 from PIL import Image
@@ -77,7 +79,8 @@ end
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("load", "mixed"), default="load")
+    parser.add_argument("what", nargs="?", choices=("load", "ids", "mixed"), default="load")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="of the server; each number is measured")
     parser.add_argument("--seconds", type=int, default=20, help="length of a round (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=20, help="length of the mixed load (default: 20)")
@@ -87,15 +90,22 @@ def main() -> None:
         place = Path(folder)
         run = Run(place / "runs" / "bench")
         make_run(run, place)
-        if options.what == "mixed":
-            mixed(place, run, options.minutes)
-            return
-        ready = []
-        for _ in range(options.rounds + 1):
-            with served(place) as (_, _, seconds):
-                ready.append(seconds)
-        print(f"ready to search: {spread(ready[1:], 's', 2)}", flush=True)
-        load(place, run, options)
+        for workers in options.workers:
+            print(f"{workers} workers", flush=True)
+            if options.what == "mixed":
+                mixed(place, run, options.minutes, workers)
+            else:
+                print(f"ready to search: {spread(starts(place, options.rounds, workers), 's', 2)}", flush=True)
+                load(place, run, options, workers)
+
+
+def starts(place: Path, rounds: int, workers: int) -> list[float]:
+    """The seconds that each of several starts took, after one that is not counted."""
+    ready = []
+    for _ in range(rounds + 1):
+        with served(place, "--workers", str(workers)) as (_, _, seconds):
+            ready.append(seconds)
+    return ready[1:]
 
 
 @contextmanager
@@ -144,28 +154,31 @@ def asked(
 
 
 def memory(process: subprocess.Popen[bytes]) -> str:
-    """The private memory of a process and that of its mapped files, in MiB."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-    own, mapped = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
+    """The private memory of the server's processes and that of the files that one of them has mapped, in MiB."""
+    own, mapped = 0.0, 0.0
+    for each in [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{each}/status").read_text().splitlines())
+        anonymous, files = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
+        own, mapped = own + anonymous, max(mapped, files)
     return f"{own:,.0f} MiB of its own, {mapped:,.0f} MiB of mapped files"
 
 
 # Searches and uploads
 
 
-def load(place: Path, run: Run, options: argparse.Namespace) -> None:
-    images = [picture(number) for number in range(UPLOADS)]
-    with (place / "bodies").open("wb") as file:
-        for data in images:
-            body = form(data)
-            file.write(b"%08d" % len(body) + body)
-    scripts = {
-        "searches by id": SEARCHES.replace("COUNT", str(GALLERY)),
-        "uploads": SENT.replace("BODIES", str(place / "bodies")).replace("BOUNDARY", BOUNDARY),
-    }
-    alone = embedding_alone(run, images)
-    print(f"embedding alone, decoded pixels, {CLIENTS} at a time: {spread(alone, 'images/s', 0)}", flush=True)
-    with served(place) as (process, port, _):
+def load(place: Path, run: Run, options: argparse.Namespace, workers: int) -> None:
+    scripts = {"searches by id": SEARCHES.replace("COUNT", str(GALLERY))}
+    alone = [0.0]
+    if options.what != "ids":
+        images = [picture(number) for number in range(UPLOADS)]
+        with (place / "bodies").open("wb") as file:
+            for data in images:
+                body = form(data)
+                file.write(b"%08d" % len(body) + body)
+        scripts["uploads"] = SENT.replace("BODIES", str(place / "bodies")).replace("BOUNDARY", BOUNDARY)
+        alone = embedding_alone(run, images)
+        print(f"embedding alone, decoded pixels, {CLIENTS} at a time: {spread(alone, 'images/s', 0)}", flush=True)
+    with served(place, "--workers", str(workers)) as (process, port, _):
         for name, text in scripts.items():
             script = place / "script.lua"
             script.write_text(text)
@@ -222,7 +235,7 @@ def form(data: bytes) -> bytes:
 # Mixed
 
 
-def mixed(place: Path, run: Run, minutes: float) -> None:
+def mixed(place: Path, run: Run, minutes: float, processes: int) -> None:
     with Index.open(run.index) as index:
         before = index.stats()["images"]
     counts: Counter[str] = Counter()
@@ -230,7 +243,8 @@ def mixed(place: Path, run: Run, minutes: float) -> None:
     guard = threading.Lock()
     there: set[str] = set()
     end = time.monotonic() + 60 * minutes
-    with served(place, "--writable", "--uploads", "uploads") as (process, port, _):
+    arguments = ("--writable", "--uploads", "uploads", "--workers", str(processes))
+    with served(place, *arguments) as (process, port, _):
 
         def work(number: int) -> None:
             client = Client(port, number)

@@ -4,7 +4,6 @@ Threads may share an embedder. It takes one call at a time: each call uses all c
 the images of the call.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from dr_keras.errors import MissingPackage, NotNumbers, RunError
 from dr_keras.extras import how_to_install
 from dr_keras.heads import GENERAL, TRAINED
 from dr_keras.invocation import command
+from dr_keras.runtimes import threads
 
 if TYPE_CHECKING:
     import keras
@@ -121,7 +121,7 @@ def _litert_interpreter(file: Path) -> Any:
     if not file.is_file():
         raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
     try:
-        return Interpreter(str(file), num_threads=os.cpu_count() or 1)
+        return Interpreter(str(file), num_threads=threads())
     except ValueError as error:
         raise RunError(f"{file} cannot be read by LiteRT: {error}") from error
 
@@ -239,7 +239,7 @@ class OpenVINOEmbedder:
         openvino = _import_openvino()
         if not file.is_file():
             raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
-        threads = os.cpu_count() or 1
+        streams = threads()
         core = openvino.Core()
         try:
             model = core.read_model(file)
@@ -253,11 +253,11 @@ class OpenVINOEmbedder:
         self._length = model.output(self._output).partial_shape[1].get_length()
         settings = {
             "INFERENCE_PRECISION_HINT": precision,  # OpenVINO's own default is bf16 on some processors
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": streams,
+            "NUM_STREAMS": streams,
             "ENABLE_CPU_PINNING": False,  # the decoder needs its share of every core
         }
-        self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * threads)
+        self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * streams)
         self._guard = threading.Lock()  # the queue has one callback for the images of all callers
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -12,11 +12,16 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dr_keras.cli.parser import add_head, command_parser
 from dr_keras.errors import InputError, MissingPackage
 from dr_keras.extras import how_to_install
 from dr_keras.invocation import program
+
+if TYPE_CHECKING:
+    from dr_keras.server.settings import Settings
+    from dr_keras.server.workers import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=int, default=64, metavar="N", help="how many requests to handle at a time (default: 64)"
     )
     parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many processes answer requests; each needs memory for the network (default: 1)",
+    )
+    parser.add_argument(
         "--judge",
         metavar="FILE.csv",
         help="ask visitors, at /judge, which of two images is more like a third, and add their answers to this file, "
@@ -86,9 +98,15 @@ def serve(options: argparse.Namespace) -> None:
         raise InputError("--gallery and --index both say what to search; give only one of them")
     if options.concurrency < 1:
         raise InputError(f"--concurrency is {options.concurrency}; at least 1 is expected")
+    if options.workers < 1:
+        raise InputError(f"--workers is {options.workers}; at least 1 is expected")
     try:
         from dr_keras.server import http_protocol as protocol
-        from dr_keras.server.routes import create_app
+
+        if options.workers > 1:
+            from dr_keras.server import workers
+        else:
+            from dr_keras.server.routes import create_app
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"serving needs {error.name}, which is not installed; {how_to_install('fastapi')}"
@@ -111,7 +129,26 @@ def serve(options: argparse.Namespace) -> None:
         concurrency=options.concurrency,
     )
     with protocol.bound(options.host, options.port) as sockets:  # before the slow part
+        if options.workers > 1:
+            workers.serve(_job(options, settings), options.workers, sockets)
+            return
         model = load(options.run, runtime="litert", head=options.head, index=options.index)
         if options.gallery:
             model.use_gallery(options.gallery)
         protocol.serve(create_app(model, settings), options.host, sockets)
+
+
+def _job(options: argparse.Namespace, settings: "Settings") -> "Job":
+    """What several workers serve. A folder is brought up to date here, once for all of them."""
+    from dr_keras.loading import load
+    from dr_keras.runs import open_run
+    from dr_keras.server.workers import Job
+
+    run, index = options.run, options.index
+    if options.gallery:
+        model = load(run, runtime="litert", head=options.head).use_gallery(options.gallery)
+        run, index = os.fspath(model.run.path), model.index.place
+        model.index.close()
+    elif index is None:
+        run = os.fspath(open_run(run).path)  # the latest run of now, also for a worker that is started later
+    return Job(options.host, settings, run, options.head, index, gallery=options.gallery is not None)

@@ -4,8 +4,9 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import h11
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dr_keras.errors import InputError
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.limits import HEADERS
+from dr_keras.server.peers import Peers
 
 log = logging.getLogger("uvicorn.error")
 
@@ -24,7 +26,9 @@ HEAD_SECONDS = 10.0  # for the head of a request, from the connection or from it
 HEAD_BYTES = 32 * 2**10  # limit of the head; browsers send 1 KiB
 MAX_CONNECTIONS = 512  # many systems allow a process 1,024 open files, half of which are left for images
 MAX_PORT = 65535
+QUEUED_CONNECTIONS = 2048  # that no process has accepted yet: uvicorn's own number
 SHUTDOWN_SECONDS = 30  # for requests in progress when the server is stopped
+YIELD_SECONDS = 0.005  # for processes with fewer connections to accept the next one
 
 
 class PatientProtocol(H11Protocol):
@@ -72,6 +76,21 @@ class PatientProtocol(H11Protocol):
         extra = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
         self.transport.write(f"{head}{extra}Connection: close\r\n\r\n".encode() + bytes(body))
         self.transport.close()
+
+
+def _counting(connected: Callable[[int], object]) -> type[PatientProtocol]:
+    """The protocol, made to tell `connected` how many connections there are whenever this changes."""
+
+    class Counting(PatientProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            connected(len(self.connections))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            connected(len(self.connections))
+
+    return Counting
 
 
 async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,26 +150,104 @@ def _cannot_listen(host: str, port: int, error: Exception) -> InputError:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server on sockets that are already bound."""
+    """uvicorn's server on sockets that are already bound; calls `on_start` when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         host, port = self.config.host, self.config.port
         try:
-            await super().startup(sockets)
+            await self._listen(sockets or [])
         except OSError as error:  # another process has bound the same port and was first to listen
             await self.lifespan.shutdown()
             raise _cannot_listen(host, port, error) from None
-        log.info("running on http://%s:%d (Ctrl-C stops)", f"[{host}]" if ":" in host else host, port)
+        self._on_start()
+
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        await super().startup(sockets)
 
 
-def serve(app: FastAPI, host: str, sockets: list[socket.socket]) -> None:
+class _WorkerServer(_Server):
+    """One of several processes on the same sockets; the one with the fewest connections accepts the next.
+
+    If all accepted what they could, as asyncio does, one process would often get most connections and their requests.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], object], peers: Peers) -> None:
+        super().__init__(config, on_start)
+        self._peers = peers
+        self._kind = _counting(peers.connected)
+        self._accepting: list[asyncio.Task[None]] = []
+
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        await super()._listen([])
+        for one in sockets:
+            one.setblocking(False)
+            one.listen(QUEUED_CONNECTIONS)
+        self._accepting = [asyncio.create_task(self._accept(one)) for one in sockets]
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await _readable(listening)
+            if self._peers.has_more_connections():
+                await asyncio.sleep(YIELD_SECONDS)
+            try:
+                accepted, _ = listening.accept()
+                accepted.setblocking(False)
+                await loop.connect_accepted_socket(self._protocol, accepted)
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                continue  # another process was faster, or the client is gone
+            except OSError as error:
+                log.error("no connection can be accepted: %s", error.strerror)  # too many open files, for example
+                await asyncio.sleep(1)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self._kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+
+async def _readable(listening: socket.socket) -> None:
+    """Waits for a connection."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(listening, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listening)
+
+
+def log_address(host: str, sockets: list[socket.socket], how: str = "") -> None:
+    """Logs where the server can be reached, and how it runs."""
+    port = sockets[0].getsockname()[1]
+    log.info("running on http://%s:%d %s(Ctrl-C stops)", f"[{host}]" if ":" in host else host, port, how)
+
+
+def serve(
+    app: FastAPI,
+    host: str,
+    sockets: list[socket.socket],
+    peers: Peers | None = None,
+    on_start: Callable[[], object] | None = None,
+) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes the requests in progress.
 
     Args:
         app: The application.
         host: The name to show in the log.
         sockets: From `bound`.
+        peers: The processes that serve on these sockets, if there are several.
+        on_start: Called when it listens; by default the log says so.
     """
+    on_start = on_start or partial(log_address, host, sockets)
     config = uvicorn.Config(
         app,
         host=host,
@@ -163,6 +260,8 @@ def serve(app: FastAPI, host: str, sockets: list[socket.socket]) -> None:
         log_level="info",
         access_log=False,  # the page requests dozens of images; /metrics counts them
         h11_max_incomplete_event_size=HEAD_BYTES,
+        workers=1 if peers is None else peers.count,  # with several, uvicorn's loop on Windows can wait for sockets
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    _Server(config).run(sockets)
+    server = _Server(config, on_start) if peers is None else _WorkerServer(config, on_start, peers)
+    server.run(sockets)

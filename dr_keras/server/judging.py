@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -33,11 +34,13 @@ class JudgmentFile:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._lock = threading.Lock()
+        self._counted_bytes = 0  # of the file, whose judgments are in `count`
         if not file.parent.is_dir():
             raise InputError(f"--judge {file}: there is no folder {file.parent}")
         self.count = 0
         if file.is_file() and file.stat().st_size:
-            self.count = len(list(read_table(file, *COLUMNS)))
+            for _ in read_table(file, *COLUMNS):
+                pass  # it checks each line
             with open(file, encoding="utf-8-sig", newline="") as stream:
                 header = next(csv.reader(stream))
             if tuple(name.strip().lower() for name in header) != COLUMNS:
@@ -56,6 +59,7 @@ class JudgmentFile:
         writer = csv.writer(text, lineterminator="\n")
         with self._lock, open(self._file, "ab+") as stream:
             size = stream.seek(0, os.SEEK_END)
+            self._count(stream, size)
             if not size:
                 writer.writerow(COLUMNS)
             else:
@@ -72,7 +76,18 @@ class JudgmentFile:
                     stream.truncate(size)  # half a line would spoil the next one
                 raise
             self.count += 1
+            self._counted_bytes = stream.tell()
             return self.count
+
+    def _count(self, stream: IO[bytes], size: int) -> None:
+        """Counts the judgments that others have added meanwhile, such as another worker of the server."""
+        if size < self._counted_bytes:  # a person has removed some
+            self.count = self._counted_bytes = 0
+        stream.seek(self._counted_bytes)
+        text = stream.read(size - self._counted_bytes).decode(errors="replace")
+        rows = sum(bool(row) for row in csv.reader(io.StringIO(text, newline="")))
+        self.count += rows - (rows > 0 and not self._counted_bytes)  # without the header
+        self._counted_bytes = size
 
 
 def uncertain_triplet(vectors: Vectors, rows: np.ndarray, random: np.random.Generator) -> tuple[int, int, int]:

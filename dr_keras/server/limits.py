@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dr_keras.invocation import command
 from dr_keras.server.errors import Problem, busy
+from dr_keras.server.peers import Peers
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.settings import Settings
 
@@ -42,13 +43,15 @@ class Guard:
         app: The application.
         settings: The settings.
         metrics: Counts the requests.
+        peers: The workers of the server, which have a limit in common.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, peers: Peers) -> None:
         self.app = app
         self._settings = settings
         self._metrics = metrics
-        self._running = 0
+        self._peers = peers
+        self._count(0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,14 +64,13 @@ class Guard:
         request = _Request(scope, receive, send, self._settings)
         try:
             self._check(scope, request)
-            if counted and self._running >= self._settings.concurrency:
-                raise busy(f"{self._running} requests are in progress, which is the limit; try again")
+            if counted and (running := self._peers.requests()) >= self._settings.concurrency:
+                raise busy(f"{running} requests are in progress, which is the limit; try again")
         except Problem as problem:
             await request.refuse(problem)
             self._metrics.count_response("refused", scope["method"], problem.status, request.seconds)
             return
-        self._running += counted
-        self._metrics.in_flight.set(self._running)
+        self._count(counted)
         try:
             await self.app(scope, request.receive, request.send)
         except (TimeoutError, ConnectionResetError):
@@ -76,10 +78,14 @@ class Guard:
                 raise
             raise _Gone from None
         finally:
-            self._running -= counted
-            self._metrics.in_flight.set(self._running)
+            self._count(-counted)
             route = getattr(scope.get("route"), "path_format", "other")
             self._metrics.count_response(route, scope["method"], request.status, request.seconds)
+
+    def _count(self, more: int) -> None:
+        """Counts requests in progress of this worker."""
+        self._peers.running[self._peers.number] += more
+        self._metrics.in_flight.set(self._peers.running[self._peers.number])
 
     def _check(self, scope: Scope, request: "_Request") -> None:
         """Checks the headers.

@@ -25,6 +25,7 @@ from dr_keras.server.errors import Problem
 from dr_keras.server.image_files import Format, Opened, open_image
 from dr_keras.server.judging import uncertain_triplet
 from dr_keras.server.map import Map, Mapper, Snapshot
+from dr_keras.server.peers import Peers
 from dr_keras.server.queries import Query, Resolved, Vector, answer_to, find_row, resolve
 from dr_keras.server.requests import Upload
 
@@ -59,18 +60,20 @@ class LiveIndex:
     Args:
         model: A model with an index.
         uploads: The folder that stores the images that clients add, or None.
+        peers: The workers of the server.
     """
 
-    def __init__(self, model: Model, uploads: Path | None = None) -> None:
+    def __init__(self, model: Model, uploads: Path | None, peers: Peers) -> None:
         self.model = model
         self.index = model.index
         self.index.condition_seconds = CONDITION_SECONDS
         self.uploads = uploads
+        self._peers = peers
         # Between two calls another thread could refresh the index, which may renumber its rows.
         self._guard = self.index.held()
         self._writing = threading.Lock()
         self._mapping = threading.Lock()
-        self._mapper = Mapper(self.index)
+        self._mapper = Mapper(self.index, self._peers)
         self._cached: dict[str, Any] = {}  # computed from the current state
         self.embedding = Embedding(model.reader_for(self.index), self.index.model)
 
@@ -88,7 +91,7 @@ class LiveIndex:
         model.check(self.index)
         model.index = self.index
         self.model = model
-        self._mapper = Mapper(self.index)
+        self._mapper = Mapper(self.index, self._peers)
         self.embedding = Embedding(model.reader_for(self.index), self.index.model)
         log.info("the index was moved to %s", model.run.path.name)
 

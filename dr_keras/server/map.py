@@ -1,7 +1,11 @@
-"""The map of a changing gallery: images stay where they are, and only new ones are placed."""
+"""The map of a changing gallery: images stay where they are, and only new ones are placed.
+
+It depends on the state of the index alone, so that all workers of a server make the same one.
+"""
 
 import json
 import logging
+import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,18 +16,37 @@ import numpy as np
 
 from dr_keras.errors import RunError
 from dr_keras.index.index import Index, Vectors
+from dr_keras.index.store import LAYOUT_FILE
 from dr_keras.index.umap_layout import Layout
+from dr_keras.server.peers import Peers
 
 log = logging.getLogger("uvicorn.error")
 
 BLOCK_ROWS = 65536  # projected at a time: 64 MiB at D = 256
 FIT_ROWS = 20_000  # to fit the axes to; more would move them by less than the size of a point
+GROWTH = 1.1  # by which a gallery grows before its projection is fitted again
 MAGIC = b"DKM1"
-REFIT_SHARE = 0.1  # by which a gallery must grow or shrink before its projection is fitted again
+SCATTER = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 by the golden ratio: multiples of it are spread evenly
 
 Projector = Callable[[np.ndarray], np.ndarray]
 """(N, D) vectors -> (N, 2) float32: what `fit_pca` returns, or a `dr_keras.index.umap_layout.Layout`, which
 `index.py map` makes."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A projection and what it was fitted to.
+
+    Attributes:
+        projector: The projection.
+        checksum: Of the vectors that it was fitted to.
+        rows, marks: Of these vectors, as in `Snapshot`.
+    """
+
+    projector: Projector
+    checksum: int
+    rows: np.ndarray
+    marks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -36,7 +59,8 @@ class Snapshot:
         labels: The N labels of these images.
         classes: Label, name and number of images of each class.
         vectors: The vectors by row, of that state.
-        marks: (N,) what tells whether the vector in a row is another than before, see `Index.vector_marks`.
+        marks: (N,) what tells whether the vector in a row is another than before, see `Index.vector_marks`; the
+            later an image was added, the larger.
     """
 
     version: int
@@ -77,21 +101,22 @@ class Mapper:
 
     Args:
         index: The index.
+        peers: The workers of the server: all use the layout that the first of them has found.
     """
 
-    def __init__(self, index: Index) -> None:
-        self._layout = _load_layout(index)
-        self._projector: tuple[int, Projector] | None = None  # with the number of images it was fitted to
+    def __init__(self, index: Index, peers: Peers) -> None:
+        self._layout = _load_layout(index, peers)
+        self._fit: Fit | None = None
         self._placed: tuple[Projector, np.ndarray, np.ndarray, np.ndarray] | None = None  # rows, marks, places
 
     def make(self, state: Snapshot) -> Map:
         """Makes the map of a state: by UMAP if `index.py map` has laid out the index, otherwise by PCA."""
-        projector = self._layout or self._pca(state)
+        projector, checksum = self._layout or self._pca(state)
         points = self._places(projector, state)
         number = {one["label"]: place for place, one in enumerate(state.classes)}
         labels = np.fromiter((number[label] for label in state.labels), np.int64, len(state.rows))
-        # Another server may have laid out the same version differently.
-        key = f"v{state.version}-{zlib.crc32(points.tobytes()):08x}"
+        # Another index of the same version, or another layout, has another checksum.
+        key = f"v{state.version}-{checksum:08x}"
         about = {"key": key, "method": "UMAP" if self._layout else "PCA", "classes": state.classes}
         return Map(key, state.rows, projector, encode_map(points, labels, about))
 
@@ -109,36 +134,59 @@ class Mapper:
         self._placed = projector, state.rows, state.marks, places
         return places
 
-    def _pca(self, state: Snapshot) -> Projector:
-        """The projector. It is refitted, which moves the map, only after the gallery has changed a lot."""
-        count = len(state.rows)
-        if not count:
-            return lambda given: np.zeros((len(given), 2), np.float32)
-        if self._projector is None or abs(count - self._projector[0]) > REFIT_SHARE * self._projector[0]:
-            self._projector = count, fit_pca(state.vectors, state.rows)
-        return self._projector[1]
+    def _pca(self, state: Snapshot) -> tuple[Projector, int]:
+        """The projector, and the checksum of what it was fitted to.
+
+        It is fitted again, which moves the map, when the gallery has grown a lot, or an image that it was fitted to is
+        gone.
+        """
+        if not len(state.rows):
+            return lambda given: np.zeros((len(given), 2), np.float32), 0
+        chosen = oldest(state.marks)
+        rows, marks = state.rows[chosen], state.marks[chosen]
+        fit = self._fit
+        if not (fit and np.array_equal(fit.rows, rows) and np.array_equal(fit.marks, marks)):
+            vectors = np.ascontiguousarray(state.vectors[rows], np.float32)
+            self._fit = fit = Fit(fit_pca(vectors), zlib.crc32(vectors.tobytes()), rows, marks)
+        return fit.projector, fit.checksum
 
 
-def _load_layout(index: Index) -> Layout | None:
+def _load_layout(index: Index, peers: Peers) -> tuple[Layout, int] | None:
+    """The layout that `index.py map` has made of the index, if any, and the checksum of its file."""
+    model = zlib.crc32(index.model.encode(errors="replace"))
     try:
-        return Layout.load(index)
+        data = peers.kept(f"map-{model:08x}.npz", lambda: index.read_file(LAYOUT_FILE))
+        layout = Layout.read(data, index)
     except RunError as error:
         log.error("%s", error)
         return None
+    return None if data is None or layout is None else (layout, zlib.crc32(data))
 
 
-def fit_pca(vectors: Vectors, rows: np.ndarray) -> Projector:
-    """Fits a projection to the two directions in which the vectors vary most.
+def oldest(marks: np.ndarray) -> np.ndarray:
+    """Chooses the images that a projection is fitted to: others only when one of them is gone, or at `GROWTH`.
 
     Args:
-        vectors: The vectors by row.
-        rows: (N,) int64, the rows to use; at least one.
+        marks: (N,) int64, at least one, as in `Snapshot`.
 
     Returns:
-        A projector that centers the gallery and keeps nearly all of it between -1 and 1, both axes at the same scale.
+        (N,) bool. Of the oldest images, up to about `FIT_ROWS` are true.
     """
-    rows = rows[:: -(-len(rows) // FIT_ROWS)]
-    chosen = np.asarray(vectors[rows], np.float32)
+    count = min(math.ceil(GROWTH ** int(math.log(len(marks), GROWTH))), len(marks))
+    step = -(-count // FIT_ROWS)
+    drawn = (marks.astype(np.uint64) * SCATTER >> np.uint64(32)) % np.uint64(step) == 0
+    return drawn & (marks <= np.partition(marks, count - 1)[count - 1])
+
+
+def fit_pca(chosen: np.ndarray) -> Projector:
+    """Fits a projection to the two directions in which vectors vary most.
+
+    Args:
+        chosen: (N, D) float32, at least one.
+
+    Returns:
+        A projector that centers them and keeps nearly all of them between -1 and 1, both axes at the same scale.
+    """
     dim = chosen.shape[1]
     middle = chosen.mean(axis=0)
     centered = chosen - middle

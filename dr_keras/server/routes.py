@@ -22,6 +22,7 @@ from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.limits import HEADERS, Guard
 from dr_keras.server.openapi import Credentials, CropText, K, body, errors
 from dr_keras.server.page import add_page
+from dr_keras.server.peers import Peers
 from dr_keras.server.requests import FORM, IMAGES, IMAGES_OF_A_QUERY, describe_errors, path_id, read_json
 from dr_keras.server.responses import answer_content, image_content, matches_etag, no_store, photos_content
 from dr_keras.server.root_path import RootPath
@@ -76,18 +77,20 @@ ADD_BODY = body(
 )
 
 
-def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
+def create_app(model: Model, settings: Settings | None = None, peers: Peers | None = None) -> FastAPI:
     """Makes the application.
 
     Args:
         model: A model with an index, as `dr_keras.load` returns it.
         settings: The settings; by default the server is read-only.
+        peers: The other workers of the server; by default there are none.
 
     Returns:
         The application. It starts its threads when its lifespan begins.
     """
     settings = settings or Settings()
-    service = Service(model, settings)
+    peers = peers or Peers()
+    service = Service(model, settings, peers)
     register_url_convertor("any_bytes", AnyBytes())
     app = FastAPI(
         title="dr_keras",
@@ -100,7 +103,7 @@ def create_app(model: Model, settings: Settings | None = None) -> FastAPI:
         lifespan=service.running,
     )
     app.state.service = service
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, peers=peers)
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
     _handle_errors(app)
@@ -325,7 +328,7 @@ def _add_watch(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", response_model=schemas.Health, responses=errors(), tags=["server"])
     async def readyz() -> Response:
-        """Reports whether the server can search."""
+        """Reports whether the server can search, with all of its workers."""
         await service.ready()
         return no_store({"status": "ok"})
 

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -22,13 +21,15 @@ from dr_keras.data.parts import decode_parts
 from dr_keras.errors import ImageError, InputError, RunError
 from dr_keras.index.sync import Reader
 from dr_keras.lru import LRUCache
+from dr_keras.runtimes import threads
 from dr_keras.search_model import Model
 from dr_keras.search_results import Answer, Result
 from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem, busy
-from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, Format, Opened, Thumbnails, examine
+from dr_keras.server.image_files import CACHE_BYTES, MAX_THUMBNAIL_PIXELS, Format, Opened, Thumbnails, examine
 from dr_keras.server.judging import JudgmentFile
 from dr_keras.server.live_index import LiveIndex
+from dr_keras.server.peers import Peers
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.queries import Query, Vector
 from dr_keras.server.requests import Upload, path_id, read_search, read_upload
@@ -56,15 +57,17 @@ class Service:
     Args:
         model: A model with an index, as `dr_keras.load` returns it.
         settings: The settings.
+        peers: The workers of the server.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, peers: Peers) -> None:
         self.settings = settings
-        self.metrics = Metrics()
-        self.live_index = LiveIndex(model, settings.uploads if settings.writable else None)
+        self.peers = peers
+        self.metrics = Metrics(peers)
+        self.live_index = LiveIndex(model, settings.uploads if settings.writable else None, peers)
         if not settings.metadata:
             model.index.withhold(FACTS)
-        self.thumbnails = Thumbnails()
+        self.thumbnails = Thumbnails(CACHE_BYTES // peers.count)
         self.embedder: Batcher[tuple[Reader, np.ndarray], np.ndarray] = Batcher(
             embed_each, "embed", EMBED_BATCH_IMAGES, self.metrics.batches.observe
         )
@@ -72,7 +75,7 @@ class Service:
             self.live_index.search_many, "search", SEARCH_BATCH_QUERIES
         )
         self._vectors: LRUCache[bytes, Vector] = LRUCache(CACHED_VECTORS)
-        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._decoders = ThreadPoolExecutor(threads(), "decode")
         self._readers = ThreadPoolExecutor(READER_THREADS, "read")
         self._writer = ThreadPoolExecutor(1, "write")
         self._networks = ThreadPoolExecutor(1, "network")  # explanations and parts take long; thumbnails must not wait
@@ -87,12 +90,14 @@ class Service:
         reader = self.live_index.embedding.reader
         await self.embedder.do((reader, np.zeros((reader.size, reader.size, 3), np.uint8)))  # loads the network
         refresher = asyncio.create_task(self._refresh())
+        self.peers.check(True)
         try:
             yield
         finally:
             refresher.cancel()
             with suppress(asyncio.CancelledError):
                 await refresher
+            self.peers.check(False)
             await self.embedder.stop()
             await self.searcher.stop()
             for pool in (self._decoders, self._readers, self._writer, self._networks):
@@ -101,18 +106,16 @@ class Service:
     async def _refresh(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                await self.read(self.live_index.refresh)
-            except RunError as error:
-                log.error("%s", error)
+            with suppress(Problem):
+                await self._check()
 
     async def read(self, function: Callable[..., T], *arguments: Any) -> T:
         """Calls a function that reads the index, outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
     async def write(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Calls a function that changes the index, outside the event loop; one at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, function, *arguments)
+        """Calls a function that writes, outside the event loop; one at a time, by all workers of the server."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.peers.in_turn, function, *arguments)
 
     async def ready(self) -> None:
         """Checks that the server can search.
@@ -120,11 +123,19 @@ class Service:
         Raises:
             Problem: 503 if it cannot.
         """
+        await self._check()
+        if not self.peers.others_able():
+            raise busy("another worker of this server cannot search yet")
+
+    async def _check(self) -> None:
+        """`ready`, for this worker alone."""
         if not (self.embedder.working and self.searcher.working):
             raise busy("the network is not loaded")
         try:
             await self.read(self.live_index.refresh)
+            self.peers.check(True)
         except RunError as error:
+            self.peers.check(False)
             log.error("%s", error)
             raise busy("the index cannot be read; the server's log says why", seconds=10) from None
 
