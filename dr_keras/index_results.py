@@ -132,5 +132,5 @@ def _result(
     distance: float = 0.0,
     part: Crop | None = None,
 ) -> Result:
-    path, name = root / entry.id, names[entry.label]
+    path, name = Path(image_path(entry.id, root)), names[entry.label]
     return Result(rank, entry.id, path, entry.label, name, distance, entry.attributes, part=part)

@@ -10,6 +10,7 @@ import numpy as np
 
 from dr_keras.atomic_files import new_file
 from dr_keras.data.crop import Crop
+from dr_keras.data.image_ids import url_of
 from dr_keras.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Answer:
                     "rank": result.rank,
                     "name": result.name,
                     "id": result.id,
-                    "path": str(result.path),
+                    "path": url_of(result.path) or str(result.path),
                     "label": result.label,
                     "class_name": result.class_name,
                     "distance": result.distance,

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_folders
 
 from dr_keras.errors import InputError, RunError
+from dr_keras.index import batch
 from dr_keras.index import sync as folder
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.repair import repair_index
@@ -200,7 +201,7 @@ def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reade
     whole = (pictures / "bars" / "bars_0.png").read_bytes()
     file = pictures / "half.png"
     file.write_bytes(whole[: len(whole) // 2])
-    decode = folder.decode_with_parts
+    decode = batch.decode_with_parts
 
     def complete_after(*arguments, **options):
         try:
@@ -209,7 +210,7 @@ def test_a_file_that_is_still_being_copied_is_tried_again(index, pictures, reade
             file.write_bytes(whole)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "decode_with_parts", complete_after)
+        patch.setattr(batch, "decode_with_parts", complete_after)
         assert sync_folder(index, pictures, reader, console=stderr()).skipped == 1
     assert counts(sync_folder(index, pictures, reader, console=stderr())) == (1, 0, 12, 0, 0)
 

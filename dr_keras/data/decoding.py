@@ -103,7 +103,15 @@ def decode_files(
     return pixels, decoded.failures
 
 
-def decode_with_parts(files: Files, size: int, resize: str = "stretch", *, facts: bool = True, parts: int = 0) -> Block:
+def decode_with_parts(
+    files: Files,
+    size: int,
+    resize: str = "stretch",
+    *,
+    facts: bool = True,
+    parts: int = 0,
+    processes: int | None = None,
+) -> Block:
     """Decodes files in parallel, as `decode_files` does, with their parts and with what they say of themselves.
 
     Args:
@@ -111,9 +119,10 @@ def decode_with_parts(files: Files, size: int, resize: str = "stretch", *, facts
         size, resize: As for `dr_keras.data.images.decode`.
         facts: Whether to look at what they say of themselves.
         parts: Which parts of each, see `dr_keras.data.parts.windows`; 0 for none.
+        processes: As for `decode_files`.
     """
     pixels = np.empty((len(files), *pixels_shape(size, parts)), np.uint8)
-    return _Decoding(files, size, resize, pixels, None, None, facts=facts, parts=parts).done()
+    return _Decoding(files, size, resize, pixels, None, processes, facts=facts, parts=parts).done()
 
 
 def _worth_processes(files: Files) -> bool:

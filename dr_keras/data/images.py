@@ -14,6 +14,8 @@ from dr_keras.data import metadata
 from dr_keras.data.depths import check_depth, eight_bits
 from dr_keras.data.exif import facts_of
 from dr_keras.data.formats import FORMATS, HEAD_BYTES, UPDATE, Format, sniff
+from dr_keras.data.image_ids import url_of
+from dr_keras.data.remote_files import read_remote
 from dr_keras.errors import ImageError
 
 # More than any photo that people search with, and few enough (0.4 GB as RGB) to decode safely.
@@ -211,12 +213,15 @@ def _bytes_of(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Iterator[tu
         yield source, size
         return
     try:
-        with open_regular(source) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > IN_MEMORY_BYTES:
-                yield io.BufferedReader(file, BUFFER_BYTES), size
-                return
-            content = file.read()
+        if (url := url_of(source)) is not None:
+            content = read_remote(url)
+        else:
+            with open_regular(source) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > IN_MEMORY_BYTES:
+                    yield io.BufferedReader(file, BUFFER_BYTES), size
+                    return
+                content = file.read()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     yield io.BytesIO(content), len(content)

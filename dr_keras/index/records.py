@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dr_keras.data.image_ids import image_id
+from dr_keras.data.image_ids import image_id, url_of
 from dr_keras.errors import InputError
 from dr_keras.filenames import told_apart
 from dr_keras.index.database import as_text
@@ -183,7 +183,7 @@ class Records(ABC):
         Raises:
             InputError: No image has that name (similar names are suggested), or several do (they are listed).
         """
-        wanted = PurePosixPath(name).as_posix()
+        wanted = url_of(name) or PurePosixPath(name).as_posix()
         inside = image_id(wanted, self._root)
         with self._guard:
             for id in (wanted, inside):

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from dr_keras.data.image_ids import image_path
+from dr_keras.data.image_ids import image_path, url_of
 from dr_keras.errors import RunError
+from dr_keras.index.file_stamps import file_status
 from dr_keras.index.index import NO_CLASS, Index
 from dr_keras.index.sync import Reader, take_files
 from dr_keras.index.sync_report import SyncReport
@@ -23,11 +24,12 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
         console: Shows progress, and what was removed.
 
     Raises:
+        InputError: An object store that has some of the images does not answer; nothing has changed.
         RunError: It also has damage that cannot be repaired.
     """
     damage = index.verify()
     ids = [one.id for one in damage if one.id is not None]
-    again = {id for id in ids if os.path.isfile(image_path(id, index.root))}
+    again = {id for id in ids if _is_there(image_path(id, index.root))}
     gone = [id for id in ids if id not in again]
     report = SyncReport(unchanged=index.records.count() - len(ids), removed=len(gone))
     index.remove(gone)
@@ -48,3 +50,7 @@ def repair_index(index: Index, reader: Callable[[], Reader], *, console: Console
             f"{command('index')} add"
         )
     return report
+
+
+def _is_there(path: str) -> bool:
+    return os.path.isfile(path) if url_of(path) is None else file_status(path) != (None, None)

@@ -4,24 +4,23 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from dr_keras.data.catalog import data_folder
-from dr_keras.data.decoding import decode_with_parts, pixels_shape
-from dr_keras.data.exif import merged, without_facts
+from dr_keras.data.decoding import pixels_shape
 from dr_keras.data.folders import Walker, folders_with_pictures, has_pictures
-from dr_keras.data.formats import needs_decoder
-from dr_keras.data.image_ids import image_id, image_path
+from dr_keras.data.image_ids import image_id, image_path, url_of
+from dr_keras.data.remote_files import Status, remote_pictures
 from dr_keras.data.splits import meaning
 from dr_keras.errors import InputError
-from dr_keras.index.file_stamps import file_stamps, file_status
-from dr_keras.index.index import NO_CLASS, Entry, Index
-from dr_keras.index.records import Stamp
+from dr_keras.index.batch import Done, Known, Through, entries_of, keep, look, with_values
+from dr_keras.index.file_stamps import file_status
+from dr_keras.index.index import NO_CLASS, Index
+from dr_keras.index.reader import Reader
 from dr_keras.index.sync_report import SyncReport
 from dr_keras.invocation import command
 from dr_keras.progress import bar
@@ -32,30 +31,6 @@ CHUNK_IMAGES = 8192
 FIRST_CHUNK_IMAGES = 256
 CHUNK_SECONDS = 15.0
 CHUNK_BYTES = 256 * 2**20  # of pixels per chunk; large images come in smaller chunks
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How image files become vectors.
-
-    Attributes:
-        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
-        size, resize: How images are decoded, see `dr_keras.data.images.decode`.
-        exif: Whether what a file says of itself becomes attributes, see `dr_keras.data.exif`.
-        parts: Which parts of a file are embedded too, see `dr_keras.data.parts.windows`; 0 for none.
-    """
-
-    embed: Callable[[np.ndarray], np.ndarray]
-    size: int
-    resize: str
-    exif: bool = True
-    parts: int = 0
-
-    def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """Embeds decoded files: (n, D), or with parts (n, 1 + P, D) of (n, 1 + P, size, size, 3), as an index takes."""
-        if not self.parts:
-            return self.embed(pixels)
-        return self.embed(pixels.reshape(-1, *pixels.shape[2:])).reshape(*pixels.shape[:2], -1)
 
 
 def chunk_images(reader: Reader) -> int:
@@ -88,6 +63,7 @@ def add_files(
     label: str | None = None,
     attributes: Mapping[str, Any] | None = None,
     console: Console,
+    through: Through | None = None,
 ) -> SyncReport:
     """Adds files and all images below folders; indexed images that have not changed are left alone.
 
@@ -95,12 +71,13 @@ def add_files(
 
     Args:
         index: Open for writing.
-        paths: Files and folders.
+        paths: Files and folders, also on object stores: s3://bucket/folder.
         reader: How files become vectors.
         label: The class of all of them. By default the innermost folder that is a class of the run's own data, else the
             first folder below the given one; train/, val/ and the like are skipped.
         attributes: Set on all of them; an image keeps its other attributes.
         console: Shows progress.
+        through: Takes the files that are new or have changed; by default, this process does.
 
     Returns:
         What was done. Images are committed in chunks of some seconds; after an interruption, the next call continues.
@@ -112,7 +89,16 @@ def add_files(
     walker = Walker()
     files: dict[str, str] = {}  # by path, the class given by its folder
     again = []  # files that were named explicitly are tried even if they could not be read before
+    statuses: dict[str, Status] = {}
     for path in paths:
+        if (url := url_of(path)) is not None:
+            listed = remote_pictures(url)
+            if not listed:
+                raise InputError(f"{url} holds no images")
+            files |= _remote_classes(listed, url)
+            statuses |= listed
+            again += [url] if url in listed else []
+            continue
         place = os.path.abspath(path)
         if os.path.isdir(place):
             known = len(walker.troubles)
@@ -130,7 +116,7 @@ def add_files(
         index.image_files.unskip(again)
     for other in walker.again():
         files.pop(other, None)
-    report = take_files(index, files, reader, label, attributes, console)
+    report = take_files(index, files, reader, label, attributes, console, statuses=statuses, through=through)
     return replace(report, unlisted=walker.troubles)
 
 
@@ -160,6 +146,11 @@ def sync_folder(
         InputError: The folder does not exist, cannot be read, or holds no image.
         RunError: The index cannot be written.
     """
+    if url_of(folder) is not None:
+        raise InputError(
+            f"sync takes a folder of this machine; {command('index')} add {folder} embeds what is new or has changed "
+            "there, and images that are gone stay until they are removed"
+        )
     place = os.path.abspath(folder)
     if not os.path.isdir(place):
         raise InputError(f"there is no folder {folder}")
@@ -219,14 +210,20 @@ def _gone(root: Path, folder: str, found: Iterable[str], unlisted: Sequence[str]
 def _classes(files: Iterable[str], place: str) -> dict[str, str]:
     """The class of each file below a folder: the first folder in its path, or the first one below a split's folder."""
     is_split = _split_test(Path(place))
+    return {file: _class_in(Path(os.path.relpath(file, place)).parts[:-1], is_split) for file in files}
 
-    def class_of(file: str) -> str:
-        folders = Path(os.path.relpath(file, place)).parts[:-1]
-        if len(folders) > 1 and is_split(folders[0]):
-            folders = folders[1:]
-        return folders[0] if folders else NO_CLASS
 
-    return {file: class_of(file) for file in files}
+def _remote_classes(files: Iterable[str], url: str) -> dict[str, str]:
+    """The class of each file below an address, likewise; a folder is one of a split if its name alone says so."""
+    top = f"{url.partition('://')[2].rstrip('/')}/"
+    below = {file: file.partition("://")[2].removeprefix(top) for file in files}
+    return {file: _class_in(path.split("/")[:-1], _means_split) for file, path in below.items()}
+
+
+def _class_in(folders: Sequence[str], is_split: Callable[[str], bool]) -> str:
+    if len(folders) > 1 and is_split(folders[0]):
+        folders = folders[1:]
+    return folders[0] if folders else NO_CLASS
 
 
 def _split_test(place: Path) -> Callable[[str], bool]:
@@ -237,12 +234,14 @@ def _split_test(place: Path) -> Callable[[str], bool]:
         splits = None
 
     def is_split(folder: str) -> bool:
-        if splits:
-            return splits.kind(folder) is not None
-        known = meaning(folder)
-        return known is not None and not known[1]
+        return splits.kind(folder) is not None if splits else _means_split(folder)
 
     return is_split
+
+
+def _means_split(folder: str) -> bool:
+    known = meaning(folder)
+    return known is not None and not known[1]
 
 
 def take_files(
@@ -252,13 +251,17 @@ def take_files(
     label: str | None,
     attributes: Mapping[str, Any] | None,
     console: Console,
+    *,
+    statuses: Mapping[str, Status] | None = None,
+    through: Through | None = None,
 ) -> SyncReport:
     """Adds new files and embeds changed ones again.
 
     Args:
         index: Open for writing.
-        files: The class that each file gets from its folder, by absolute path.
-        reader, label, attributes, console: As in `add_files`.
+        files: The class that each file gets from its folder, by absolute path or by address.
+        reader, label, attributes, console, through: As in `add_files`.
+        statuses: Of files on object stores, as far as they are known, by address.
 
     Returns:
         What was done.
@@ -268,16 +271,19 @@ def take_files(
     known, bad = index.image_files.stamps(ids.values()), index.image_files.skipped()
     fresh, touched = [], []
     unread: dict[str, str] = {}
-    unknown: dict[str, tuple[int | None, int | None]] = {}
+    unknown: dict[str, Status] = {}
+    far: dict[str, Status] = {}
     for file, id in ids.items():
-        status = file_status(file)
+        status = (statuses or {}).get(file) or file_status(file)
         if id in known and known[id][1:] == status:
             touched.append(id)
         elif id in bad and bad[id][:2] == status:
             unread[id] = bad[id][2]
         else:
             fresh.append(file)
-            if id not in known:
+            if url_of(file) is not None:
+                far[file] = status
+            elif id not in known:
                 unknown[file] = status
     others = _other_names(index, unknown)
     if others:
@@ -285,96 +291,30 @@ def take_files(
         fresh = [file for file in fresh if file not in others]
     added = updated = 0
     if fresh:
-        batch = _Batch(index, reader, ids, files, known, index.records.own_classes(), label, attributes)
+        about = Known(ids, files, far, known, index.records.own_classes(), label, attributes)
         with bar(f"embedding {len(fresh):,} images", len(fresh), console) as advance:
-            for chunk in timed_chunks(fresh, chunk_images(reader)):
-                new, changed, failed = batch.take(chunk)
-                added, updated, unread = added + new, updated + changed, unread | failed
-                advance(len(chunk))
+            for done in (through or _through(reader))(index, about, fresh):
+                added, updated = added + done.added, updated + done.updated
+                unread |= done.unread
+                advance(done.files)
     if label is not None or attributes:
         for start in range(0, len(touched), CHUNK_IMAGES):
             part = touched[start : start + CHUNK_IMAGES]
-            old = _entries(index, part).values()
-            index.put([_with(entry, None, label, attributes) for entry in old], None)
+            index.put([with_values(entry, label, attributes) for entry in entries_of(index, part).values()], None)
     return SyncReport(added, updated, len(files) - added - updated - len(unread), unread=unread)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Adds new and changed files to an index, one chunk at a time."""
+def _through(reader: Reader) -> Through:
+    """How files are taken by this process."""
 
-    index: Index
-    reader: Reader
-    ids: Mapping[str, str]  # by path
-    folder_classes: Mapping[str, str]  # by path
-    known: Mapping[str, Stamp]  # by id
-    own_classes: set[str]
-    label: str | None
-    attributes: Mapping[str, Any] | None
+    def take(index: Index, known: Known, files: Sequence[str]) -> Iterator[Done]:
+        for chunk in timed_chunks(files, chunk_images(reader)):
+            yield keep(index, known, look(chunk, known, reader))
 
-    def take(self, files: Sequence[str]) -> tuple[int, int, dict[str, str]]:
-        """Returns how many were added, how many were embedded again, and the reason for each id that was not read."""
-        index, ids, known = self.index, self.ids, self.known
-        stamps = dict(zip(files, file_stamps(files), strict=True))
-        # A file is not embedded again if its time has changed but its content has not.
-        old = _entries(index, [ids[file] for file in files if ids[file] in known])
-        same = {
-            file for file in files if ids[file] in old and stamps[file][0] and old[ids[file]].hash == stamps[file][0]
-        }
-        if same:
-            index.put([self._entry(file, stamps[file], old) for file in files if file in same], None)
-        other = [file for file in files if file not in same]
-        pixels, failures, facts = self._decoded(other)
-        good = [row for row in range(len(other)) if row not in failures]
-        if good:
-            entries = [self._entry(other[row], stamps[other[row]], old, facts.get(row)) for row in good]
-            index.put(entries, self.reader.vectors(pixels[good] if failures else pixels))
-        self._keep_failures({other[row]: reason for row, reason in failures.items()}, stamps)
-        changed = sum(ids[other[row]] in known for row in good)
-        return len(good) - changed, changed, {ids[other[row]]: reason for row, reason in failures.items()}
-
-    def _decoded(self, files: Sequence[str]) -> tuple[np.ndarray, dict[int, str], dict[int, dict[str, Any]]]:
-        """Pixels, failures by row, and what each file says of itself by row."""
-        reader = self.reader
-        block = decode_with_parts(files, reader.size, reader.resize, facts=reader.exif, parts=reader.parts)
-        return block.pixels, block.failures, block.facts
-
-    def _entry(
-        self, file: str, stamp: Stamp, known: Mapping[str, Entry], facts: Mapping[str, Any] | None = None
-    ) -> Entry:
-        """The entry of a file.
-
-        Args:
-            file: The file.
-            stamp: Its stamp.
-            known: The entries of the images that are in the index, by id.
-            facts: What it says of itself, or None if it is as before.
-        """
-        id = self.ids[file]
-        if id in known:
-            old = _with(known[id], stamp, None, None)
-            kept = old.attributes if facts is None else merged(facts, without_facts(old.attributes))
-            return replace(old, label=self.label or old.label, attributes=merged(kept, self.attributes or {}))
-        own = self.label or _class(id, self.own_classes, self.folder_classes[file])
-        return Entry(id, own, "", *stamp, merged(facts or {}, self.attributes or {}))
-
-    def _keep_failures(self, failures: Mapping[str, str], stamps: Mapping[str, Stamp]) -> None:
-        """Records files that are not valid images, and removes them from the index.
-
-        A file that cannot be opened now, or whose decoder is not installed, may become readable later, so the index
-        keeps its entry.
-        """
-        broken = {
-            self.ids[file]: (*stamps[file][1:], reason)
-            for file, reason in failures.items()
-            if stamps[file][0] is not None and not needs_decoder(reason)
-        }
-        if broken:
-            self.index.image_files.skip(broken)
-            self.index.remove([id for id in broken if id in self.known])
+    return take
 
 
-def _other_names(index: Index, files: Mapping[str, tuple[int | None, int | None]]) -> dict[str, str]:
+def _other_names(index: Index, files: Mapping[str, Status]) -> dict[str, str]:
     """The ids by which the index already knows files, through a link or another path; `files` has their status."""
     found: dict[str, str] = {}
     stamps = {(size, time) for size, time in files.values() if size is not None and time is not None}
@@ -388,28 +328,3 @@ def _other_names(index: Index, files: Mapping[str, tuple[int | None, int | None]
             except OSError:
                 continue  # that file is gone
     return found
-
-
-def _entries(index: Index, ids: Sequence[str]) -> dict[str, Entry]:
-    """The entries of the images that are in the index, by id."""
-    rows = index.records.rows_of(ids)
-    return dict(zip(rows, index.records.entries(list(rows.values())), strict=True))
-
-
-def _with(entry: Entry, stamp: Stamp | None, label: str | None, attributes: Mapping[str, Any] | None) -> Entry:
-    """An entry, updated with the given values."""
-    hash, size, time = stamp or (entry.hash, entry.size, entry.mtime_ns)
-    return replace(
-        entry,
-        hash=hash,
-        size=size,
-        mtime_ns=time,
-        label=label or entry.label,
-        attributes=merged(entry.attributes, attributes or {}),
-    )
-
-
-def _class(id: str, classes: set[str], default: str) -> str:
-    """The innermost folder of an id that is in `classes`, else the default."""
-    folders = [part for part in id.split("/")[:-1] if part]
-    return next((part for part in reversed(folders) if part in classes), default)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dr_keras.data.image_ids import image_path, is_outside_root
+from dr_keras.data.image_ids import image_path, is_outside_root, url_of
 from dr_keras.errors import InputError, RunError
 from dr_keras.explanation import Explanation
 from dr_keras.index.cutoff import Cutoff
@@ -237,6 +237,8 @@ class LiveIndex:
             if self.index.records.row(id) is None:
                 raise Problem(404, "the index has no image of this id")
             path = Path(image_path(id, self.index.root))
+        if url_of(id) is not None:
+            raise Problem(404, "this image is on an object store, from which the server shows no pictures")
         return open_image(path, self._folders(path, id))
 
     def _folders(self, path: Path, id: str) -> Iterable[Path]:
