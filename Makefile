@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term \
-    --cov-fail-under 90
+    --cov-fail-under 90 -rs
 
 .PHONY: demo test test-all lint types docs clean
 
