@@ -1,5 +1,6 @@
 """Changes that clients make to the index: uploaded images are added, and images removed."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +8,15 @@ from pathlib import Path
 
 from dr_keras.data.exif import merged
 from dr_keras.data.image_ids import image_id, image_path
-from dr_keras.errors import InputError, RunError
+from dr_keras.errors import InputError, RunError, Unavailable
 from dr_keras.index.index import NO_CLASS, Entry, Index
 from dr_keras.index.writer_lock import Locked
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import Format, remove_upload, store_upload
 from dr_keras.server.queries import Vector, check_model
 from dr_keras.server.requests import Upload
+
+log = logging.getLogger("uvicorn.error")
 
 
 def add_upload(place: str, uploads: Path, upload: Upload, format: Format, vector: Vector) -> tuple[str, bool]:
@@ -96,5 +99,8 @@ def _writing(place: str) -> Iterator[Index]:
             yield writer
     except Locked:
         raise busy("another process is writing to the index; try again", seconds=2) from None
+    except Unavailable as error:
+        log.error("%s", error)
+        raise busy("the index cannot be reached at the moment; try again", seconds=5) from None
     except (OSError, RunError) as error:
         raise Problem(507, "the change could not be written; the server's log says why") from error

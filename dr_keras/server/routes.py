@@ -12,10 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 import dr_keras
-from dr_keras.errors import RunError
+from dr_keras.errors import RunError, Unavailable
 from dr_keras.search_model import Model
 from dr_keras.server import schemas
-from dr_keras.server.errors import Problem
+from dr_keras.server.errors import Problem, busy
 from dr_keras.server.group_routes import add_groups
 from dr_keras.server.image_files import MAX_THUMBNAIL_PIXELS, MIN_THUMBNAIL_PIXELS
 from dr_keras.server.judging import JudgmentFile
@@ -141,6 +141,8 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RunError)
     async def broken(_: Request, error: RunError) -> Response:
         log.error("%s", error)
+        if isinstance(error, Unavailable):
+            return busy("the index cannot be reached at the moment; try again", seconds=5).response()
         return Problem(500, "the server cannot use its index or its network; its log says why").response()
 
     @app.exception_handler(Exception)
