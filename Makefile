@@ -1,6 +1,7 @@
 # make demo: train, index, retrieve and evaluate on scikit-learn's digits, then search them with the released model;
 # make test: lint, types, and the tests that a change needs, with their coverage: 8 minutes on 2 cores;
 # make test-all: the slow tests too, as CI runs them: 20 minutes.
+# make demo-cluster: a Milvus server and a Ray cluster on this machine: add, search, kill, recover.
 # make docs: the documentation as a site in build/site.
 # All make .venv and install first, once. PYTHON names another interpreter (3.11 or newer).
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term \
     --cov-fail-under 90 -rs
 
-.PHONY: demo test test-all lint types docs clean
+.PHONY: demo demo-cluster test test-all lint types docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python train.py --data digits --image-size 32 --backbone resnet10 --width 16 \
@@ -19,6 +20,9 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python retrieve.py --run tiny-imagenet-64 --gallery "$${DR_KERAS_CACHE:-$$HOME/.cache/dr_keras}/digits" \
 	    --query digit_0110.png --top 15
 	$(BIN)/python evaluate.py --run tiny-imagenet-64 --data digits
+
+demo-cluster: $(VENV)/demo.stamp $(VENV)/cluster.stamp
+	$(BIN)/python examples/cluster.py
 
 test: lint types
 	$(PYTEST) -m "not slow"

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 from conftest import indexed, needs_milvus, script, serving
 from milvus_server import MilvusProcess, free_port
+from PIL import Image
 from searched import unit
 from served import BEARER, TOKEN
 
 from dr_keras.errors import InputError, RunError, Unavailable
 from dr_keras.index.copying import copy_index
 from dr_keras.index.index import Entry, Index
+from dr_keras.index.migrate import Target, embed_anew, switch
 from dr_keras.index.milvus.collection import row_of
 from dr_keras.index.milvus.server import Address, Server
+from dr_keras.index.sync import Reader, add_files
 from dr_keras.progress import stderr
 
 pytestmark = pytest.mark.milvus
@@ -287,6 +291,53 @@ def test_kills_of_the_server_lose_nothing(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "none lost and none there twice" in done.stdout
+
+
+def reader_by(channel):
+    """Reads a picture as the vector of a channel of its first pixel and those that are left."""
+
+    def embed(pixels):
+        values = pixels[:, 0, 0].astype(np.float32)[:, [channel, (channel + 1) % 3]] + 1
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    return Reader(embed, 4, "stretch", exif=False)
+
+
+def test_a_migration_is_one_step_and_locks_others_out(place, tmp_path):
+    folder = tmp_path / "pictures" / "cats"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        color = np.full((4, 4, 3), (40 * number, 200 - 30 * number, 90), np.uint8)
+        Image.fromarray(color).save(folder / f"{number}.png")
+    first, second = reader_by(0), reader_by(1)
+    target = Target(second, 2, "second", "runs/second", "trained")
+    console = stderr()
+    with Index.create(place, 2, root=tmp_path / "pictures", model="first") as index:
+        add_files(index, [folder], first, console=console)
+        before = index.vectors[index.searched_rows()]
+        with Index.open(place, write=True) as other, embed_anew(place, target, console=console) as fresh:
+            index.update([replace(index.get("cats/1.png")[0], label="changed meanwhile")])
+            (folder / "6.png").write_bytes((folder / "5.png").read_bytes())
+            add_files(index, [folder], first, console=console)
+            index.remove(["cats/0.png"])
+            with pytest.raises(Unavailable, match="was changed meanwhile"):
+                other.take_vectors(fresh, target.meta())
+            assert switch(index, fresh, target, console=console, keep_old=True) == []
+            with pytest.raises(RunError, match="was moved to another model meanwhile"):
+                other.put([Entry("x.png")], unit(1, 2))
+        assert (index.model, index.run) == ("second", "runs/second")
+        assert len(index) == 6
+        assert index.get("cats/1.png")[0].label == "changed meanwhile"
+        assert index.verify() == []
+        rows = index.searched_rows()
+        pixels = np.stack([np.asarray(Image.open(folder / one.name)) for one in index.records.entries(rows)])
+        np.testing.assert_array_equal(index.vectors[rows], second.embed(pixels))
+        with Index.open(index.old_place) as old:
+            assert old.model == "first"
+            assert len(old) == 6
+            np.testing.assert_array_equal(old.get("cats/3.png")[1], before[3])
+        assert not Index.exists(index.migration_place)
+        index.add([Entry("y.png")], unit(1, 2))
 
 
 # The commands

@@ -354,8 +354,9 @@ class Index(ABC):
     def remove_migration(self) -> None:
         """Removes what a migration has left at `migration_place`, if anything."""
 
+    @abstractmethod
     def remove_strays(self) -> None:
-        """Removes what a migration has left behind that was killed after its switch, if writers do not do it anyway."""
+        """Removes what a migration has left behind that was killed after its switch."""
 
     @abstractmethod
     def compact(self) -> None:

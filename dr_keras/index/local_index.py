@@ -208,6 +208,9 @@ class LocalIndex(Index):
             if (self.folder / MIGRATION).exists():
                 shutil.rmtree(self.folder / MIGRATION)
 
+    def remove_strays(self) -> None:
+        """Does nothing: everyone who opens the index for writing does it."""
+
     def compact(self) -> None:
         self._rewrite()
 

@@ -59,7 +59,7 @@ class MilvusEngine(IndexEngine):
             return {}
         breadth = self._collection.meta["engine_breadth"]
         if self.name == "hnsw":
-            return {"ef": min(WIDEST, int(max(breadth, 2 * limit) / share), max(limit, WIDEST))}
+            return {"ef": min(WIDEST, int(max(breadth, 2 * limit) / share))}
         return {"nprobe": min(self._collection.meta["engine_lists"], int(max(breadth, limit / 8) / share) + 1)}
 
     def build(self, engine: str = "auto") -> str:

@@ -8,13 +8,14 @@ seen.
 
 import os
 import threading
+import time
 from collections.abc import Collection as Several
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
-from dr_keras.errors import InputError, RunError
+from dr_keras.errors import InputError, RunError, Unavailable
 from dr_keras.index.index import Damage, Index
 from dr_keras.index.milvus import schema
 from dr_keras.index.milvus.collection import ASKED_ROWS, FORMAT, KNOWN, Collection
@@ -28,6 +29,8 @@ from dr_keras.index.records import Entry, check_unique, checksum
 from dr_keras.index.vector_file import LENGTH_TOLERANCE, check_vectors, lengths
 
 MIGRATION, OLD = "_migration", "_old"  # end the names of the index that a migration makes, and of the one it keeps
+MOVING_SECONDS = 600.0  # for which a switch to another model keeps others from writing, at most
+SETTLED_SECONDS = 1.0  # after which what others were writing has arrived
 OPEN = ("engine_breadth", "engine_lists", "engine_name", "engine_recall", "engine_rows")
 
 
@@ -173,18 +176,27 @@ class MilvusIndex(Index):
     def _write_images(
         self, entries: Sequence[Entry], vectors: np.ndarray, added: Sequence[int], class_names: Mapping[str, str]
     ) -> None:
-        if not self._write:
-            raise RunError(f"{self.place} was opened for reading; open it with write=True")
+        self._check_writable()
         self._collection.name_classes(entries, class_names)
         self._collection.put(entries, vectors, added)
+
+    def _check_writable(self) -> None:
+        """Raises RunError if this index was opened for reading, or is being or was moved to another model."""
+        if not self._write:
+            raise RunError(f"{self.place} was opened for reading; open it with write=True")
+        generation = self.generation
+        self._collection.refresh()
+        if self.generation != generation:
+            raise RunError(f"{self.place} was moved to another model meanwhile; open it again")
+        if time.time() - self.meta.get("moving", 0) < MOVING_SECONDS:
+            raise Unavailable(f"{self.place} is being moved to another model; try again in a minute")
 
     def remove(self, ids: Several[str]) -> int:
         with self._guard:
             rows = self.records.known_rows(ids)
             if not rows:
                 return 0
-            if not self._write:
-                raise RunError(f"{self.place} was opened for reading; open it with write=True")
+            self._check_writable()
             self._collection.delete(rows.values())
             self._collection.changed()
             return len(rows)
@@ -203,8 +215,9 @@ class MilvusIndex(Index):
     def take_vectors(self, fresh: Index, meta: Mapping[str, Any], *, keep_old: bool = False) -> None:
         assert isinstance(fresh, MilvusIndex)
         with self._guard:
+            self._lock_others_out()
             self._take_entries(fresh)
-            kept = {key: value for key, value in self.meta.items() if key not in ("version", *OPEN)}
+            kept = {key: value for key, value in self.meta.items() if key not in ("version", "moving", *OPEN)}
             kept |= {key: fresh.meta[key] for key in ("dim", "format", "generation", *OPEN) if key in fresh.meta}
             schema.keep(fresh._server, fresh._collection.name, fresh.dim, {schema.ABOUT_ITSELF: kept | dict(meta)})
             fresh._collection.keep(self._collection.others())
@@ -220,6 +233,26 @@ class MilvusIndex(Index):
                 server.call("drop_collection", old, timeout=WRITE_SECONDS)
             self._collection.refresh()
             self._collection.changed()
+
+    def _lock_others_out(self) -> None:
+        """Makes other writers wait for a while.
+
+        Raises:
+            Unavailable: One of them has changed the index since it was last refreshed.
+        """
+        known = self.version
+        self._collection.unsettle()
+        self._collection.refresh()
+        if self.version == known:
+            self._collection.change(moving=time.time())
+            known = self.version
+            time.sleep(SETTLED_SECONDS)  # what others are writing arrives
+            self._collection.unsettle()
+            self._collection.refresh()
+            if self.version == known:
+                return
+            self._collection.change(moving=0)
+        raise Unavailable(f"{self.place} was changed meanwhile; the same command goes on")
 
     def _take_entries(self, fresh: "MilvusIndex") -> None:
         """Gives the images of another index what this one knows of them, and removes those that this one has not."""

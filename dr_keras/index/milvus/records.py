@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dr_keras.data.splits import SPLIT_NAMES, VALIDATION
-from dr_keras.errors import RunError
+from dr_keras.errors import RunError, Unavailable
 from dr_keras.filenames import forms, same_form
 from dr_keras.index.milvus.collection import KNOWN, MOST, Collection, row_of
 from dr_keras.index.milvus.conditions import ALWAYS, MISSING, one_of, starts
@@ -72,7 +72,7 @@ class MilvusRecords(Records):
         try:
             return [entries[row] for row in wanted]
         except KeyError:
-            raise RunError(f"an image of {self._place} was removed meanwhile") from None
+            raise Unavailable(f"an image of {self._place} was removed meanwhile; try again") from None
 
     def _list(self) -> tuple[np.ndarray, list[tuple[int, str, str, str]]]:
         """The number of each image in the order of adding, (N,) int64, and the listing in that order."""
