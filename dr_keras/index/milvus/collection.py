@@ -168,7 +168,9 @@ class Collection:
         """How many rows to ask for at a time."""
         return max(1, min(ASKED_ROWS, ANSWER_BYTES // (4 * self.meta["dim"]))) if "vector" in fields else ASKED_ROWS
 
-    def search(self, queries: np.ndarray, limit: int, condition: str, parameters: Mapping[str, Any]) -> list[Any]:
+    def search(
+        self, queries: np.ndarray, limit: int, condition: str, parameters: Mapping[str, Any], **named: Any
+    ) -> list[Any]:
         """The nearest images of vectors (Q, D): for each, hits with `row`, `added` and `vector`."""
         return list(
             self._read(
@@ -180,6 +182,7 @@ class Collection:
                 search_params={"metric_type": "L2", "params": dict(parameters)},
                 partition_names=[IMAGES],
                 anns_field="vector",
+                **named,
             )
         )
 

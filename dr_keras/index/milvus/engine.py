@@ -15,13 +15,16 @@ from dr_keras.index.approximate_search import (
 )
 from dr_keras.index.engine import IndexEngine
 from dr_keras.index.exact_search import nearest
-from dr_keras.index.milvus.collection import Collection
+from dr_keras.index.milvus.collection import MOST, Collection
 from dr_keras.index.milvus.schema import LOAD_SECONDS, collection_of, index_vectors
 
 GRAPH = {"M": 32, "efConstruction": 200}
 BREADTHS = {"hnsw": (64, 96, 128, 192, 256, 384, 512, 768, 1024), "ivfpq": (8, 16, 32, 64, 128, 256, 512, 1024)}
 WIDEST = 32768  # the greatest breadth of a graph's search
 LISTS_PER_ROOT_ROW, MAX_LISTS = 4, 65536
+SEGMENT_BYTES = 1 << 30  # of the vectors of a segment, at most, by Milvus's default
+CODED, LEAST_CODED = 5, 150  # proposals for each neighbor that is wanted, and at least
+TUNED_TOGETHER = 64  # queries
 BITS = 8  # of the code of a part of a vector
 CODE_VALUES = 4  # values of a vector in such a part, at most
 
@@ -90,7 +93,8 @@ class MilvusEngine(IndexEngine):
         if name == "hnsw":
             return "HNSW", dict(GRAPH)
         dim = self._collection.meta["dim"]
-        lists = int(min(MAX_LISTS, max(16, LISTS_PER_ROOT_ROW * count**0.5)))
+        segment = min(count, SEGMENT_BYTES // (4 * dim))  # each segment has lists of its own
+        lists = int(min(MAX_LISTS, max(16, LISTS_PER_ROOT_ROW * segment**0.5)))
         codes = next(codes for codes in range(max(1, dim // CODE_VALUES), 0, -1) if dim % codes == 0)
         return "IVF_PQ", {"nlist": lists, "m": codes, "nbits": BITS}
 
@@ -103,15 +107,29 @@ class MilvusEngine(IndexEngine):
         for breadth in BREADTHS[name]:
             self._collection.meta["engine_breadth"] = breadth
             parameters = self.parameters(k, 1.0)
-            found = [
-                [int(hit["entity"]["row"]) for hit in hits]
-                for hits in self._collection.search(queries, k, "", parameters)
-            ]
+            found = [[int(hit["entity"]["row"]) for hit in hits] for hits in self._proposals(queries, k, parameters)]
             same = [len(np.intersect1d(*pair)) for pair in zip(true, found, strict=True)]
             recall = float(np.mean([max(0, count - 1) for count in same])) / max(1, k - 1)  # a query finds itself
             if recall >= TARGET_RECALL:
                 break
         self._collection.change(engine_breadth=self._collection.meta["engine_breadth"], engine_recall=recall)
+
+    def _proposals(self, queries: np.ndarray, k: int, parameters: dict[str, int]) -> list[list[dict[str, Any]]]:
+        """The k nearest of what is proposed for each query, as a search ranks it."""
+        found = []
+        for start in range(0, len(queries), TUNED_TOGETHER):
+            some = queries[start : start + TUNED_TOGETHER]
+            more = self.proposed(k)
+            hits = self._collection.search(some, more, "", parameters, timeout=LOAD_SECONDS)
+            for query, own in zip(some, hits, strict=True):
+                vectors = np.array([hit["entity"]["vector"] for hit in own], np.float32)
+                order = np.argsort(((vectors - query) ** 2).sum(axis=1), kind="stable")[:k]
+                found.append([own[place] for place in order.tolist()])
+        return found
+
+    def proposed(self, limit: int) -> int:
+        """How many images to have proposed for `limit` neighbors; codes of vectors put many out of order."""
+        return limit if self.name != "ivfpq" else min(MOST, max(CODED * limit, LEAST_CODED))
 
     def _sample(self) -> np.ndarray:
         """The vectors of a few images. Rows are hashes, so the first ones are a random sample."""

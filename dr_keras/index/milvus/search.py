@@ -141,15 +141,17 @@ class MilvusSearch:
         """What the engine finds, ranked by distance and then by the order of adding."""
         rows = np.full((len(queries), limit), -1)
         distances = np.full((len(queries), limit), np.inf, np.float32)
-        size = max(1, min(ASKED_QUERIES, ANSWER_BYTES // (4 * self._collection.meta["dim"] * limit)))
+        more = self._engine.proposed(limit)
+        size = max(1, min(ASKED_QUERIES, ANSWER_BYTES // (4 * self._collection.meta["dim"] * more)))
         for start in range(0, len(queries), size):
             some = queries[start : start + size]
-            for number, hits in enumerate(self._collection.search(some, limit, condition, parameters), start):
+            for number, hits in enumerate(self._collection.search(some, more, condition, parameters), start):
                 if hits:
                     own = [hit["entity"] for hit in hits]
                     vectors = np.array([one["vector"] for one in own], np.float32)
-                    ranked = _ranked(queries[number], vectors, *_numbers(own))
-                    rows[number, : len(own)], distances[number, : len(own)] = ranked
+                    found, measured = _ranked(queries[number], vectors, *_numbers(own))
+                    count = min(limit, len(own))
+                    rows[number, :count], distances[number, :count] = found[:count], measured[:count]
         return rows, distances
 
     def _compared(self, queries: np.ndarray, limit: int, condition: str) -> tuple[np.ndarray, np.ndarray]:
