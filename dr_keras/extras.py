@@ -13,6 +13,8 @@ EXTRAS = {
     **dict.fromkeys(("onnx", "onnxruntime", "tf2onnx"), "onnx"),
     "openvino": "fast",
     "pymilvus": "milvus",
+    "ray": "ray",
+    "s3fs": "s3",
     "sklearn": "groups",
     "umap": "map",
 }

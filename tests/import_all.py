@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = {"jax", "keras", "pooch", "requests", "tensorboardX", "tensorflow", "tensorflow_datasets"}
+OPTIONAL = {"jax", "keras", "pooch", "ray", "requests", "tensorboardX", "tensorflow", "tensorflow_datasets"}
 FILES = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "dr_keras").rglob("*.py")]
 MODULES = sorted(".".join(file.parts).removesuffix(".__init__") for file in FILES if file.name != "__main__")
 

@@ -10,7 +10,6 @@ from conftest import write_folders
 
 from dr_keras.errors import InputError, RunError
 from dr_keras.index import batch
-from dr_keras.index import sync as folder
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.repair import repair_index
 from dr_keras.index.sync import Reader, add_files, sync_folder, timed_chunks

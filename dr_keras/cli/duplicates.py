@@ -2,10 +2,16 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dr_keras.cli.ray_flags import add_ray, cluster_of
 from dr_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from dr_keras.duplicates.find import Elsewhere
+    from dr_keras.ray_jobs.cluster import RayCluster
 
 UNDO = "undo.jsonl"
 
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="with --run: embeddings within this distance are near-duplicates",
     )
+    add_ray(parser, "read the images")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -84,12 +91,15 @@ def in_folder(options: argparse.Namespace) -> int:
     if not Path(options.folder).exists():
         raise InputError(f"there is no folder {options.folder}")
     more: dict[str, Any] = {}
-    if options.run:
+    console = stderr()
+    if (cluster := cluster_of(options, console)) is not None:
+        more = {"elsewhere": on_cluster(cluster, options.run)}
+    elif options.run:
         reader = load(options.run).reader
         more = {"embed": reader.embed, "size": reader.size, "resize": reader.resize}
     if options.max_distance is not None:
         more["max_distance"] = options.max_distance
-    found = find_duplicates(options.folder, console=stderr(), **more)
+    found = find_duplicates(options.folder, console=console, **more)
     if options.json:
         write_json(Path(options.json), found.to_dict())
     if options.html:
@@ -111,3 +121,15 @@ def in_folder(options: argparse.Namespace) -> int:
         for path, reason in moves.left.items():
             print(f"left: {path}: {reason}", file=sys.stderr)
     return 0
+
+
+def on_cluster(cluster: "RayCluster", run: str | None) -> "Elsewhere":
+    """Reads images by a cluster; with a run, it also embeds them."""
+    from dr_keras.duplicates.find import Elsewhere
+    from dr_keras.heads import TRAINED
+    from dr_keras.ray_jobs.collection import embed_files, fingerprint_files
+    from dr_keras.ray_jobs.model import SharedModel
+    from dr_keras.runs import open_run
+
+    vectors = partial(embed_files, cluster, SharedModel.of(open_run(run), "auto", TRAINED)) if run else None
+    return Elsewhere(partial(fingerprint_files, cluster), vectors)

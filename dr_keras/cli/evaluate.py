@@ -13,13 +13,21 @@ dr-keras evaluate --run first --triplets judgments.csv
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dr_keras.cli.parser import add_head, command_parser
+from dr_keras.cli.ray_flags import add_ray, cluster_of
 from dr_keras.config import PROTOCOLS
 from dr_keras.errors import InputError
 from dr_keras.invocation import program
 from dr_keras.options import flags
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dr_keras.evaluation.evaluate import EmbedFiles
+    from dr_keras.ray_jobs.cluster import RayCluster
+    from dr_keras.search_model import Model
 
 FIGURES = (
     *("precision@1", "precision@10", "precision@30", "recall@1", "recall@10", "recall@30"),
@@ -31,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this subcommand to `parser`."""
     parser.add_argument("--run", metavar="NAME", help="run in runs/, or its path (default: the latest finished run)")
     parser.add_argument("--data", metavar="DATA", help=f"evaluate on another data set, named as for {program('train')}")
+    parser.add_argument(
+        "--index",
+        metavar="PATH",
+        help=f"evaluate a copy of the run's own index, by {program('index')} copy: a folder, or "
+        "milvus://HOST:PORT/COLLECTION",
+    )
     parser.add_argument(
         "--triplets",
         metavar="FILE.csv",
@@ -76,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write a page with the figures, curves, confused classes, and the best and the worst queries",
     )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    add_ray(parser, "embed the images of --data (or of another --head; the run's own are embedded)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,13 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from dr_keras.evaluation.evaluate import SearchOptions, evaluate_run
     from dr_keras.loading import load
+    from dr_keras.progress import stderr
 
     if options.triplets:
         from dr_keras.evaluation.judgments import evaluate_judgments
 
         wrong = [
             name
-            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate", "report")
+            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate", "report", "ray")
             if getattr(options, name)
         ]
         if wrong or options.protocol != "standard":
@@ -101,9 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(json.dumps(found, indent=2)) if options.json else show_judgments(found)
         return 0
+    if options.data and options.index:
+        raise InputError("--data and --index both say what to evaluate on; give only one of them")
     search = SearchOptions(options.flip_average, options.query_expansion, options.gallery_average)
+    model, console = load(options.run, index=options.index), stderr()
+    cluster = cluster_of(options, console)
     result = evaluate_run(
-        load(options.run),
+        model,
         data=options.data,
         head=options.head,
         baselines=options.baselines,
@@ -111,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calibrate_to=options.calibrate,
         protocol=options.protocol,
         report=options.report,
+        embed_files=None if cluster is None else on_cluster(cluster, model),
+        console=console,
     )
     if options.json:
         print(json.dumps(result, indent=2))
@@ -119,6 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             print(f"saved {options.report}")
     return 0
+
+
+def on_cluster(cluster: "RayCluster", model: "Model") -> "EmbedFiles":
+    """Embeds files by a cluster."""
+    from dr_keras.ray_jobs.collection import embed_files
+    from dr_keras.ray_jobs.model import SharedModel
+
+    def embed(files: Sequence[str], head: str) -> "tuple[np.ndarray, dict[int, str]]":
+        return embed_files(cluster, SharedModel.of(model.run, model.runtime, head), files)
+
+    return embed
 
 
 def show_judgments(result: dict[str, Any]) -> None:

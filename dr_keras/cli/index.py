@@ -10,6 +10,7 @@ dr-keras index stats --index my-index
 dr-keras index verify --repair --index my-index
 dr-keras index export my-index.parquet --index my-index
 dr-keras index map --index my-index
+dr-keras index copy my-index milvus://localhost:19530/photos
 dr-keras index cluster --groups 50 --export my-groups --index my-index
 dr-keras index duplicates my-pictures --html duplicates.html
 dr-keras retrieve --index my-index --query ./my-photo.jpg
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from dr_keras.cli import duplicates, groups, migrate
 from dr_keras.cli.opening import place, reader_of, writable
 from dr_keras.cli.parser import add_head, add_runtime, command_parser
+from dr_keras.cli.ray_flags import add_ray, cluster_of, through_cluster, with_address
 from dr_keras.data.parts import FINEST
 from dr_keras.errors import InputError
 from dr_keras.heads import GENERAL_DIM
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `dr-keras index` with `arguments`; returns the exit status."""
     parser = command_parser("index", __doc__)
     add_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_address(arguments))
     return options.action(options)
 
 
@@ -98,6 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("file", metavar="FILE")
     about = f"lay the images out by UMAP for the map of {program('serve')}, which otherwise uses PCA"
     action("map", lay_out, about, which)
+    made = action("copy", copy, "copy an index from a folder to Milvus, or back, and compare; resumable")
+    made.add_argument("source", metavar="FROM", help="the index: its folder, or milvus://HOST:PORT/COLLECTION")
+    made.add_argument("target", metavar="TO", help="where to copy it, likewise")
     made = action("migrate", migrate.main, migrate.ABOUT, which, head, engine)
     migrate.add_arguments(made)
     made = action("cluster", groups.main, groups.ABOUT, which)
@@ -107,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="FOLDER|FILE")
+    parser.add_argument("paths", nargs="+", metavar="FOLDER|FILE", help="also on an object store: s3://bucket/folder")
     parser.add_argument("--label", help="the class of all these images (default: from their folders)")
     parser.add_argument(
         "--set",
@@ -139,6 +144,7 @@ def add_arguments_of_add(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help=f"with --fit-head: the length of its vectors (default: {GENERAL_DIM})",
     )
+    add_ray(parser, "read and embed")
 
 
 def add_exif(parser: argparse.ArgumentParser) -> None:
@@ -150,9 +156,14 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
 
 
 def add(options: argparse.Namespace) -> int:
+    from dr_keras.data.image_ids import url_of
     from dr_keras.index.sync import add_files
     from dr_keras.progress import stderr
 
+    console = stderr()
+    cluster = cluster_of(options, console)
+    if options.fit_head and any(map(url_of, options.paths)):
+        raise InputError("--fit-head reads files of this machine; make the index of some that are here, and add others")
     attributes: dict[str, Any] = {}
     for text in options.set:
         set_attribute(attributes, text)
@@ -160,7 +171,15 @@ def add(options: argparse.Namespace) -> int:
     root = Path(folders[0] if folders else ".")
     reader, index = writable(options, root)
     with index:
-        report = add_files(index, options.paths, reader, label=options.label, attributes=attributes, console=stderr())
+        report = add_files(
+            index,
+            options.paths,
+            reader,
+            label=options.label,
+            attributes=attributes,
+            console=console,
+            through=through_cluster(cluster, options, index, reader),
+        )
         index.engine.update(options.engine)
         tell(report, index)
     return 0
@@ -243,7 +262,7 @@ def stats(options: argparse.Namespace) -> int:
         "vectors": f"{found['dim']} values each, {found['gaps']:,} gaps",
         "parts": f"{found['parts']} of each image" if found["parts"] else "-",
         "engine": f"{engine['name']} ({how}), chosen: {engine['chosen']}",
-        "on disk": f"{found['bytes'] / 2**20:,.1f} MiB",
+        "on disk": "on the server" if found["bytes"] is None else f"{found['bytes'] / 2**20:,.1f} MiB",
     }
     for name, value in shown.items():
         print(f"{name:<11} {value}")
@@ -309,6 +328,14 @@ def export(options: argparse.Namespace) -> int:
     with Index.open(place(options)) as index:
         export_index(index, options.file)
     print(f"saved {options.file}")
+    return 0
+
+
+def copy(options: argparse.Namespace) -> int:
+    from dr_keras.index.copying import copy_index
+    from dr_keras.progress import stderr
+
+    print(f"{copy_index(options.source, options.target, console=stderr())} in {options.target}")
     return 0
 
 

@@ -10,8 +10,9 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from rich.console import Console
 
 from dr_keras.data.image_ids import image_path
 from dr_keras.duplicates.collection import Collection, list_collection
+from dr_keras.duplicates.fingerprints import Fingerprints
 from dr_keras.duplicates.grouping import (
     Embed,
     EmbeddingSearch,
+    EmbedFiles,
     compute_fingerprints,
+    compute_vectors,
     group_by_content,
     join_by_embedding,
     join_by_fingerprints,
@@ -35,6 +39,21 @@ from dr_keras.progress import stderr
 MAX_DISTANCE = 0.15
 
 Groups = list[list[str]]
+FingerprintFiles = Callable[[Sequence[str]], tuple[Fingerprints, dict[int, str]]]
+"""Takes N paths, and returns their fingerprints and why others could not be read, by row."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What reads images in the place of this process.
+
+    Attributes:
+        fingerprints: Computes fingerprints.
+        vectors: Embeds files, to compare their embeddings too; or None.
+    """
+
+    fingerprints: FingerprintFiles
+    vectors: EmbedFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,7 @@ def find_duplicates(
     size: int | None = None,
     resize: str = "stretch",
     max_distance: float = MAX_DISTANCE,
+    elsewhere: Elsewhere | None = None,
     console: Console | None = None,
 ) -> Duplicates:
     """Finds the exact copies and near-duplicates among all images of a folder.
@@ -102,6 +122,7 @@ def find_duplicates(
         size, resize: How images are decoded for `embed`, see `dr_keras.data.images.decode`.
         max_distance: The largest Euclidean distance between the vectors of a pair. The right value depends on the
             network: one that was trained on these images pulls different images of a class together.
+        elsewhere: Reads the images in the place of this process; then `embed` is not needed.
         console: Shows progress; standard error by default.
 
     Returns:
@@ -110,16 +131,18 @@ def find_duplicates(
     Raises:
         InputError: There is no such folder, or it contains no images.
     """
-    search = None
-    if embed:
+    console = console or stderr()
+    fingerprints = elsewhere.fingerprints if elsewhere else partial(compute_fingerprints, console=console)
+    vectors = elsewhere.vectors if elsewhere else None
+    if embed and not vectors:
         if not size:
             raise ValueError("embed is given without size; give the side in pixels of the images that it takes")
-        search = EmbeddingSearch(embed, size, resize, max_distance)
-    console = console or stderr()
+        vectors = partial(compute_vectors, embed=embed, size=size, resize=resize, console=console)
+    search = EmbeddingSearch(vectors, max_distance) if vectors else None
     collection = list_collection(folder, console)
     files = [image_path(id, collection.root) for id in collection.ids]
     content, reasons = group_by_content(files, console)
-    alike, unreadable = _similar_rows(files, content, search, console)
+    alike, unreadable = _similar_rows(files, content, fingerprints, search, console)
     return _duplicates(collection, content, alike, reasons | unreadable)
 
 
@@ -158,11 +181,15 @@ def _duplicates(
 
 
 def _similar_rows(
-    files: Sequence[str], content: np.ndarray, search: EmbeddingSearch | None, console: Console
+    files: Sequence[str],
+    content: np.ndarray,
+    fingerprints_of: FingerprintFiles,
+    search: EmbeddingSearch | None,
+    console: Console,
 ) -> tuple[list[list[int]], dict[int, str]]:
     """Groups of rows that look the same, one row per content, and the reason for each unreadable row."""
     rows = np.flatnonzero(content == np.arange(len(files)))
-    fingerprints, failures = compute_fingerprints([files[row] for row in rows.tolist()], console)
+    fingerprints, failures = fingerprints_of([files[row] for row in rows.tolist()])
     usable = np.setdiff1d(np.arange(len(rows)), np.fromiter(failures, np.int64))
     group = np.arange(len(rows))  # the first row of each row's group
     clear = usable[~fingerprints.flat[usable]]

@@ -27,6 +27,8 @@ EMBEDDED_IMAGES = 512  # images embedded between two steps of the progress bar
 CONFIRMED_PAIRS = 4096  # pairs compared at a time: 2 x 1440 differences each, 47 MB
 
 Embed = Callable[[np.ndarray], np.ndarray]
+EmbedFiles = Callable[[Sequence[str]], tuple[np.ndarray, dict[int, str]]]
+"""Takes N paths, and returns (N, D) vectors and why others could not be read, by row."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,11 @@ class EmbeddingSearch:
     """How near-duplicates are found by embeddings.
 
     Attributes:
-        embed: (n, size, size, 3) uint8 -> (n, D) float32 of unit length.
-        size, resize: How images are decoded, see `dr_keras.data.images.decode`.
+        embed: Embeds files.
         max_distance: The largest Euclidean distance between the vectors of two copies.
     """
 
-    embed: Embed
-    size: int
-    resize: str
+    embed: EmbedFiles
     max_distance: float
 
 
@@ -161,24 +160,42 @@ def join_by_embedding(
         search: How they are compared.
         console: Shows progress.
     """
-    parts, kept = [], []
-    with bar("embedding images", len(rows), console) as advance:
-        for start, pixels, failures in _decoded([files[row] for row in rows], search.size, search.resize):
+    vectors, failures = search.embed([files[row] for row in rows])
+    kept = np.setdiff1d(np.arange(len(rows)), np.fromiter(failures, np.int64))  # files may be gone by now
+    if not len(kept):
+        return
+    rows, vectors = rows[kept], vectors[kept]
+    with bar("comparing embeddings", len(rows), console) as advance:
+        for one, other in close_vectors(vectors, search.max_distance):
+            join_groups(group, rows[one], rows[other])
+            advance(SEARCHED_QUERIES)
+
+
+def compute_vectors(
+    files: Sequence[str], embed: Embed, size: int, resize: str, console: Console
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Embeds files.
+
+    Args:
+        files: N paths.
+        embed, size, resize: As for `dr_keras.duplicates.find.find_duplicates`.
+        console: Shows progress.
+
+    Returns:
+        The vectors (N, D), unspecified for images that cannot be read, and the reason for each unreadable row.
+    """
+    parts: list[np.ndarray] = []
+    reasons: dict[int, str] = {}
+    with bar("embedding images", len(files), console) as advance:
+        for _, pixels, failures in _decoded(files, size, resize):
+            reasons |= failures
             for first in range(0, len(pixels), EMBEDDED_IMAGES):
                 images = pixels[first : first + EMBEDDED_IMAGES]
-                vectors = np.asarray(search.embed(images), np.float32)
+                vectors = np.asarray(embed(images), np.float32)
                 if vectors.ndim != 2 or len(vectors) != len(images):
                     raise ValueError(
                         f"embed returned {vectors.shape} for {len(images)} images; expected one vector for each"
                     )
                 parts.append(vectors)
                 advance(len(images))
-            # Files that could be read before may be gone by now.
-            kept += [row for row in range(start, start + len(pixels)) if row not in failures]
-    if not kept:
-        return
-    rows, vectors = rows[kept], np.concatenate(parts)[kept]
-    with bar("comparing embeddings", len(rows), console) as advance:
-        for one, other in close_vectors(vectors, search.max_distance):
-            join_groups(group, rows[one], rows[other])
-            advance(SEARCHED_QUERIES)
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32), reasons

@@ -5,10 +5,11 @@ If whole classes were held out (`dr_keras.data.held_out`), the gallery of a quer
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from dr_keras.atomic_files import read_json, write_json
 from dr_keras.config import Config
-from dr_keras.data.catalog import load_catalog
+from dr_keras.data.catalog import Catalog, load_catalog
 from dr_keras.data.decoding import decode_files
 from dr_keras.data.held_out import among_themselves
 from dr_keras.data.pixel_store import Pixels, StreamedImages, load_pixels
@@ -45,6 +46,12 @@ from dr_keras.search_model import Model
 MEMORY_SHARE = 0.25  # of the memory that is available, for decoded images
 WORST_CLASSES = 10
 CALIBRATION_K = 30  # as many results as retrieve.py shows
+
+
+class EmbedFiles(Protocol):
+    """Takes N paths and a head, and returns (N, D) vectors and why others could not be read, by row."""
+
+    def __call__(self, files: Sequence[str], head: str) -> tuple[np.ndarray, dict[int, str]]: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def evaluate_run(
     calibrate_to: float | None = None,
     protocol: str = "standard",
     report: str | os.PathLike[str] | None = None,
+    embed_files: EmbedFiles | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run on its own held-out images, or on another data set.
@@ -96,6 +104,7 @@ def evaluate_run(
         protocol: 'class-disjoint' adds the figures of metric learning; the held-out images must be of classes that were
             not trained on. Another data set is split in that way.
         report: An HTML file to write, see `dr_keras.evaluation.report`.
+        embed_files: Embeds files by a head in the place of this process.
         console: Shows the progress; standard error by default.
 
     Returns:
@@ -121,11 +130,15 @@ def evaluate_run(
     if data is None:
         images, pixels = RankedImages.of_index(model.index), None
         head = model.index.head if head == "auto" else head
-        if head != model.index.head:
+        if head != model.index.head and embed_files is not None:
+            vectors, failures = embed_files(images.paths, head)
+            _check_read(images, failures)
+            images = replace(images, vectors=vectors)
+        elif head != model.index.head:
             pixels = _decode(images, model.config, console)
             images = replace(images, vectors=vectors_of(model, pixels, head))
     else:
-        images, pixels, head = _other_images(model, data, head, protocol, console)
+        images, pixels, head = _other_images(model, data, head, protocol, embed_files, console)
     _check(images)
     result = {"head": head} | _figures(images, model.config.seed)
     if protocol == "class-disjoint":
@@ -316,13 +329,17 @@ def _decode(images: RankedImages, config: Config, console: Console) -> Pixels:
         with bar("checking images", len(images.paths), console) as advance:
             failures = decode_files(images.paths, config.image_size, config.resize, out=nothing, advance=advance)[1]
         pixels = StreamedImages(images.paths, config.image_size, config.resize)
+    _check_read(images, failures)
+    return pixels
+
+
+def _check_read(images: RankedImages, failures: dict[int, str]) -> None:
     if failures:
         row, reason = next(iter(failures.items()))
         raise InputError(
             f"{len(failures)} of the run's {len(images.paths)} images can no longer be read, first "
             f"{images.paths[row]} ({reason}); --no-baselines does not read them"
         )
-    return pixels
 
 
 def _fits(count: int, config: Config) -> bool:
@@ -331,27 +348,55 @@ def _fits(count: int, config: Config) -> bool:
 
 
 def _other_images(
-    model: Model, data: str, head: str, protocol: str, console: Console
-) -> tuple[RankedImages, Pixels, str]:
+    model: Model, data: str, head: str, protocol: str, embed_files: EmbedFiles | None, console: Console
+) -> tuple[RankedImages, Pixels | None, str]:
     config = model.config
     share = config.validation or Config().validation
     catalog = load_catalog(
         data, monitor=config.monitor, validation=share, seed=config.seed, protocol=protocol, console=console
     )
+    if embed_files is not None:
+        head = _head_for(model, catalog, head)
+        return RankedImages.of_catalog(*_embedded(catalog, partial(embed_files, head=head), console)), None, head
     store = "memory" if _fits(len(catalog), config) else "stream"
     catalog, pixels, report = load_pixels(catalog, config.image_size, config.resize, store=store, console=console)
     if report["skipped_count"]:
         console.print(f"{report['skipped_count']} files skipped, {report['skipped'][0]['id']} first")
-    # Held-out images last, so that queries and gallery are views of the pixels and not copies.
-    order = np.argsort(catalog.splits == VALIDATION, kind="stable")
+    order = _held_out_last(catalog)
     catalog = catalog.take(order)
     if isinstance(pixels, np.ndarray):
         pixels = pixels[order]
     else:
         pixels = StreamedImages(catalog.paths(), config.image_size, config.resize)
-    if head == "auto":
-        known = set(catalog.classes) <= model.run.classes() or not model.run.general_file.is_file()
-        head = TRAINED if known else GENERAL
+    head = _head_for(model, catalog, head)
     with bar(f"embedding images by the {head} head", len(pixels), console) as advance:
         vectors = vectors_of(model, pixels, head, advance=advance)
     return RankedImages.of_catalog(catalog, vectors), pixels, head
+
+
+def _embedded(
+    catalog: Catalog, embed: Callable[[Sequence[str]], tuple[np.ndarray, dict[int, str]]], console: Console
+) -> tuple[Catalog, np.ndarray]:
+    """The images that can be read, and their vectors."""
+    vectors, failures = embed(catalog.paths())
+    if failures:
+        row = min(failures)
+        if len(failures) == len(catalog):
+            raise InputError(f"none of the {len(catalog)} images can be read; {catalog.ids[row]} {failures[row]}")
+        console.print(f"{len(failures)} files skipped, {catalog.ids[row]} first")
+        good = np.setdiff1d(np.arange(len(catalog)), np.fromiter(failures, np.int64))
+        catalog, vectors = catalog.take(good), vectors[good]
+    order = _held_out_last(catalog)
+    return catalog.take(order), vectors[order]
+
+
+def _held_out_last(catalog: Catalog) -> np.ndarray:
+    """The order in which held-out images are last, so that queries and gallery are views and not copies."""
+    return np.argsort(catalog.splits == VALIDATION, kind="stable")
+
+
+def _head_for(model: Model, catalog: Catalog, head: str) -> str:
+    if head != "auto":
+        return head
+    known = set(catalog.classes) <= model.run.classes() or not model.run.general_file.is_file()
+    return TRAINED if known else GENERAL
