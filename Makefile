@@ -34,7 +34,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; fi
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile deploy/Dockerfile; fi
 	if command -v npx >/dev/null; then npx --yes @biomejs/biome@2.6.8 check; fi # the version of package.json
 
 types: $(VENV)/dev.stamp
