@@ -2,7 +2,7 @@
 
     python examples/cluster.py [FOLDER]
 
-The pictures are those of FOLDER, or else scikit-learn's digits. Everything is in a temporary folder and gone at the end.
+The pictures are those of FOLDER, or else scikit-learn's digits. It works in a temporary folder.
 """
 
 import signal
