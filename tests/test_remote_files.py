@@ -156,6 +156,17 @@ def test_other_commands(workplace, tmp_path):
     assert found.returncode == 0, found.stderr
     answer = json.loads(found.stdout)
     assert answer["results"][0]["path"].startswith(f"{PICTURES}/")
+    why = script(tmp_path, "retrieve.py", *index, "--query", url, "--top", 2, "--why", "why.png")
+    assert why.returncode == 0, why.stderr
+    assert (tmp_path / "why.png").is_file()
+    assert index_py("cluster", "--groups", 2, *index)[0] == 0
+    status, said = index_py("cluster", "--groups", 2, "--export", "groups", *index)
+    assert status == 2
+    assert "is on an object store" in said
+    assert not (tmp_path / "groups").exists()
+    status, said = index_py("migrate", "--run", "tiny-imagenet-64", *index)  # which reads the pictures
+    assert status == 0, said
+    assert len(entries(tmp_path / "far")) == 12
     assert index_py("remove", f"{PICTURES}/disc/*", *index)[0] == 0
 
 

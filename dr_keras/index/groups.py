@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dr_keras.atomic_files import new_folder
-from dr_keras.data.image_ids import image_path
+from dr_keras.data.image_ids import image_path, url_of
 from dr_keras.errors import InputError, MissingPackage
 from dr_keras.extras import how_to_install
 from dr_keras.index.exact_search import load_faiss
@@ -202,7 +202,8 @@ def export_groups(index: Index, folder: Path) -> int:
         How many images are in it.
 
     Raises:
-        InputError: The folder exists, there are no groups, or one has a name that no folder can have.
+        InputError: The folder exists, there are no groups, one has a name that no folder can have, or an image is on
+            an object store.
         OSError: It cannot be written.
     """
     if folder.exists():
@@ -210,6 +211,8 @@ def export_groups(index: Index, folder: Path) -> int:
     entries = _grouped(index)
     if not entries:
         raise InputError(f"{index.place} has no groups yet")
+    if far := next((entry.id for entry in entries if url_of(entry.id) is not None), None):
+        raise InputError(f"{far} is on an object store; class folders link to files of this machine")
     for name in {str(entry.attributes[GROUP]) for entry in entries}:
         check_group_name(name)
     with new_folder(folder, replace=False) as temporary:

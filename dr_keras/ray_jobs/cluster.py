@@ -26,7 +26,7 @@ from dr_keras.ray_jobs.messages import Failed, Job, Ready, Result, Round, Status
 
 PATIENCE_SECONDS = 600.0  # without anything coming from the cluster
 TELL_SECONDS = 20.0  # between two lines that say what is waited for
-FIRST_ITEMS = 32  # in a block, until it is known how long an item takes; then
+FIRST_ITEMS = 64  # in a block, until it is known how long an item takes; then
 BLOCK_SECONDS = 10.0  # of work
 BLOCKS_PER_WORKER = 8  # at least, if there are enough items, so that workers finish together
 # Blocks in a round: they and their results are in memory. At the end of a round workers wait for each other, and start
@@ -35,8 +35,9 @@ ROUND_BLOCKS, ROUND_BLOCKS_PER_WORKER = 512, 64
 # A block is lost if its worker dies twice. It is tried again whole, then each of its items alone, and alone once more.
 WHOLE, SINGLY = 2, 4
 MAX_DEATHS = 3  # of the driver, without any result in between
+WAITING_RESULTS = 4  # in memory here, each of a block; with parts they have tens of MB
 POLL_SECONDS = 1.0
-END_SECONDS, KILL_SECONDS = 10.0, 3.0  # for the driver to end when its work is done, and in the middle of it
+END_SECONDS, KILL_SECONDS = 10.0, 5.0  # for the driver to end when its work is done, and in the middle of it
 
 T = TypeVar("T")
 
@@ -157,7 +158,7 @@ class _Blocks(Generic[T]):
         known = self._seconds > 0
         usual = round(BLOCK_SECONDS / self._seconds) if known else FIRST_ITEMS
         size = max(1, min(share, usual, self._most))
-        if not known:
+        if not known and left > room * size:  # too many for a single round, so the first only finds out
             room = BLOCKS_PER_WORKER * workers
         while self._start < len(self._items) and len(blocks) < room:
             blocks.append(_Block(self._items[self._start : self._start + size]))
@@ -310,7 +311,7 @@ class _Driver:
 
     def __init__(self, job: Job, folder: str) -> None:
         self._job, self._log = job, os.path.join(folder, "driver.log")
-        self._messages: Queue[Any] = Queue(64)  # no more results than that are in memory here
+        self._messages: Queue[Any] = Queue(WAITING_RESULTS)
 
     def __enter__(self) -> "_Driver":
         with open(self._log, "wb") as log:
@@ -336,8 +337,10 @@ class _Driver:
             self._process.wait(END_SECONDS if self._stopped else KILL_SECONDS)
         with suppress(OSError):
             self._process.stdin.close()
-        with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        if hasattr(os, "killpg"):
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         while self._listener.is_alive():  # it may wait for room
             self.message()

@@ -5,6 +5,7 @@ Ray itself prints goes to standard error. It ends with its input, and what it st
 """
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from dr_keras.version import __version__
 STATUS_SECONDS = 3.0
 STORE_BYTES = 200 * 2**20  # of the object store of a cluster on this machine; blocks have a few MB
 REACH_SECONDS = 10.0
+END_SECONDS = 3.0
 IN_FLIGHT = 2  # blocks that a worker has at a time, so that it need not wait for the next one
 
 
@@ -52,7 +54,7 @@ def main() -> None:
                     say(result)
                 say(Ready(_Shares(job.work.gpu).workers))
     except OSError:  # the command is gone
-        os._exit(1)
+        _end(None)
     except InputError as error:
         say(Failed(type(error).__name__, str(error)))
     except Exception:
@@ -61,10 +63,25 @@ def main() -> None:
 
 def _listen(stream: IO[bytes], orders: "SimpleQueue[Any]") -> None:
     """Puts messages into a queue; ends the process when the command is gone, even while it waits for Ray."""
+    folder = None
     while (message := receive(stream)) is not None:
+        if isinstance(message, Job):
+            folder = message.folder
         orders.put(message)
         if isinstance(message, Stop):
             return
+    threading.Timer(END_SECONDS, _end, [folder]).start()
+    with suppress(Exception):  # whatever Ray raises in the middle of something
+        ray.shutdown()
+    _end(folder)
+
+
+def _end(folder: str | None) -> None:
+    """Ends this process, with those of a cluster on this machine, and removes the folder of that."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -154,7 +171,7 @@ def _report(say: Callable[[object], None]) -> None:
         try:
             say(Status(_status()))
         except OSError:  # the command is gone
-            os._exit(1)
+            return
 
 
 def _status() -> str:

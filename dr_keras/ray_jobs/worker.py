@@ -5,6 +5,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from dr_keras.errors import InputError
@@ -32,6 +33,8 @@ class Worker:
         """Takes a table of `number` and `block`, and returns one of `number`, `value` and `seconds`."""
         import pyarrow as pa
 
+        with suppress(Exception):  # which is reported below
+            self._started()
         values, seconds = [], []
         for block in table["block"].to_pylist():
             started = time.monotonic()
