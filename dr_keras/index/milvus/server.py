@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -167,11 +168,23 @@ class Server:
             return RunError(f"{where} refuses: {_without_secret(text)}; a token is read from {TOKEN}")
         if "space left" in low or "quota exceeded" in low or "disk" in low or "memory limit" in low:
             return RunError(f"{where} takes no more: {_short(text)}")
-        if "illegal connection params" in low:
-            return Unavailable(f"{where} cannot be reached")
+        if "illegal connection params" in low:  # whatever the reason is
+            if not self._listens():
+                return Unavailable(f"{where} cannot be reached")
+            return Unavailable(
+                f"{where} does not answer as Milvus does: it may be starting, or want a token ({TOKEN}) or TLS ({TLS})"
+            )
         if any(sign in low for sign in _AWAY) or callable(code):
             return Unavailable(f"{where} cannot be used at the moment: {_short(text)}")
         return RunError(f"{self.address} cannot be used: {_short(text)}")
+
+    def _listens(self) -> bool:
+        """Whether anything listens at the address."""
+        try:
+            socket.create_connection((self.address.host.strip("[]"), self.address.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def wrote(self) -> None:
         """Tells that this process has changed what the server holds."""
