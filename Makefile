@@ -1,6 +1,6 @@
 # make demo: train, index, retrieve and evaluate on scikit-learn's digits, then search them with the released model;
 # make test: lint, types, and the tests that a change needs, with their coverage: 8 minutes on 2 cores;
-# make test-all: the slow tests too, as CI runs them: 20 minutes.
+# make test-ci: the slow tests too, as CI runs them: 20 minutes; make test-all: those for the night as well.
 # make demo-cluster: a Milvus server and a Ray cluster on this machine: add, search, kill, recover.
 # make docs: the documentation as a site in build/site.
 # All make .venv and install first, once. PYTHON names another interpreter (3.11 or newer).
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term \
     --cov-fail-under 90 -rs
 
-.PHONY: demo demo-cluster test test-all lint types docs clean
+.PHONY: demo demo-cluster test test-ci test-all lint types docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python train.py --data digits --image-size 32 --backbone resnet10 --width 16 \
@@ -25,7 +25,10 @@ demo-cluster: $(VENV)/demo.stamp $(VENV)/cluster.stamp
 	$(BIN)/python examples/cluster.py
 
 test: lint types
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
+
+test-ci: lint types
+	$(PYTEST) -m "not nightly"
 
 test-all: lint types
 	$(PYTEST)

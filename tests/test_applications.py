@@ -52,7 +52,7 @@ def test_all_networks_are_known_by_name():
         preprocessing(name)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("EfficientNetB0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("EfficientNetB0", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("multiscale", [False, True])
 def test_an_application_becomes_an_embedding_network(name, multiscale, tmp_path):
     network = embedding_network(Config(backbone=name, image_size=32, embedding_dim=16, multiscale=multiscale))
@@ -63,7 +63,7 @@ def test_an_application_becomes_an_embedding_network(name, multiscale, tmp_path)
     assert np.array_equal(load_network(tmp_path / "network.keras").predict(IMAGES, verbose=0), vectors)
 
 
-@pytest.mark.parametrize("name", ["VGG16", pytest.param("ResNet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["VGG16", pytest.param("ResNet50", marks=pytest.mark.nightly)])
 def test_an_application_is_exported(name, tmp_path):
     config = Config(backbone=name, image_size=32, embedding_dim=8, multiscale=False, onnx=True)  # turned to BGR
     run = Run(tmp_path / "r")

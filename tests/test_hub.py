@@ -220,7 +220,7 @@ def test_the_card_names_source_and_license(presets, tmp_path):
     assert "the file own.h5" in source_card(NetworkConfig(backbone="MobileNet", weights="/some/where/own.h5"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("export_here")
 @pytest.mark.parametrize("kind", [*KERAS[:1], *kinds()[6:]])
 def test_from_the_network_as_it_is_to_a_tuned_one(kind, presets, folders, tmp_path):
@@ -241,7 +241,7 @@ def test_from_the_network_as_it_is_to_a_tuned_one(kind, presets, folders, tmp_pa
         assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", kinds()[:1])
 def test_jax_needs_no_tensorflow(kind, presets, folders, tmp_path, refuse):
     place = {"KERAS_BACKEND": "jax"} | refuse("tensorflow")

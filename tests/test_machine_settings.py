@@ -69,7 +69,7 @@ def machine(home: Path, settings: object = None, **variables: str) -> dict[str, 
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("jax_programs")
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.jax)])
 def test_the_machine_changes_neither_network_nor_training(backend, tmp_path, folders):
@@ -311,7 +311,7 @@ def test_a_person_reads_the_network_by_keras_itself(imports, workplace):
     assert result.stdout == "embedding_network\n"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluating_on_an_odd_machine_gives_the_same_figures(workplace, tmp_path):
     arguments = ("evaluate.py", "--run", workplace / "runs" / "small", "--json")
     plain, odd = (

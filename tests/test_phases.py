@@ -43,7 +43,7 @@ def values(variables):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [pytest.param(name, marks=[pytest.mark.slow] if name != "muon" else []) for name in OPTIMIZERS]
+    "optimizer", [pytest.param(name, marks=[pytest.mark.nightly] if name != "muon" else []) for name in OPTIMIZERS]
 )
 @pytest.mark.parametrize(("before", "after"), [((SOFTMAX, 16), (SOFTMAX, 32)), ((SOFTMAX, 32), (TRIPLETS, 32))])
 def test_weights_proxies_and_moments_pass_on(optimizer, before, after):

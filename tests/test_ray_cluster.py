@@ -24,7 +24,7 @@ from dr_keras.index.index import Entry, Index
 from dr_keras.progress import stderr
 from dr_keras.ray_jobs.cluster import Lost, RayCluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
