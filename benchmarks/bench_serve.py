@@ -5,6 +5,7 @@
     pip install -e .[serve]
     python benchmarks/bench_serve.py                          # startup, searches by id, uploads
     python benchmarks/bench_serve.py ids --workers 1 2        # searches by id with one worker and with two
+    python benchmarks/bench_serve.py ids --workers 1 2 --milvus
     python benchmarks/bench_serve.py mixed --minutes 20       # all kinds of requests, including bad ones
 
 Creates a finished run in a temporary folder, as in bench_retrieve.py: 100,000 random 256-dimensional vectors and the
@@ -28,8 +29,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,29 +82,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("load", "ids", "mixed"), default="load")
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="of the server; each number is measured")
+    parser.add_argument("--milvus", action="store_true", help="search a copy of the index in a Milvus server")
     parser.add_argument("--seconds", type=int, default=20, help="length of a round (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=20, help="length of the mixed load (default: 20)")
     options = parser.parse_args()
     print(f"{machine()}; {GALLERY:,} x {LENGTH}, {CLIENTS} clients", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         place = Path(folder)
         run = Run(place / "runs" / "bench")
         make_run(run, place)
+        where = opened.enter_context(in_milvus(run, place)) if options.milvus else ()
         for workers in options.workers:
             print(f"{workers} workers", flush=True)
             if options.what == "mixed":
                 mixed(place, run, options.minutes, workers)
             else:
-                print(f"ready to search: {spread(starts(place, options.rounds, workers), 's', 2)}", flush=True)
-                load(place, run, options, workers)
+                print(f"ready to search: {spread(starts(place, options.rounds, workers, where), 's', 2)}", flush=True)
+                load(place, run, options, workers, where)
 
 
-def starts(place: Path, rounds: int, workers: int) -> list[float]:
+@contextmanager
+def in_milvus(run: Run, place: Path) -> Iterator[tuple[str, ...]]:
+    """A copy of the run's index in a server of its own; yields the flags of serve.py to search it."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from milvus_server import MilvusProcess
+
+    from dr_keras.index.copying import copy_index
+    from dr_keras.progress import stderr
+
+    with MilvusProcess(place / "milvus") as server:
+        copy_index(run.index, f"{server.address}/bench", console=stderr())
+        yield "--run", "bench", "--index", f"{server.address}/bench"
+
+
+def starts(place: Path, rounds: int, workers: int, where: Sequence[str]) -> list[float]:
     """The seconds that each of several starts took, after one that is not counted."""
     ready = []
     for _ in range(rounds + 1):
-        with served(place, "--workers", str(workers)) as (_, _, seconds):
+        with served(place, "--workers", str(workers), *where) as (_, _, seconds):
             ready.append(seconds)
     return ready[1:]
 
@@ -166,7 +183,7 @@ def memory(process: subprocess.Popen[bytes]) -> str:
 # Searches and uploads
 
 
-def load(place: Path, run: Run, options: argparse.Namespace, workers: int) -> None:
+def load(place: Path, run: Run, options: argparse.Namespace, workers: int, where: Sequence[str]) -> None:
     scripts = {"searches by id": SEARCHES.replace("COUNT", str(GALLERY))}
     alone = [0.0]
     if options.what != "ids":
@@ -178,7 +195,7 @@ def load(place: Path, run: Run, options: argparse.Namespace, workers: int) -> No
         scripts["uploads"] = SENT.replace("BODIES", str(place / "bodies")).replace("BOUNDARY", BOUNDARY)
         alone = embedding_alone(run, images)
         print(f"embedding alone, decoded pixels, {CLIENTS} at a time: {spread(alone, 'images/s', 0)}", flush=True)
-    with served(place, "--workers", str(workers)) as (process, port, _):
+    with served(place, "--workers", str(workers), *where) as (process, port, _):
         for name, text in scripts.items():
             script = place / "script.lua"
             script.write_text(text)

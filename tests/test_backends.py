@@ -101,7 +101,7 @@ def losses_by_hand(folders, backend_name, tmp_path):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_whole_line_runs_on(name, tmp_path, folders):
     env = {"KERAS_BACKEND": name}
@@ -125,7 +125,7 @@ def test_the_whole_line_runs_on(name, tmp_path, folders):
     assert np.abs(found - model.index.vectors[rows]).max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [backend("jax"), backend("torch")])
 @pytest.mark.usefixtures("export_here")
 def test_without_tensorflow_it_trains_and_says_how_to_export(name, tmp_path, folders, refuse):
@@ -181,7 +181,7 @@ def parallel(tmp_path, folders, run, without_tensorflow, devices, hosts=1):
 
 
 @pytest.mark.jax
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_devices_and_several_hosts_compute_what_one_does(tmp_path, folders, refuse):
     env = refuse("tensorflow")  # skips the export
     one = parallel(tmp_path, folders, "one", env, devices=1)

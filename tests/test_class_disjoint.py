@@ -112,7 +112,7 @@ def builders(tmp_path, monkeypatch):
     return tfds, prepare
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tfds_halves_by_the_order_of_its_classes(builders):
     tfds, prepare = builders
     names = ["b last", "a first", "zebra", "yak"]  # not in alphabetical order
@@ -124,7 +124,7 @@ def test_tfds_halves_by_the_order_of_its_classes(builders):
     assert len(catalog) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tfds_keeps_disjoint_splits_of_products(builders):
     tfds, prepare = builders
     features = {
@@ -221,7 +221,7 @@ def test_the_protocol_in_evaluation(workplace, folders, tmp_path):
     assert "nmi" in shown.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("export_here")
 def test_training_on_in_shop_and_on_half_of_the_classes(in_shop, folders, tmp_path):
     sizes = ("--image-size", 32, "--backbone", "resnet10", "--width", 4, "--embedding-dim", 8, "--shift", 1)

@@ -270,7 +270,7 @@ def test_neighbors_without_the_query_itself():
     assert rows[3, 1] in (0, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("export_here", "eagerly")
 def test_few_shot_data_end_to_end(tmp_path):
     """Trained, monitored, stopped early, evaluated; the metrics match those of the index's own vectors."""

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("wanted", "changes", "parts"), [pytest.param(100, 100, 5, marks=pytest.mark.slow), (20, 10, 0)]
+    ("wanted", "changes", "parts"), [pytest.param(100, 100, 5, marks=pytest.mark.nightly), (20, 10, 0)]
 )
 def test_a_hundred_kills_lose_nothing(wanted, changes, parts, tmp_path):
     script = Path(__file__).parent / "kill_index.py"

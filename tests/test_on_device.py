@@ -125,7 +125,7 @@ def tiny(folders, run, *more):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("jax_programs")
 def test_a_run_with_its_store_on_the_device_is_resumed_where_it_was_killed(tmp_path, folders, refuse, monkeypatch):
     monkeypatch.delenv("KERAS_BACKEND", raising=False)  # the store selects JAX by itself

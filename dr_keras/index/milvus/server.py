@@ -160,7 +160,9 @@ class Server:
 
     def _told(self, error: Exception) -> RunError:
         """An error of pymilvus or gRPC as a line."""
-        text = " ".join(str(getattr(error, "message", None) or error).split())
+        details = getattr(error, "details", None)  # of gRPC
+        text = details() if callable(details) else getattr(error, "message", None)
+        text = " ".join(str(text or error).split())
         code = getattr(error, "compatible_code", getattr(error, "code", None))
         where = f"the Milvus server {self.address.host}:{self.address.port}"
         low = text.lower()
