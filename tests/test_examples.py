@@ -12,7 +12,7 @@ nbformat = pytest.importorskip("nbformat")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["first_search", "train_on_your_folders", "web_application"])
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))

@@ -116,7 +116,7 @@ expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 414, 415, 422]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_api_is_as_it_is_described(place):
     (place / "schemathesis.toml").write_text(SCHEMATHESIS)
     arguments = ("--index", "my-index", "--writable", "--uploads", "uploads")

@@ -22,7 +22,7 @@ def unpack(parts, runs):
     subprocess.run(["tar", "x", "-C", str(runs)], input=b"".join(part.read_bytes() for part in parts), check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_unfinished_run_goes_on_elsewhere(tmp_path, folders):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -65,7 +65,7 @@ def test_parts_are_named_after_the_folder_and_sort_in_order(workplace, tmp_path,
     assert (tmp_path / "runs" / "small" / "config.json").read_bytes() == run.config_file.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("export_here")
 def test_a_finished_run_can_be_searched_with_exported_and_released(workplace, tmp_path):
     run = Run(workplace / "runs" / "small")

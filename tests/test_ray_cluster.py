@@ -130,7 +130,9 @@ def test_interrupted_and_resumed(nodes, pictures, workplace, tmp_path):
     command = [*add_flags(pictures, workplace, "ray"), "--ray", nodes.address]
     with started_script(tmp_path, command) as process:
         nodes.wait_for_workers()
-        drivers = psutil.Process(process.pid).children()
+        while not (drivers := psutil.Process(process.pid).children()):  # the workers may be those of the last test
+            assert process.poll() is None
+            time.sleep(0.1)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
@@ -144,6 +146,7 @@ def test_interrupted_and_resumed(nodes, pictures, workplace, tmp_path):
     assert f"{300 - kept} added, 0 updated, {kept} unchanged, 2 could not be read; 300 images" in result.stdout
 
 
+@pytest.mark.nightly
 def test_a_file_that_kills_its_reader_is_named_and_costs_no_other(nodes):
     found = {}
     for numbers, doubles in RayCluster(nodes.address, stderr()).results(Doubles(killers=(17,)), range(60), list, 8):
@@ -154,6 +157,7 @@ def test_a_file_that_kills_its_reader_is_named_and_costs_no_other(nodes):
     assert found == {number: 2 * number for number in range(60) if number != 17}
 
 
+@pytest.mark.nightly
 def test_a_worker_takes_a_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     with RayNodes(2, gpus=1) as nodes:
@@ -211,6 +215,7 @@ def test_a_cluster_that_is_not_there(workplace, tmp_path):
     assert len(result.stderr.splitlines()) <= 2
 
 
+@pytest.mark.nightly
 def test_no_core_for_a_worker_ends_clearly(workplace, tmp_path):
     write_folders(tmp_path / "mine", each=1)
     run = ("--run", workplace / "runs" / "small", "--index", "i")
@@ -222,6 +227,7 @@ def test_no_core_for_a_worker_ends_clearly(workplace, tmp_path):
     assert "the same command resumes it" in result.stderr
 
 
+@pytest.mark.nightly
 def test_a_cluster_of_this_machine(workplace, tmp_path):
     needs_ray()
     write_folders(tmp_path / "mine", each=2)
@@ -235,6 +241,7 @@ def test_a_cluster_of_this_machine(workplace, tmp_path):
     assert not [process for process in new if "raylet" in process.name()]
 
 
+@pytest.mark.nightly
 def test_another_run_on_a_machine_of_the_cluster(nodes, workplace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from dr_keras.errors import RunError
