@@ -43,9 +43,9 @@ def kill_a_worker(since: float) -> None:
                 name = " ".join(process.cmdline())
             except psutil.Error:
                 continue
-            if name.startswith("ray::") and "IDLE" not in name:
+            if name.startswith("ray::") and "MapWorker" in name:
                 time.sleep(2)
-                print(f"(killing the Ray worker {process.pid}: {name})", flush=True)
+                print(f"(killing the Ray worker {process.pid})", flush=True)
                 process.send_signal(signal.SIGKILL)
                 return
         time.sleep(0.1)
