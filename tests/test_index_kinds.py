@@ -289,7 +289,14 @@ def test_refused_changes_change_nothing(index):
 @pytest.mark.usefixtures("index")
 def test_readers_cannot_change_it(place):
     with Index.open(place) as reader:
-        for change in (lambda: reader.add([Entry("x")], unit(1)), lambda: reader.remove([made(1).id])):
+        for change in (
+            lambda: reader.add([Entry("x")], unit(1)),
+            lambda: reader.remove([made(1).id]),
+            lambda: reader.image_files.skip({"x": (1, 2, "is no image")}),
+            lambda: reader.image_files.unskip(["x"]),
+            lambda: reader.image_files.forget_stamps([made(1).id]),
+            lambda: reader.image_files.change_root("/elsewhere", {}),
+        ):
             with pytest.raises(RunError, match="opened for reading"):
                 change()
 

@@ -1,8 +1,8 @@
 """What an index in Milvus knows about its images' files."""
 
 import threading
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Collection as Several
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -25,9 +25,17 @@ class MilvusImageFiles(ImageFiles):
         collection: The index's collection.
         records: What else the index knows about its images.
         guard: The index's lock.
+        check_writable: Raises RunError if the index may not be changed.
     """
 
-    def __init__(self, collection: Collection, records: MilvusRecords, guard: "threading.RLock") -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        records: MilvusRecords,
+        guard: "threading.RLock",
+        check_writable: Callable[[], None],
+    ) -> None:
+        self._check_writable = check_writable
         self._collection = collection
         self._records = records
         self._guard = guard
@@ -66,12 +74,14 @@ class MilvusImageFiles(ImageFiles):
 
     def forget_stamps(self, ids: Several[str]) -> None:
         with self._guard:
+            self._check_writable()
             self._records.known_rows(ids)
             self._stamp(dict.fromkeys(ids, (None, None, None)))
             self._collection.changed()
 
     def change_root(self, root: str, stamps: Mapping[str, Stamp]) -> None:
         with self._guard:
+            self._check_writable()
             self._stamp(stamps)
             self._collection.change(root=root)
 
@@ -96,8 +106,10 @@ class MilvusImageFiles(ImageFiles):
 
     def skip(self, files: Mapping[str, tuple[int | None, int | None, str]]) -> None:
         with self._guard:
+            self._check_writable()
             self._collection.keep({f"{SKIPPED}/{id}": list(what) for id, what in files.items()})
 
     def unskip(self, ids: Iterable[str]) -> None:
         with self._guard:
+            self._check_writable()
             self._collection.forget([f"{SKIPPED}/{id}" for id in ids])

@@ -51,7 +51,7 @@ class MilvusIndex(Index):
             server.close()
             raise
         self.records = MilvusRecords(self._collection, self._guard)
-        self.image_files = MilvusImageFiles(self._collection, self.records, self._guard)
+        self.image_files = MilvusImageFiles(self._collection, self.records, self._guard, self._check_writable)
         self.engine = MilvusEngine(self._collection, self._guard)
         self._search = MilvusSearch(self._collection, self.engine)
 
