@@ -6,8 +6,9 @@
 Only training images are used: 80 classes are trained on, and the images of 40 others are held out. Each argument after
 -- holds flags of train.py and becomes a row of the table, in the order in which they finish. Its columns:
 precision@30, MAP@R and similarity precision of the monitor images, a twentieth of the images of the trained classes;
-precision@30 among the held-out classes and on scikit-learn's digits, by the trained and by the general head. `--at-once`
-arms run side by side; on a GPU, set XLA_PYTHON_CLIENT_MEM_FRACTION to less than a part of its memory.
+precision@30 among the held-out classes and on scikit-learn's digits, by the trained and by the general head.
+
+`--at-once` arms run side by side; on a GPU, XLA_PYTHON_CLIENT_MEM_FRACTION then has to be a part of its memory.
 """
 
 import argparse
