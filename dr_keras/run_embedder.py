@@ -19,8 +19,8 @@ from dr_keras.index.sync import Reader
 from dr_keras.runs import Run
 from dr_keras.runtimes import RUNTIMES
 
-# OpenVINO's faster inference makes up for its slower start where LiteRT would take this long (docs/decisions/009), as
-# far as a few images tell.
+# OpenVINO's faster inference makes up for its slower start once LiteRT would have taken this long in all
+# (docs/decisions/009), as far as a few images tell.
 OPENVINO_MIN_SECONDS = 1.5
 TIMED_IMAGES = 4
 
@@ -33,7 +33,7 @@ class RunEmbedder:
     Args:
         run: The run.
         runtime: One of `RUNTIMES`; 'auto' uses LiteRT, or OpenVINO if it is installed and LiteRT would take more than a
-            second or two, or Keras if the run is not exported.
+            second or two for all images until now, or Keras if the run is not exported.
 
     Raises:
         InputError: There is no such runtime.
@@ -51,6 +51,7 @@ class RunEmbedder:
         self._fingerprints: dict[str, str] = {}
         self._guard = threading.Lock()  # guards the two above
         self._seconds = 0.0  # that LiteRT takes for an image; 0 until it is known
+        self._spent = 0.0  # seconds of LiteRT until now
 
     def fingerprint(self, head: str) -> str:
         """Returns `Run.fingerprint` of a head, computed once."""
@@ -117,9 +118,14 @@ class RunEmbedder:
 
     def _sooner(self, pixels: np.ndarray, head: str) -> np.ndarray:
         """Embeds with LiteRT or OpenVINO, whichever is likely to finish first."""
-        # Once loaded, OpenVINO also embeds the last few images.
-        long = len(pixels) * self._seconds >= OPENVINO_MIN_SECONDS
-        return self._embedder("openvino" if long or ("openvino", head) in self._embedders else "litert", head)(pixels)
+        # Once loaded, OpenVINO also embeds the last few images. Many small batches are as good a reason as a large one.
+        long = self._spent + len(pixels) * self._seconds >= OPENVINO_MIN_SECONDS
+        if long or ("openvino", head) in self._embedders:
+            return self._embedder("openvino", head)(pixels)
+        started = time.perf_counter()
+        vectors = self._embedder("litert", head)(pixels)
+        self._spent += time.perf_counter() - started
+        return vectors
 
     def _timed(self, pixels: np.ndarray, head: str) -> np.ndarray:
         """Embeds twice `TIMED_IMAGES` with LiteRT, and keeps how long it takes once it has allocated its memory."""

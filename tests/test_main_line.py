@@ -346,7 +346,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
         for part in (pixels, pixels[:1], pixels[:0]):
             assert np.abs(both.embed(part) - expected[: len(part)]).max(initial=0) < 1e-4
         names = [name for name, _ in both._embedder._embedders]
-        assert names == (used if count > 8 else ["litert"])
+        assert names == used
 
 
 def test_openvino_that_is_not_there_is_named(model, monkeypatch):

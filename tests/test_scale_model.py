@@ -9,23 +9,37 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-import scale_model as model
+import scale_model
+from scale_engines import (
+    ENGINES,
+    Engine,
+    LocalFlat,
+    LocalLists,
+    MilvusDiskAnn,
+    MilvusFlat,
+    MilvusHnsw,
+    MilvusLists,
+    Plan,
+)
+from scale_inputs import Amount, Input, Inputs, largest
+from scale_needs import embedding, gpu_rate, need, refused_ids
+from scale_text import byte_text, hour_text, image_text, number_text, second_text
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scale.md"
-INPUTS = model.Inputs.read(model.INPUTS)
-PLAN = model.Plan()
+INPUTS = Inputs.read(scale_model.INPUTS)
+PLAN = Plan()
 FACTOR = 2.0  # by which the models may be off
 SIZES = [10 ** (power / 2) for power in range(8, 22)]
 # Names of inputs that somebody may measure and fill in at any time.
 LATER = r"milvus_(flat|hnsw|ivfpq)_(bytes|ms|recall|build_s).*|milvus_rows_per_s|ray_share_of_linear|.*_gpu_images_s"
 
 
-def inputs_with(**values: float) -> model.Inputs:
+def inputs_with(**values: float) -> Inputs:
     """The inputs, of which only these were measured among those that can be measured later."""
     known = dict(INPUTS.known)
-    known |= {name: model.Input(None, "", "unmeasured: here", False) for name in known if re.fullmatch(LATER, name)}
-    known |= {name: model.Input(value, "", "measured: here", True) for name, value in values.items()}
-    return model.Inputs(known)
+    known |= {name: Input(None, "", "unmeasured: here", False) for name in known if re.fullmatch(LATER, name)}
+    known |= {name: Input(value, "", "measured: here", True) for name, value in values.items()}
+    return Inputs(known)
 
 
 UNMEASURED = inputs_with()
@@ -38,7 +52,7 @@ def measured(name: str) -> float:
     return value
 
 
-def near(said: model.Amount, found: float, factor: float = FACTOR) -> bool:
+def near(said: Amount, found: float, factor: float = FACTOR) -> bool:
     return found / factor <= said.value <= found * factor
 
 
@@ -47,14 +61,14 @@ def near(said: model.Amount, found: float, factor: float = FACTOR) -> bool:
 
 @pytest.mark.parametrize("rows", [5, 6])
 def test_exact_search_is_near_what_was_measured(rows):
-    engine = model.LocalFlat(INPUTS, PLAN)
+    engine = LocalFlat(INPUTS, PLAN)
     assert near(engine.answer(10**rows, 1)[0], measured(f"exact_ms_1e{rows}") / 1000)
     assert near(engine.work(10**rows), measured(f"exact_1000_ms_1e{rows}") / 1e6)
 
 
 def test_lists_are_near_what_was_measured():
-    engine = model.LocalLists(INPUTS, PLAN)
-    few = model.Amount(8)  # lists that the synthetic vectors of the larger measurements needed
+    engine = LocalLists(INPUTS, PLAN)
+    few = Amount(8)  # lists that the synthetic vectors of the larger measurements needed
     for rows, probed in ((5, INPUTS["lists_probed"]), (6, few), (7, few)):
         assert near(engine.together(10**rows, probed), measured(f"lists_1000_ms_1e{rows}") / 1e6)
     assert near(engine.alone(1e7, few), measured("lists_ms_1e7") / 1000)
@@ -73,11 +87,11 @@ def test_each_measured_input_names_a_command():
 # Formulas
 
 
-@pytest.mark.parametrize("kind", model.ENGINES)
+@pytest.mark.parametrize("kind", ENGINES)
 def test_more_images_never_take_less(kind):
     engine = kind(INPUTS, PLAN)
     alone = [engine.answer(images, 1)[1] for images in SIZES]
-    needs = [model.need(engine, images, PLAN) for images in SIZES]
+    needs = [need(engine, images, PLAN) for images in SIZES]
     building = [engine.building(images, 1) for images in SIZES]
     columns = [alone, building, *([getattr(one, name) for one in needs] for name in ("memory", "disk", "machines"))]
     columns += [
@@ -94,110 +108,118 @@ def test_more_images_never_take_less(kind):
 
 
 def test_bytes_of_an_image():
-    assert model.LocalFlat(INPUTS, PLAN).memory(1).value == 4 * 256
-    assert model.LocalFlat(INPUTS, PLAN).disk(1).value == 4 * 256 + measured("database_bytes")
-    lists = model.LocalLists(INPUTS, PLAN)
+    assert LocalFlat(INPUTS, PLAN).memory(1).value == 4 * 256
+    assert LocalFlat(INPUTS, PLAN).disk(1).value == 4 * 256 + measured("database_bytes")
+    lists = LocalLists(INPUTS, PLAN)
     assert lists.engine_bytes(1e9).value == 1e9 * (64 + 8) + 8192 * 1024
     fields = 57 + INPUTS["milvus_text_bytes"].value
-    assert model.MilvusFlat(UNMEASURED, PLAN).memory(1e6).value == 1e6 * (1024 + fields)
-    assert model.MilvusHnsw(UNMEASURED, PLAN).memory(1e6).value == 1e6 * (1024 + 2 * 32 * 4 + 8 + fields)
-    assert model.MilvusLists(UNMEASURED, PLAN).memory(1e6).value > 1e6 * (64 + 8 + fields)
-    assert model.MilvusDiskAnn(INPUTS, PLAN).memory(1e6).value == pytest.approx(1e6 * (0.225 * 1024 + fields))
+    assert MilvusFlat(UNMEASURED, PLAN).memory(1e6).value == 1e6 * (1024 + fields)
+    assert MilvusHnsw(UNMEASURED, PLAN).memory(1e6).value == 1e6 * (1024 + 2 * 32 * 4 + 8 + fields)
+    assert MilvusLists(UNMEASURED, PLAN).memory(1e6).value > 1e6 * (64 + 8 + fields)
+    assert MilvusDiskAnn(INPUTS, PLAN).memory(1e6).value == pytest.approx(1e6 * (0.225 * 1024 + fields))
 
 
 def test_machines_follow_memory_queries_and_replicas():
-    engine = model.MilvusHnsw(UNMEASURED, PLAN)
-    by_memory = model.need(engine, 1e9, PLAN)
+    engine = MilvusHnsw(UNMEASURED, PLAN)
+    by_memory = need(engine, 1e9, PLAN)
     assert by_memory.machines.value == -(-by_memory.memory.value // PLAN.room)
     twice = replace(PLAN, replicas=2)
-    assert model.need(model.MilvusHnsw(UNMEASURED, twice), 1e9, twice).memory.value == 2 * by_memory.memory.value
+    assert need(MilvusHnsw(UNMEASURED, twice), 1e9, twice).memory.value == 2 * by_memory.memory.value
     busy = replace(PLAN, queries_per_second=1000.0)
-    by_work = model.need(engine, 1e9, busy)
+    by_work = need(engine, 1e9, busy)
     assert by_work.machines.value >= 1000 * engine.work(1e9).value / PLAN.usable > by_memory.machines.value
     faster = replace(busy, speed=8.0)
-    assert model.need(model.MilvusHnsw(UNMEASURED, faster), 1e9, faster).machines.value < by_work.machines.value
+    assert need(MilvusHnsw(UNMEASURED, faster), 1e9, faster).machines.value < by_work.machines.value
 
 
 def test_shorter_vectors_take_less():
     short = replace(PLAN, dim=64)
-    for kind in model.ENGINES:
+    for kind in ENGINES:
         assert kind(INPUTS, short).memory(1e8).value < kind(INPUTS, PLAN).memory(1e8).value
         assert kind(INPUTS, short).work(1e8).value <= kind(INPUTS, PLAN).work(1e8).value
 
 
 def test_the_limits_stop_an_index():
-    def stops(kind: type[model.Engine], images: float, plan: model.Plan = PLAN, inputs: model.Inputs = INPUTS) -> str:
-        return "; ".join(model.need(kind(inputs, plan), images, plan).stops)
+    def stops(
+        kind: type[Engine],
+        images: float,
+        plan: Plan = PLAN,
+        inputs: Inputs = INPUTS,
+    ) -> str:
+        return "; ".join(need(kind(inputs, plan), images, plan).stops)
 
-    assert stops(model.LocalFlat, 1e6) == ""
-    assert "a query" in stops(model.LocalFlat, 1e8)
-    assert "of memory" in stops(model.LocalFlat, 1e9)
-    assert "queries/s" in stops(model.LocalFlat, 1e7, replace(PLAN, queries_per_second=1000.0))
-    assert "one writer" in stops(model.LocalFlat, 1e7, replace(PLAN, days=0.001))
-    assert "one shard" in stops(model.MilvusHnsw, 1e9, replace(PLAN, days=0.001))
-    assert "machines: a query's work" in stops(model.MilvusFlat, 1e10, inputs=UNMEASURED)
-    assert "machines: memory" in stops(model.MilvusHnsw, 1e10, replace(PLAN, most_machines=2), UNMEASURED)
-    assert "recall 0.91" in stops(model.MilvusLists, 1e6, inputs=inputs_with(milvus_ivfpq_recall_1e6=0.91))
+    assert stops(LocalFlat, 1e6) == ""
+    assert "a query" in stops(LocalFlat, 1e8)
+    assert "of memory" in stops(LocalFlat, 1e9)
+    assert "queries/s" in stops(LocalFlat, 1e7, replace(PLAN, queries_per_second=1000.0))
+    assert "one writer" in stops(LocalFlat, 1e7, replace(PLAN, days=0.001))
+    assert "one shard" in stops(MilvusHnsw, 1e9, replace(PLAN, days=0.001))
+    assert "machines: a query's work" in stops(MilvusFlat, 1e10, inputs=UNMEASURED)
+    assert "machines: memory" in stops(MilvusHnsw, 1e10, replace(PLAN, most_machines=2), UNMEASURED)
+    assert "recall 0.91" in stops(MilvusLists, 1e6, inputs=inputs_with(milvus_ivfpq_recall_1e6=0.91))
     slow = replace(PLAN, seconds_per_query=100.0, most_machines=10**6)
-    assert "a query" in stops(
-        model.MilvusFlat, 1e8, slow, inputs_with(milvus_flat_ms_1e5=5000, milvus_flat_ms_1e6=5000)
-    )
+    assert "a query" in stops(MilvusFlat, 1e8, slow, inputs_with(milvus_flat_ms_1e5=5000, milvus_flat_ms_1e6=5000))
 
 
 def test_ids_that_are_refused():
-    assert model.refused_ids(1e9) == pytest.approx(0.054, rel=0.01)  # the 5 % of docs/milvus.md
-    assert model.refused_ids(2e10) == pytest.approx(4 * model.refused_ids(1e10))
+    assert refused_ids(1e9) == pytest.approx(0.054, rel=0.01)  # the 5 % of docs/milvus.md
+    assert refused_ids(2e10) == pytest.approx(4 * refused_ids(1e10))
 
 
 def test_embedding():
     plan = replace(PLAN, network="mobilenet-224", machine_cores=16, days=1.0)
     linear = inputs_with(ray_share_of_linear=1.0)
-    one = model.embedding(linear, 1e8, plan)
+    one = embedding(linear, 1e8, plan)
     rate = measured("mobilenet-224_core_images_s")
     assert one.cores.value == -(-1e8 // (rate * 86400))
     assert one.machine_seconds.value == pytest.approx(1e8 / rate / 16)
     assert not one.cores.guesses
     assert one.reading.value == pytest.approx(1e8 * measured("mobilenet-224_file_bytes") / 86400)
-    half = model.embedding(inputs_with(ray_share_of_linear=0.5), 1e8, plan)
+    half = embedding(inputs_with(ray_share_of_linear=0.5), 1e8, plan)
     assert half.machine_seconds.value == pytest.approx(2 * one.machine_seconds.value)
     # A GPU embeds no more than the cores beside it decode, unless somebody has measured it.
-    assert model.gpu_rate(UNMEASURED, plan).value == pytest.approx(16 * 1000 / measured("mobilenet-224_decode_ms"))
-    assert "mobilenet-224_gpu_images_s" in model.gpu_rate(UNMEASURED, plan).guesses
-    known = model.gpu_rate(inputs_with(**{"mobilenet-224_gpu_images_s": 5000.0}), plan)
-    assert known == model.Amount(5000.0)
+    assert gpu_rate(UNMEASURED, plan).value == pytest.approx(16 * 1000 / measured("mobilenet-224_decode_ms"))
+    assert "mobilenet-224_gpu_images_s" in gpu_rate(UNMEASURED, plan).guesses
+    known = gpu_rate(inputs_with(**{"mobilenet-224_gpu_images_s": 5000.0}), plan)
+    assert known == Amount(5000.0)
 
 
 def test_cost_is_that_of_the_prices_given():
     images = 1e9
-    engine = model.MilvusHnsw(INPUTS, PLAN)
-    assert model.need(engine, images, PLAN).cost is None
+    engine = MilvusHnsw(INPUTS, PLAN)
+    assert need(engine, images, PLAN).cost is None
     priced = replace(PLAN, machine_per_hour=2.0, disk_per_gb_month=0.1)
-    one = model.need(engine, images, priced)
+    one = need(engine, images, priced)
     assert one.cost is not None
     assert one.cost.value == pytest.approx(one.machines.value * 2 * 730 + one.disk.value / 1e9 * 0.1)
-    assert "cost" not in model.report(INPUTS, [images], PLAN)
-    assert "cost a month" in model.report(INPUTS, [images], priced)
-    assert "cost by GPUs" in model.report(INPUTS, [images], replace(PLAN, gpu_per_hour=3.0))
+    assert "cost" not in scale_model.report(INPUTS, [images], PLAN)
+    assert "cost a month" in scale_model.report(INPUTS, [images], priced)
+    assert "cost by GPUs" in scale_model.report(INPUTS, [images], replace(PLAN, gpu_per_hour=3.0))
 
 
 # What is unmeasured
 
 
 def test_a_number_knows_what_it_rests_on():
-    sure, guess = model.Amount(2.0), model.Amount(3.0, frozenset(["a"]))
-    assert (sure + guess * 2 - 1) == model.Amount(7.0, frozenset(["a"]))
-    assert (12 / guess) == model.Amount(4.0, frozenset(["a"]))
-    assert model.largest(5.0, guess) == model.Amount(5.0, frozenset(["a"]))
+    sure, guess = Amount(2.0), Amount(3.0, frozenset(["a"]))
+    assert (sure + guess * 2 - 1) == Amount(7.0, frozenset(["a"]))
+    assert (12 / guess) == Amount(4.0, frozenset(["a"]))
+    assert largest(5.0, guess) == Amount(5.0, frozenset(["a"]))
     assert (guess.text("{:g}".format), sure.text("{:g}".format)) == ("3*", "2")
 
 
 def test_without_measurements_there_are_formulas_and_stars():
-    for kind in (model.MilvusFlat, model.MilvusHnsw, model.MilvusLists, model.MilvusDiskAnn):
-        one = model.need(kind(UNMEASURED, PLAN), 1e8, PLAN)
+    for kind in (
+        MilvusFlat,
+        MilvusHnsw,
+        MilvusLists,
+        MilvusDiskAnn,
+    ):
+        one = need(kind(UNMEASURED, PLAN), 1e8, PLAN)
         for value in (one.memory, one.machines, one.fastest, one.adding):
             assert value.value > 0
             assert value.guesses
-    text = model.report(UNMEASURED, [1e8], PLAN)
+    text = scale_model.report(UNMEASURED, [1e8], PLAN)
     assert "unmeasured" in text
     assert "`milvus_hnsw_bytes`" in text.rpartition("### What the stars rest on")[2]
 
@@ -206,20 +228,20 @@ def test_a_measurement_takes_the_place_of_the_formula():
     names = {"milvus_hnsw_bytes": 2000, "milvus_hnsw_ms_1e6": 30, "milvus_hnsw_build_s_1e6": 500}
     names |= {"milvus_flat_ms_1e5": 16, "milvus_flat_ms_1e6": 106, "milvus_rows_per_s": 4000}
     known = inputs_with(**names, milvus_hnsw_recall_1e6=0.987)
-    engine = model.MilvusHnsw(known, PLAN)
-    assert engine.memory(1e6) == model.Amount(2e9)  # no star: it was measured
-    assert engine.memory(1e7) == model.Amount(2e10)
+    engine = MilvusHnsw(known, PLAN)
+    assert engine.memory(1e6) == Amount(2e9)  # no star: it was measured
+    assert engine.memory(1e7) == Amount(2e10)
     assert engine.call().value == pytest.approx(0.006)  # of the two exact times, 1 ms for 10,000 images
     assert engine.answer(1e6, 1)[0].value == pytest.approx(0.030)
-    assert engine.adding(1e6) == model.Amount(250.0)
+    assert engine.adding(1e6) == Amount(250.0)
     recall = engine.recall(1e6)
-    assert recall == model.Amount(0.987)
+    assert recall == Amount(0.987)
     more = engine.recall(1e8)
     assert more is not None
     assert more.guesses == {"milvus_hnsw_recall_1e7"}
-    short = model.MilvusHnsw(known, replace(PLAN, dim=64))
+    short = MilvusHnsw(known, replace(PLAN, dim=64))
     assert short.memory(1e6).value < 2e9
-    flat = model.MilvusFlat(known, PLAN)
+    flat = MilvusFlat(known, PLAN)
     assert flat.answer(1e5, 1)[0].value == pytest.approx(0.016)
     assert flat.answer(1e6, 1)[0].value == pytest.approx(0.106)
 
@@ -235,14 +257,14 @@ def test_inputs_must_be_consistent(tmp_path):
         one = {"value": value, "unit": "s", "source": source, "measured": is_measured}
         file.write_text(json.dumps({"one": one}), encoding="utf-8")
         with pytest.raises(ValueError, match="one is"):
-            model.Inputs.read(file)
+            Inputs.read(file)
 
 
 # Text
 
 
 def test_units():
-    assert [model.byte_text(value) for value in (0, 999, 1e3, 1.024e9, 2.5e13, 1.4e15)] == [
+    assert [byte_text(value) for value in (0, 999, 1e3, 1.024e9, 2.5e13, 1.4e15)] == [
         "0 B",
         "999 B",
         "1 kB",
@@ -250,38 +272,38 @@ def test_units():
         "25 TB",
         "1.4 PB",
     ]
-    assert [model.second_text(value) for value in (0.00062, 0.0575, 0.9999, 5.8, 575)] == [
+    assert [second_text(value) for value in (0.00062, 0.0575, 0.9999, 5.8, 575)] == [
         "0.62 ms",
         "58 ms",
         "1 s",
         "5.8 s",
         "575 s",
     ]
-    assert model.hour_text(5400) == "1.5"
-    assert [model.number_text(value) for value in (0, 5.4e-6, 0.0123, 1234)] == ["0", "5.4e-6", "0.012", "1,234"]
-    assert [model.image_text(value) for value in (1e7, 2.5e7, 1e10, 1000)] == ["1e7", "2.5e7", "1e10", "1e3"]
+    assert hour_text(5400) == "1.5"
+    assert [number_text(value) for value in (0, 5.4e-6, 0.0123, 1234)] == ["0", "5.4e-6", "0.012", "1,234"]
+    assert [image_text(value) for value in (1e7, 2.5e7, 1e10, 1000)] == ["1e7", "2.5e7", "1e10", "1e3"]
 
 
 def test_the_script_prints_what_was_asked(capsys, monkeypatch):
     arguments = ["scale_model.py", "--images", "1e8", "1e7", "--dim", "128", "--network", "dinov2-s-224"]
     monkeypatch.setattr(sys, "argv", arguments)
-    model.main()
+    scale_model.main()
     text = capsys.readouterr().out
     assert text.index("| 1e7 ") < text.index("| 1e8 ")
     assert "### Embedding by `dinov2-s-224`" in text
-    assert text.count("stops here") == len(model.ENGINES)
+    assert text.count("stops here") == len(ENGINES)
     for wrong in (["--images", "0"], ["--usable", "1.5"], ["--replicas", "0"], ["--dim", "x"]):
         with pytest.raises(SystemExit):
-            model.parsed(wrong)
+            scale_model.parsed(wrong)
         capsys.readouterr()
 
 
 def test_the_document_is_up_to_date(tmp_path, monkeypatch):
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert len(model.PART.findall(text)) == 2
-    assert model.with_tables(text) == text, "run: python benchmarks/scale_model.py --write docs/scale.md"
+    assert len(scale_model.PART.findall(text)) == 2
+    assert scale_model.with_tables(text) == text, "run: python benchmarks/scale_model.py --write docs/scale.md"
     old = tmp_path / "scale.md"
     old.write_text(text.replace("| 1e9 ", "| 1e5 "), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["scale_model.py", "--write", str(old)])
-    model.main()
+    scale_model.main()
     assert old.read_text(encoding="utf-8") == text
