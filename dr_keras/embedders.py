@@ -14,8 +14,6 @@ import numpy as np
 
 from dr_keras.backend import import_framework, keras_defaults
 from dr_keras.cells import Maps
-from dr_keras.data.augment_pillow import augmented
-from dr_keras.data.augmentation_draws import Augmentation
 from dr_keras.errors import MissingPackage, NotNumbers, RunError
 from dr_keras.extras import how_to_install
 from dr_keras.heads import GENERAL, TRAINED
@@ -81,6 +79,9 @@ def embed_with_network(
     Raises:
         NotNumbers: An embedding is not finite.
     """
+    from dr_keras.data.augment_pillow import augmented
+    from dr_keras.data.augmentation_draws import Augmentation
+
     count = len(images) if rows is None else len(rows)
     rows = np.arange(count) if rows is None else rows
     vectors = np.empty((count, network.output_shape[-1]), np.float32)

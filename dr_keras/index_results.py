@@ -2,22 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dr_keras.data.crop import Crop
 from dr_keras.data.image_ids import image_path
 from dr_keras.data.parts import windows
-from dr_keras.duplicates.copies import CopyFinder
 from dr_keras.errors import InputError
 from dr_keras.image_names import resolve
 from dr_keras.index.index import Entry, Index
 from dr_keras.search_results import Result
 from dr_keras.variety import POOL, Variety, vary
 
-COPIES = CopyFinder()
+if TYPE_CHECKING:
+    from dr_keras.duplicates.copies import CopyFinder
+
 MAX_POOL = 2000  # nearest images among which copies are looked for: comparing them takes memory and time
+
+
+@cache
+def _copies() -> "CopyFinder":
+    from dr_keras.duplicates.copies import CopyFinder
+
+    return CopyFinder()
 
 
 def row_of(index: Index, name: str) -> int:
@@ -104,7 +114,7 @@ def varied_neighbors(
             near, entries = np.array(index.vectors[rows], np.float32), index.records.entries(rows)
             names, root, cuts = index.records.class_names(), index.root, windows(index.parts)
         files = [(image_path(entry.id, root), entry.hash) for entry in entries]
-        chosen, copies = vary(variety, near, distances, k, lambda: COPIES.groups(files, near))  # noqa: B023  # called at once
+        chosen, copies = vary(variety, near, distances, k, lambda: _copies().groups(files, near))  # noqa: B023  # called at once
         if len(chosen) == k or enough:
             break
         pool = min(POOL * pool, most)

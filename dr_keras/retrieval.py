@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +11,13 @@ from dr_keras.data.image_ids import image_path
 from dr_keras.data.images import ImageInput
 from dr_keras.errors import ImageError, InputError
 from dr_keras.image_names import resolve
-from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.index import Index
 from dr_keras.index_results import describe, neighbors, row_of, varied_neighbors
 from dr_keras.search_results import Answer, make_answer, refined_query
 from dr_keras.variety import Variety
+
+if TYPE_CHECKING:
+    from dr_keras.index.cutoff import Cutoff  # which a search by name need not import
 
 Embed = Callable[[list[ImageInput]], np.ndarray]
 
@@ -28,7 +31,7 @@ def retrieve(
     include_self: bool,
     negatives: Sequence[str],
     where: str | None,
-    max_distance: float | Cutoff | None,
+    max_distance: "float | Cutoff | None",
     crop: Crop | None,
     variety: Variety,
     whole: bool,
@@ -69,7 +72,10 @@ def retrieve(
         )
         vector = refined_query(vectors[: len(names)], vectors[len(names) :])
         excluded = [row for row in (rows[len(names) :] if include_self else rows) if row is not None]
-        limit = max_distance.limit_for(index, vector, excluded) if isinstance(max_distance, Cutoff) else max_distance
+        if max_distance is None or isinstance(max_distance, float | int):
+            limit = max_distance
+        else:
+            limit = max_distance.limit_for(index, vector, excluded)
         known = [describe(index, row) if row is not None else None for row in rows[: len(names)]]
         results = [] if variety else neighbors(index, vector[None], k, excluded, where, whole=whole)[0]
         ids = [entry.id for entry in index.records.entries(excluded)]  # rows may change as soon as it is not held

@@ -15,7 +15,7 @@ from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVI
 from dr_keras.errors import InputError
 from dr_keras.heads import FITTED, TRAINED, GeneralHead
 from dr_keras.index.index import HEAD_FILE, Index
-from dr_keras.index.sync import Reader
+from dr_keras.index.reader import Reader
 from dr_keras.runs import Run
 from dr_keras.runtimes import RUNTIMES
 

@@ -3,21 +3,20 @@
 import os
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
 from dr_keras.calibrated import calibrated_distance
 from dr_keras.data.crop import Crop
 from dr_keras.data.images import ImageInput
 from dr_keras.errors import InputError, RunError
-from dr_keras.explanation import Explainer, Explanation
 from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED, GeneralHead
 from dr_keras.image_names import file_named
-from dr_keras.index.cutoff import Cutoff
 from dr_keras.index.index import HEAD_FILE, Index
-from dr_keras.index.sync import Reader, folder_classes
+from dr_keras.index.reader import Reader
 from dr_keras.index_results import describe, neighbors
 from dr_keras.progress import stderr
 from dr_keras.retrieval import check_cutoff, retrieve
@@ -25,6 +24,12 @@ from dr_keras.run_embedder import Images, RunEmbedder
 from dr_keras.runs import Run
 from dr_keras.search_results import Answer, Result
 from dr_keras.variety import Variety
+
+if TYPE_CHECKING:  # what a search by name need not import
+    from rich.console import Console
+
+    from dr_keras.explanation import Explainer, Explanation
+    from dr_keras.index.cutoff import Cutoff
 
 
 class Model:
@@ -58,9 +63,14 @@ class Model:
         self.runtime = runtime
         self._embedder = RunEmbedder(run, runtime)
         self._asked = head
-        self._explainer = Explainer(run, self._embedder.vectors)
         self._index: Index | None = None
         self._guard = threading.Lock()  # guards the index
+
+    @cached_property
+    def _explainer(self) -> "Explainer":
+        from dr_keras.explanation import Explainer
+
+        return Explainer(self.run, self._embedder.vectors)
 
     @property
     def index(self) -> Index:
@@ -116,6 +126,8 @@ class Model:
             return self._asked
         if self.config.triplets or not self.run.general_file.is_file():  # judgments are about any picture
             return TRAINED
+        from dr_keras.index.sync import folder_classes
+
         classes, known = frozenset[str]().union(*map(folder_classes, folders)), self.run.classes()
         return TRAINED if classes and classes <= known else GENERAL
 
@@ -169,7 +181,7 @@ class Model:
         """How this model turns files into the vectors of an index."""
         return self._embedder.reader_for(index)
 
-    def use_gallery(self, folder: str | os.PathLike[str], *, console: Console | None = None) -> "Model":
+    def use_gallery(self, folder: str | os.PathLike[str], *, console: "Console | None" = None) -> "Model":
         """Makes all images below a folder the gallery. An image's class is the subfolder that it is in.
 
         The vectors are cached; later calls read only files that have changed.
@@ -318,7 +330,7 @@ class Model:
             whole=whole,
         )
 
-    def explain(self, query: ImageInput, neighbor: ImageInput) -> Explanation:
+    def explain(self, query: ImageInput, neighbor: ImageInput) -> "Explanation":
         """Explains why two pictures are alike: how much each part of one adds to the cosine of their embeddings.
 
         For networks that end in global average pooling, as the built-in ResNets do, the parts are the cells of the last
@@ -342,7 +354,7 @@ class Model:
         files = [file_named(index, image) if isinstance(image, str) else image for image in (query, neighbor)]
         return self.explain_pixels(*self._embedder.pixels(files))
 
-    def explain_pixels(self, query: np.ndarray, neighbor: np.ndarray, head: str | None = None) -> Explanation:
+    def explain_pixels(self, query: np.ndarray, neighbor: np.ndarray, head: str | None = None) -> "Explanation":
         """Explains why two decoded images are alike; (H, W, 3) uint8 of the run's size, see `explain`."""
         with self._guard:
             index = self._index
@@ -350,7 +362,9 @@ class Model:
             return self._explainer(query, neighbor, TRAINED, GeneralHead.of_index(index.read_file(HEAD_FILE)))
         return self._explainer(query, neighbor, head or self.head)
 
-    def _cutoff(self, index: Index) -> Cutoff | float:
+    def _cutoff(self, index: Index) -> "Cutoff | float":
+        from dr_keras.index.cutoff import Cutoff
+
         return Cutoff.of(index) or self.calibrated_distance()
 
     def calibrated_distance(self) -> float:

@@ -27,6 +27,7 @@ import numpy as np
 
 from dr_keras.atomic_files import new_file
 from dr_keras.errors import InputError, RunError
+from dr_keras.index.bounded_search import BoundedSearch, write_copies
 from dr_keras.index.exact_search import load_faiss, nearest, ranked
 from dr_keras.index.vector_file import QUICK_CHECK_BYTES
 from dr_keras.invocation import command
@@ -59,13 +60,13 @@ CRC_BLOCK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an index stores about its engine.
+    """What an index stores about the file of its engine.
 
     Attributes:
-        name: 'hnsw' or 'ivfpq'.
+        name: 'hnsw' or 'ivfpq', or 'flat' for the copies of `dr_keras.index.bounded_search`.
         file: The name of its file in the index's folder.
         rows: How many of the index's rows it holds, counted from the first.
-        breadth: How widely it searches: FAISS's efSearch or nprobe.
+        breadth: How widely it searches: FAISS's efSearch or nprobe; 0 for copies.
         recall: The share of the true 30 nearest neighbors found at this breadth.
         size, crc: The file's size in bytes and its CRC-32.
     """
@@ -77,6 +78,11 @@ class EngineInfo:
     recall: float
     size: int
     crc: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is missed."""
+        return self.name == "flat"
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> Self | None:
@@ -153,6 +159,32 @@ def build_engine(name: str, folder: Path, vectors: np.ndarray, number: int) -> E
         raise RunError(f"{file} cannot be written: {error}") from error
 
 
+def build_copies(folder: Path, vectors: np.ndarray, number: int) -> EngineInfo:
+    """Writes the copies by which all rows are searched exactly.
+
+    Args:
+        folder: The index's folder.
+        vectors: (R, D) float32 of unit length.
+        number: Makes the file's name different from all previous ones.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    file = folder / f"engine-flat-{number}.i8"
+    try:
+        with new_file(file) as temporary:
+            write_copies(temporary, vectors)
+        return EngineInfo("flat", file.name, len(vectors), 0, 1.0, file.stat().st_size, _crc(file))
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise RunError(f"{file} cannot be written: {error}") from error
+
+
+def load_copies(folder: Path, engine: EngineInfo, dim: int) -> BoundedSearch:
+    """Opens the copies by which an index is searched exactly; raises as `load_engine` does."""
+    return BoundedSearch(_checked(folder, engine), engine.rows, dim)
+
+
 def load_engine(folder: Path, engine: EngineInfo) -> "ApproximateSearch":
     """Opens an engine.
 
@@ -160,18 +192,26 @@ def load_engine(folder: Path, engine: EngineInfo) -> "ApproximateSearch":
         FileNotFoundError: Its file is gone: a writer has replaced it.
         RunError: It is damaged. For a large file only the size is checked; `engine_damage` checks all of it.
     """
-    file = folder / engine.file
-    advice = f"rebuild it with {command('index')} verify --repair"
-    size = file.stat().st_size
-    if size != engine.size or (size <= QUICK_CHECK_BYTES and _crc(file) != engine.crc):
-        raise RunError(f"the engine {file} was altered or damaged; {advice}")
+    file = _checked(folder, engine)
     try:
         index = load_faiss().read_index(str(file))
     except RuntimeError as error:
-        raise RunError(f"the engine {file} cannot be read; {advice}") from error
+        raise RunError(f"the engine {file} cannot be read; {_advice()}") from error
     if index.ntotal != engine.rows:
-        raise RunError(f"the engine {file} holds {index.ntotal:,} rows, not {engine.rows:,}; {advice}")
+        raise RunError(f"the engine {file} holds {index.ntotal:,} rows, not {engine.rows:,}; {_advice()}")
     return ApproximateSearch(engine.name, index, engine.breadth)
+
+
+def _checked(folder: Path, engine: EngineInfo) -> Path:
+    file = folder / engine.file
+    size = file.stat().st_size
+    if size != engine.size or (size <= QUICK_CHECK_BYTES and _crc(file) != engine.crc):
+        raise RunError(f"the engine {file} was altered or damaged; {_advice()}")
+    return file
+
+
+def _advice() -> str:
+    return f"rebuild it with {command('index')} verify --repair"
 
 
 class ApproximateSearch:

@@ -5,11 +5,13 @@ from typing import Any
 
 from dr_keras.index.approximate_search import (
     MIN_ENGINE_IMAGES,
+    build_copies,
     build_engine,
     choose_engine,
     engine_damage,
     is_outgrown,
 )
+from dr_keras.index.bounded_search import is_useful
 from dr_keras.index.engine import IndexEngine
 from dr_keras.index.searcher import Searcher
 from dr_keras.index.store import Store
@@ -37,6 +39,8 @@ class LocalEngine(IndexEngine):
             meta: dict[str, Any] = {"engine": engine}
             if name != "flat":
                 meta |= build_engine(name, store.folder, store.vectors, store.meta["version"]).to_meta()
+            elif is_useful(store.rows):
+                meta |= build_copies(store.folder, store.vectors, store.meta["version"]).to_meta()
             with self._searcher.changing():
                 store.forget_engine()
                 for key, value in meta.items():
@@ -54,6 +58,7 @@ class LocalEngine(IndexEngine):
             present = self._searcher.engine
             if (
                 name != (present.name if present else "flat")
+                or (name == "flat" and bool(present) != is_useful(self._store.rows))
                 or chosen != self._store.meta["engine"]
                 or (present and is_outgrown(present, self._store.rows))
             ):
@@ -76,7 +81,7 @@ class LocalEngine(IndexEngine):
             return {
                 "name": present.name if present else "flat",
                 "chosen": self._store.meta["engine"],
-                "exact": present is None,
-                "rows": present.rows if present else self._store.rows,
+                "exact": present is None or present.exact,
+                "rows": self._store.rows if present is None or present.exact else present.rows,
                 "recall": present.recall if present else 1.0,
             }

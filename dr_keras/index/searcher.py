@@ -11,12 +11,11 @@ import numpy as np
 from dr_keras.data.exif import FIELDS
 from dr_keras.errors import InputError, RunError
 from dr_keras.index import approximate_search
-from dr_keras.index.approximate_search import ApproximateSearch, EngineInfo
+from dr_keras.index.approximate_search import ApproximateSearch, EngineInfo, load_copies
+from dr_keras.index.bounded_search import FEW_SEARCHES, BoundedSearch, is_available
 from dr_keras.index.database import one_line_errors
-from dr_keras.index.exact_search import nearest, ranked
-from dr_keras.index.filters import parse_where
+from dr_keras.index.exact_search import FEW_QUERIES, nearest, ranked
 from dr_keras.index.part_search import nearest_parts
-from dr_keras.index.sql_conditions import to_sql
 from dr_keras.index.store import Store
 
 CLOCK_STEPS = 10_000  # steps of SQLite's virtual machine between checks of the clock: about a millisecond
@@ -33,13 +32,15 @@ class Searcher:
         store: The index's files.
 
     Attributes:
-        engine: The approximate engine in use, or None if every vector is compared.
+        engine: The approximate engine in use, or the copies of an exact one; None if every vector is compared.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.engine: EngineInfo | None = None
         self._loaded: ApproximateSearch | None = None
+        self._copies: BoundedSearch | None = None
+        self._searches = 0
         self.withheld: frozenset[str] = frozenset()  # attributes that no condition may name, see `Index.withhold`
         self._attributes: tuple[int, set[str]] = (-1, set())  # a version of the index, and attributes that it has
         # (N,) the rows that a search may return. None means all rows, which is the usual case and saves memory.
@@ -63,7 +64,7 @@ class Searcher:
         self._searchable = searchable
         engine = EngineInfo.from_meta(self._store.meta)
         if engine != self.engine:
-            self.engine, self._loaded = engine, None
+            self.engine, self._loaded, self._copies = engine, None, None
 
     def __len__(self) -> int:
         searchable = self._searchable  # another thread may refresh in between
@@ -115,6 +116,9 @@ class Searcher:
         return nearest_parts(queries, self._store.vectors, self._store.parts, k, rows=searchable, exclude=exclude)
 
     def _rows_where(self, where: str, seconds: float | None) -> np.ndarray:
+        from dr_keras.index.filters import parse_where
+        from dr_keras.index.sql_conditions import to_sql
+
         condition = parse_where(where)
         if self.withheld and condition.of_file:  # the time of a file is often that of the photo
             raise InputError("the sizes and times of files are not available here")
@@ -171,8 +175,9 @@ class Searcher:
 
     def _candidates(self, queries: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
         """Rows (Q, C) that include all or nearly all of the k nearest, padded with -1."""
-        engine = self._load_engine()
-        if engine is None:
+        copies = self._load_copies(len(queries))
+        engine = None if copies else self._load_engine()
+        if copies is None and engine is None:
             return self._exact(queries, k, searchable)
         assert self.engine
         built = self.engine.rows
@@ -182,7 +187,11 @@ class Searcher:
             head, tail = searchable[:inside], searchable[inside:]
             if not approximate_search.is_worthwhile(inside, built):
                 return self._exact(queries, k, searchable)
-        rows = engine.search(queries, k, head)
+        if copies:
+            rows = copies.search(queries, k, self._store.vectors, head)
+        else:
+            assert engine
+            rows = engine.search(queries, k, head)
         few = (rows >= 0).sum(axis=1) < min(k, built if head is None else len(head))
         if few.any():  # the allowed rows are far from these queries: only an exact search finds them
             found = self._exact(queries[few], k, head if head is not None else np.arange(built))
@@ -196,9 +205,19 @@ class Searcher:
     def _exact(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> np.ndarray:
         return nearest(queries, self._store.vectors, k + SPARE_NEIGHBORS, rows=rows, unit=True)[0]
 
+    def _load_copies(self, queries: int) -> BoundedSearch | None:
+        """The copies by which few queries are searched exactly, or None if they are not worth it."""
+        if self.engine is None or not self.engine.exact or queries > FEW_QUERIES or not is_available():
+            return None
+        self._searches += 1
+        if self._copies is None and self._searches > FEW_SEARCHES:
+            with suppress(FileNotFoundError):
+                self._copies = load_copies(self._store.folder, self.engine, self._store.meta["dim"])
+        return self._copies
+
     def _load_engine(self) -> ApproximateSearch | None:
-        """The engine, or None if there is none or a writer has just replaced it."""
-        if self._loaded is None and self.engine is not None:
+        """The approximate engine, or None if there is none or a writer has just replaced it."""
+        if self._loaded is None and self.engine is not None and not self.engine.exact:
             with suppress(FileNotFoundError):
                 self._loaded = approximate_search.load_engine(self._store.folder, self.engine)
         return self._loaded

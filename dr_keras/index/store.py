@@ -4,6 +4,7 @@
     vectors-G.f32      float32 (rows, D), row after row; G counts how often it was rewritten without its gaps
     parts-G.f32        optional: float32 (rows, P, D), the vectors of parts of each image (`dr_keras.data.parts`)
     engine-....faiss   optional: an approximate index of the first rows, built from the vectors
+    engine-....i8      optional: 8-bit copies of the first rows, made from the vectors
     map.npz            optional, from `index.py map`: positions on the page's map (`dr_keras.index.umap_layout`)
     head.npz           optional: the general head that was fitted on the index's images (`dr_keras.heads`)
     calibration.json   optional, from `index.py calibrate`: how near is near enough (`dr_keras.index.cutoff`)
@@ -334,7 +335,7 @@ class Store:
         known = {*self.vector_names(self.meta["generation"]), self.meta.get("engine_file")}
         with one_line_errors(self.folder):
             for file in self.folder.iterdir():
-                if file.name not in known and file.suffix in (".f32", ".faiss"):
+                if file.name not in known and file.suffix in (".f32", ".faiss", ".i8"):
                     self.remove_file(file.name)
 
     def remove_file(self, name: str) -> None:

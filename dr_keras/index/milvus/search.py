@@ -121,6 +121,8 @@ class MilvusSearch:
         rows, distances = self._proposed(queries, limit, condition, self._engine.parameters(limit, share))
         if exact:
             return rows, distances
+        if (rows >= 0).all():
+            return rows, distances
         there = self._collection.count(condition or SEARCHED) if matching is None else matching
         few = (rows >= 0).sum(axis=1) < min(limit, there)
         if few.any():
