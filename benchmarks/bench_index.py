@@ -3,6 +3,7 @@
 
     pip install -e .[bench]
     python benchmarks/bench_index.py exact --rows 100000 1000000
+    python benchmarks/bench_index.py copies --rows 100000 1000000
     python benchmarks/bench_index.py approximate --rows 1000000 --save docs/images/recall.png
     python benchmarks/bench_index.py approximate --index runs/NAME/index       # a trained network's vectors
     python benchmarks/bench_index.py ours --rows 10000000 --engine ivfpq      # inside 16 GiB
@@ -31,9 +32,11 @@ import numpy as np
 from index_peers import PEERS, THREADS, K, Search, exact_contenders
 from machine import machine, spread
 
-from dr_keras.index.exact_search import nearest
+from dr_keras.index.bounded_search import FEW_SEARCHES
+from dr_keras.index.exact_search import nearest, ranked
 from dr_keras.index.index import Entry
 from dr_keras.index.local_index import LocalIndex
+from dr_keras.index.searcher import SPARE_NEIGHBORS
 
 QUERIES = 1000
 CLASSES = 1000
@@ -45,7 +48,7 @@ LISTS = (1, 2, 4, 8, *BREADTHS)  # lists probed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("exact", "approximate", "ours", "changes"))
+    parser.add_argument("what", choices=tuple(TASKS))
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
@@ -61,9 +64,7 @@ def main() -> None:
         for rows in options.rows:
             folder = Path(place) / f"index-{rows}"
             print(f"\n{rows:,} vectors", flush=True)
-            {"exact": exact, "approximate": approximate, "ours": ours, "changes": changes}[options.what](
-                options, rows, folder
-            )
+            TASKS[options.what](options, rows, folder)
 
 
 # Vectors
@@ -156,6 +157,45 @@ def exact(options: argparse.Namespace, rows: int, folder: Path) -> None:
             for name, values in seconds.items():
                 ratio = statistics.median(values) / base
                 print(f"  {count:,} at a time, {name}: {spread(values, 'ms', 1)}, {ratio:.3f} x FAISS", flush=True)
+
+
+def copies(options: argparse.Namespace, rows: int, folder: Path) -> None:
+    """Exact search with 8-bit copies against comparing all vectors: runs of queries in turns, the same for both."""
+    kind = Kind(options.dim)
+    with make_index(kind, rows, folder) as index:
+        started = time.perf_counter()
+        index.engine.update()
+        [file] = folder.glob("engine-flat-*.i8")
+        print(f"  copies: made in {time.perf_counter() - started:.2f} s, {file.stat().st_size / 2**20:,.0f} MiB")
+        queries, vectors = kind.make(QUERIES, 0), index.vectors
+
+        def plainly(some: np.ndarray) -> np.ndarray:
+            return ranked(some, vectors, nearest(some, vectors, K + SPARE_NEIGHBORS, unit=True)[0], K)[0]
+
+        before = held()
+        for _ in range(FEW_SEARCHES + 1):
+            index.search(queries[:1], K)
+        print(f"  {held() - before:,.0f} MiB of memory")
+        contenders = {"all compared": plainly, "dr_keras": lambda some: index.search(some, K)[0]}
+        for count in (1, 8, 64, QUERIES):
+            seconds: dict[str, list[float]] = {name: [] for name in contenders}
+            repeats = max(1, 40 // count)
+            for turn in range(options.rounds + 1):
+                some = queries[turn * count % QUERIES :][:count]
+                found = []
+                for name, search in contenders.items():
+                    found.append(search(some))
+                    time.sleep(0.1)  # threads of the matrix product wait busily for a while
+                    started = time.perf_counter()
+                    for _ in range(repeats):
+                        search(some)
+                    seconds[name] += [1e3 * (time.perf_counter() - started) / repeats] * bool(turn)  # first: warm-up
+                assert recall(*found) > 0.999  # equal distances are ranked by row only with copies
+            base = statistics.median(seconds["all compared"])
+            for name, values in seconds.items():
+                print(
+                    f"  {count:,} at a time, {name}: {spread(values, 'ms', 2)}, {statistics.median(values) / base:.3f}"
+                )
 
 
 # Approximate
@@ -345,6 +385,8 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
     for name, values in zip(("open", "open and answer one query"), zip(*found[1:], strict=True), strict=True):
         print(f"  {name}: {spread(values, 's')}", flush=True)
 
+
+TASKS = {"exact": exact, "copies": copies, "approximate": approximate, "ours": ours, "changes": changes}
 
 if __name__ == "__main__":
     main()

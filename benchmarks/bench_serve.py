@@ -5,7 +5,7 @@
     pip install -e .[serve]
     python benchmarks/bench_serve.py                          # startup, searches by id, uploads
     python benchmarks/bench_serve.py ids --workers 1 2        # searches by id with one worker and with two
-    python benchmarks/bench_serve.py ids --workers 1 2 --milvus
+    python benchmarks/bench_serve.py ids --workers 1 2 --milvus [--engine hnsw]
     python benchmarks/bench_serve.py mixed --minutes 20       # all kinds of requests, including bad ones
 
 Creates a finished run in a temporary folder, as in bench_retrieve.py: 100,000 random 256-dimensional vectors and the
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("load", "ids", "mixed"), default="load")
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="of the server; each number is measured")
     parser.add_argument("--milvus", action="store_true", help="search a copy of the index in a Milvus server")
+    parser.add_argument("--engine", choices=("auto", "flat", "hnsw"), default="auto", help="of the index in Milvus")
     parser.add_argument("--seconds", type=int, default=20, help="length of a round (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=20, help="length of the mixed load (default: 20)")
@@ -92,7 +93,7 @@ def main() -> None:
         place = Path(folder)
         run = Run(place / "runs" / "bench")
         make_run(run, place)
-        where = opened.enter_context(in_milvus(run, place)) if options.milvus else ()
+        where = opened.enter_context(in_milvus(run, place, options.engine)) if options.milvus else ()
         for workers in options.workers:
             print(f"{workers} workers", flush=True)
             if options.what == "mixed":
@@ -103,7 +104,7 @@ def main() -> None:
 
 
 @contextmanager
-def in_milvus(run: Run, place: Path) -> Iterator[tuple[str, ...]]:
+def in_milvus(run: Run, place: Path, engine: str) -> Iterator[tuple[str, ...]]:
     """A copy of the run's index in a server of its own; yields the flags of serve.py to search it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from milvus_server import MilvusProcess
@@ -113,6 +114,8 @@ def in_milvus(run: Run, place: Path) -> Iterator[tuple[str, ...]]:
 
     with MilvusProcess(place / "milvus") as server:
         copy_index(run.index, f"{server.address}/bench", console=stderr())
+        with Index.open(f"{server.address}/bench", write=True) as index:
+            index.engine.build(engine)
         yield "--run", "bench", "--index", f"{server.address}/bench"
 
 

@@ -14,7 +14,7 @@ from dr_keras.index.places import is_milvus
 from dr_keras.index.reader import Reader
 from dr_keras.index.sync import chunk_images
 from dr_keras.ray_jobs.cluster import Lost, RayCluster
-from dr_keras.ray_jobs.model import SharedModel, decoding_processes
+from dr_keras.ray_jobs.model import SharedModel, decoding_processes, first_files
 
 MOST_FILES = 256  # in a block
 KEPT_FILES = 1024  # written to a folder in one transaction, or those that come within
@@ -72,15 +72,16 @@ def on_ray(cluster: RayCluster, model: SharedModel, reader: Reader) -> Through:
         reader: How that reads files.
     """
     most = min(MOST_FILES, chunk_images(reader))
+    first = first_files(reader.size)
 
     def take(index: Index, known: Known, files: Sequence[str]) -> Iterator[Done]:
         if is_milvus(index.place):
-            results = cluster.results(TakeFiles(model, index.place), files, _packed(known), most)
+            results = cluster.results(TakeFiles(model, index.place), files, _packed(known), most, first=first)
             for some, done in results:
                 yield _lost(some, known, done) if isinstance(done, Lost) else done
             index.refresh()
             return
-        yield from _kept(index, known, cluster.results(LookAtFiles(model), files, _packed(known), most))
+        yield from _kept(index, known, cluster.results(LookAtFiles(model), files, _packed(known), most, first=first))
 
     return take
 

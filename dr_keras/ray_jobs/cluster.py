@@ -26,7 +26,7 @@ from dr_keras.ray_jobs.messages import Failed, Job, Ready, Result, Round, Status
 
 PATIENCE_SECONDS = 600.0  # without anything coming from the cluster
 TELL_SECONDS = 20.0  # between two lines that say what is waited for
-FIRST_ITEMS = 64  # in a block, until it is known how long an item takes; then
+FIRST_ITEMS = 64  # in a block, until it is known how long an item takes, unless they are small; then
 BLOCK_SECONDS = 10.0  # of work
 BLOCKS_PER_WORKER = 8  # at least, if there are enough items, so that workers finish together
 # Blocks in a round: they and their results are in memory. At the end of a round workers wait for each other, and start
@@ -76,7 +76,13 @@ class RayCluster:
                 raise MissingPackage(f"--ray needs the package {package}: {how_to_install('ray')}")
 
     def results(
-        self, work: Work, items: Sequence[T], pack: Callable[[Sequence[T]], Any], most: int
+        self,
+        work: Work,
+        items: Sequence[T],
+        pack: Callable[[Sequence[T]], Any],
+        most: int,
+        *,
+        first: int = FIRST_ITEMS,
     ) -> Iterator[tuple[Sequence[T], Any]]:
         """Works on all items, in any order.
 
@@ -85,6 +91,7 @@ class RayCluster:
             items: What to work on.
             pack: Items -> the block that the work takes.
             most: The most items in a block.
+            first: How many there are until it is known how long an item takes.
 
         Yields:
             Some items, and what the work returned for their block, or `Lost`.
@@ -94,7 +101,7 @@ class RayCluster:
             RunError: There is no such cluster, or nothing has come from it for too long.
         """
         if items:
-            yield from _Course(self, work, _Blocks(items, most), pack).results()
+            yield from _Course(self, work, _Blocks(items, most, first), pack).results()
 
 
 def parse_address(text: str) -> str | None:
@@ -119,10 +126,11 @@ class _Blocks(Generic[T]):
     Args:
         items: All items.
         most: The most items in a block.
+        first: How many there are until it is known how long an item takes.
     """
 
-    def __init__(self, items: Sequence[T], most: int) -> None:
-        self._items, self._most = items, most
+    def __init__(self, items: Sequence[T], most: int, first: int = FIRST_ITEMS) -> None:
+        self._items, self._most, self._first = items, most, first
         self._start = 0
         self._again: deque[_Block[T]] = deque()
         self._alone: deque[_Block[T]] = deque()
@@ -156,7 +164,7 @@ class _Blocks(Generic[T]):
         left = len(self._items) - self._start
         share = -(-left // (BLOCKS_PER_WORKER * workers))
         known = self._seconds > 0
-        usual = round(BLOCK_SECONDS / self._seconds) if known else FIRST_ITEMS
+        usual = round(BLOCK_SECONDS / self._seconds) if known else self._first
         size = max(1, min(share, usual, self._most))
         if not known and left > room * size:  # too many for a single round, so the first only finds out
             room = BLOCKS_PER_WORKER * workers

@@ -7,10 +7,12 @@ from dr_keras.errors import RunError
 from dr_keras.heads import FITTED, TRAINED, GeneralHead
 from dr_keras.index.index import HEAD_FILE, Index
 from dr_keras.index.reader import Reader
+from dr_keras.ray_jobs.cluster import FIRST_ITEMS
 from dr_keras.run_embedder import RunEmbedder
 from dr_keras.runs import Run, open_run
 from dr_keras.runtimes import share_cores
 
+FIRST_PIXELS, MOST_FIRST = 1 << 20, 256
 ON_GPU = ("saved_model", "keras")  # the runtimes that use a GPU
 
 
@@ -67,6 +69,15 @@ class SharedModel:
             raise RunError(f"{self.run} is another run there than where the command runs")
         after = None if self.fitted is None else GeneralHead.of_index(self.fitted)
         return replace(embedder.reader(self.head, after), exif=self.exif, parts=self.parts)
+
+
+def first_files(size: int) -> int:
+    """How many files a worker gets at a time, until it is known how long one takes: more of small images.
+
+    Args:
+        size: Side of the images in pixels.
+    """
+    return min(MOST_FIRST, max(FIRST_ITEMS, FIRST_PIXELS // size**2))
 
 
 def decoding_processes(cores: int) -> int:
