@@ -33,10 +33,9 @@ from index_peers import PEERS, THREADS, K, Search, exact_contenders
 from machine import machine, spread
 
 from dr_keras.index.bounded_search import FEW_SEARCHES
-from dr_keras.index.exact_search import nearest, ranked
+from dr_keras.index.exact_search import nearest
 from dr_keras.index.index import Entry
 from dr_keras.index.local_index import LocalIndex
-from dr_keras.index.searcher import SPARE_NEIGHBORS
 
 QUERIES = 1000
 CLASSES = 1000
@@ -167,28 +166,25 @@ def copies(options: argparse.Namespace, rows: int, folder: Path) -> None:
         index.engine.update()
         [file] = folder.glob("engine-flat-*.i8")
         print(f"  copies: made in {time.perf_counter() - started:.2f} s, {file.stat().st_size / 2**20:,.0f} MiB")
-        queries, vectors = kind.make(QUERIES, 0), index.vectors
-
-        def plainly(some: np.ndarray) -> np.ndarray:
-            return ranked(some, vectors, nearest(some, vectors, K + SPARE_NEIGHBORS, unit=True)[0], K)[0]
-
-        before = held()
+        queries, before = kind.make(QUERIES, 0), held()
         for _ in range(FEW_SEARCHES + 1):
             index.search(queries[:1], K)
         print(f"  {held() - before:,.0f} MiB of memory")
-        contenders = {"all compared": plainly, "dr_keras": lambda some: index.search(some, K)[0]}
+        names = ("all compared", "with copies")
+        with_copies = index._searcher._load_copies
         for count in (1, 8, 64, QUERIES):
-            seconds: dict[str, list[float]] = {name: [] for name in contenders}
+            seconds: dict[str, list[float]] = {name: [] for name in names}
             repeats = max(1, 40 // count)
             for turn in range(options.rounds + 1):
                 some = queries[turn * count % QUERIES :][:count]
                 found = []
-                for name, search in contenders.items():
-                    found.append(search(some))
+                for name in names:
+                    index._searcher._load_copies = with_copies if name == names[1] else lambda _: None  # type: ignore[method-assign]
+                    found.append(index.search(some, K)[0])
                     time.sleep(0.1)  # threads of the matrix product wait busily for a while
                     started = time.perf_counter()
                     for _ in range(repeats):
-                        search(some)
+                        index.search(some, K)
                     seconds[name] += [1e3 * (time.perf_counter() - started) / repeats] * bool(turn)  # first: warm-up
                 assert recall(*found) > 0.999  # equal distances are ranked by row only with copies
             base = statistics.median(seconds["all compared"])

@@ -36,6 +36,7 @@ LONGEST = 1 + LENGTH_TOLERANCE  # of vectors, and of queries but for special one
 ROUNDING = 8 * 2.0**-24  # times D
 FIRST_ROWS = 1 << 11
 BLOCK_ROWS = 1 << 16  # at a time; their products stay in the cache
+FEW_PRODUCTS = 4  # queries
 EXACT_ROWS = 1 << 14  # candidates that are compared at a time
 BUILD_ROWS = 1 << 14
 ROW_BYTES = 12  # of the three arrays
@@ -110,12 +111,13 @@ class BoundedSearch:
         shares = threads() * -(-rest // (threads() * BLOCK_ROWS))
         ends = np.linspace(FIRST_ROWS, rows, shares + 1).astype(int).tolist()
         self._parts += [slice(*share) for share in pairwise(ends)] if shares else []
-        with open(file, "rb") as stream:
-            codes = [np.fromfile(stream, np.int8, (part.stop - part.start) * dim) for part in self._parts]
-            self._steps, below, self._above = np.fromfile(stream, np.float32).reshape(3, rows)
-        self._codes = [numkong.dots_pack(some.reshape(-1, dim)) for some in codes]  # as the kernels read them
+        codes = np.memmap(file, np.int8, "r", shape=(rows, dim))
+        self._codes = [numkong.dots_pack(np.array(codes[part])) for part in self._parts]  # as the kernels read them
+        self._steps, below, self._above = np.fromfile(file, np.float32, offset=rows * dim).reshape(3, rows)
         self._spread = below + self._above
         self._error = float(self._spread.max(initial=0)) / 2  # of a copy, at most
+        ends = np.linspace(1, len(self._parts), threads() + 1).astype(int).tolist()
+        self._shares = [range(*share) for share in pairwise(ends)]  # of the parts after the first, for each thread
         self._pool = ThreadPoolExecutor(threads())
 
     def search(self, queries: np.ndarray, k: int, vectors: np.ndarray, searchable: np.ndarray | None) -> np.ndarray:
@@ -154,10 +156,13 @@ class BoundedSearch:
         best = _Best(len(queries), k)
         looked: list[list[tuple[np.ndarray, np.ndarray]]] = [[]] * len(self._parts)
 
-        def look(number: int) -> None:
+        def multiply(numbers: range) -> list[np.ndarray]:
+            return [np.asarray(numkong.dots_packed(codes, self._codes[number])) for number in numbers]
+
+        def look(number: int, products: np.ndarray) -> None:
             """Finds the rows of a part that may be near enough by what is known, and how near they may be."""
             part = self._parts[number]
-            values = np.asarray(numkong.dots_packed(codes, self._codes[number])).astype(np.float32)  # (Q, n)
+            values = products.astype(np.float32)  # (Q, n)
             values *= self._steps[part]
             values *= steps[:, None]
             values += self._above[part]
@@ -173,17 +178,19 @@ class BoundedSearch:
                 found.append((rows, most))
             looked[number] = found
 
-        def look_at(numbers: range) -> None:
+        def look_at(numbers: range) -> list[np.ndarray]:
             for number in numbers:
-                look(number)
+                look(number, *multiply(range(number, number + 1)))
+            return []
 
-        look(0)  # which gives the others a bound to begin with
-        ends = np.linspace(1, len(self._parts), threads() + 1).astype(int).tolist()
-        mine, *others = [range(*ends_of) for ends_of in pairwise(ends)]
-        theirs = [self._pool.submit(look_at, numbers) for numbers in others]
-        look_at(mine)
-        for future in theirs:
-            future.result()
+        # With few queries, the other threads only multiply: taking turns at the interpreter would take as long.
+        work = multiply if len(queries) <= FEW_PRODUCTS else look_at
+        theirs = [self._pool.submit(work, numbers) for numbers in self._shares[1:]]
+        look_at(range(1))  # which gives the others a bound to begin with
+        look_at(self._shares[0])
+        for numbers, future in zip(self._shares[1:], theirs, strict=True):
+            for number, products in zip(numbers, future.result(), strict=False):
+                look(number, products)
         least = best.bounds - slack
         return [
             np.concatenate([found[query][0][found[query][1] >= bound] for found in looked])

@@ -23,8 +23,8 @@ class Muon(keras.optimizers.Muon):
     Args:
         learning_rate: Learning rate of all variables; the root mean square of an update is about 0.2 times this.
         weight_decay: Decoupled weight decay of all variables.
-        iterate_dtype: Dtype of the Newton-Schulz iteration; bfloat16 is accurate enough, and faster where the hardware
-            supports it.
+        iterate_dtype: Dtype of the products with whole kernels; bfloat16 is accurate enough, and faster where the
+            hardware supports it.
         momentum: Momentum of the gradients.
         ns_steps: Number of Newton-Schulz iterations.
 
@@ -50,9 +50,26 @@ class Muon(keras.optimizers.Muon):
         return len(shape) not in (2, 4) or shape[-1] == 1 or min(math.prod(shape[:-1]), shape[-1]) > MAX_SIDE
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
-        """Returns approximately the orthogonal matrix nearest to `x`: (h, w, C, D) -> (h, w, C, D)."""
-        matrix = ops.cast(ops.reshape(x, (-1, x.shape[-1])), self.iterate_dtype)  # (hwC, D)
-        nearest = super().zeropower_via_newtonschulz5(matrix, steps)
+        """Returns approximately the orthogonal matrix nearest to `x`: (h, w, C, D) -> (h, w, C, D).
+
+        Each iteration multiplies a matrix X by a polynomial p(G) of its Gram matrix G = X^T X, after which that is
+        p(G) G p(G), as the three commute. So only the smaller side's square matrices are iterated, in float32; X itself
+        takes part in two products, the first and the last, whatever the number of iterations.
+        """
+        matrix = ops.reshape(x, (-1, x.shape[-1]))  # (hwC, D)
+        matrix = ops.cast(matrix / (ops.norm(matrix) + 1e-7), self.iterate_dtype)  # no singular value above 1
+        tall = matrix.shape[0] > matrix.shape[1]
+        turned = ops.transpose(matrix)
+        gram = ops.cast(ops.matmul(turned, matrix) if tall else ops.matmul(matrix, turned), "float32")
+        factor = None
+        for step in range(steps):
+            square = ops.matmul(gram, gram)
+            polynomial = self.muon_a * ops.eye(gram.shape[0]) + self.muon_b * gram + self.muon_c * square
+            factor = polynomial if factor is None else ops.matmul(factor, polynomial)
+            if step < steps - 1:
+                gram = ops.matmul(ops.matmul(polynomial, gram), polynomial)
+        factor = ops.cast(factor, self.iterate_dtype)
+        nearest = ops.matmul(matrix, factor) if tall else ops.matmul(factor, matrix)
         return ops.reshape(ops.cast(nearest, x.dtype), x.shape)
 
     def lr_adjust(self, x: Any) -> Any:
