@@ -179,7 +179,7 @@ def copies(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 some = queries[turn * count % QUERIES :][:count]
                 found = []
                 for name in names:
-                    index._searcher._load_copies = with_copies if name == names[1] else lambda _: None  # type: ignore[method-assign]
+                    index._searcher._load_copies = with_copies if name == names[1] else lambda _: None  # type: ignore[method-assign, assignment]
                     found.append(index.search(some, K)[0])
                     time.sleep(0.1)  # threads of the matrix product wait busily for a while
                     started = time.perf_counter()

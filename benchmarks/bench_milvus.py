@@ -31,6 +31,7 @@ K = 30
 QUERIES = 200
 TRUE_QUERIES = 100
 BLOCK = 5000
+CALLS = 100
 CONDITIONS = (0.5, 0.05, 0.005, 0.0005)  # shares of the images
 
 
@@ -115,7 +116,26 @@ def measure(place: str, options: argparse.Namespace, process: Any, opened: ExitS
                 f"{about[f'recall_where_{fraction}']}"
             )
         figures[engine] = about
+        if process:
+            calls(index, queries, process)
     return figures
+
+
+def calls(index: Index, queries: np.ndarray, process: Any) -> None:
+    """Prints what the calls of a search by id cost the server."""
+    rows = index.search(queries[:1], K)[0][0]
+    for name, call in {
+        "the row of a name": lambda: index.records.rows_of(["0.jpg"]),
+        "its vector": lambda: index.vectors[[int(rows[0])]],
+        "a search": lambda: index.search(queries[:1], K),
+        f"what is known of {K} images": lambda: index.records.entries(rows),
+        "whether the index has changed": index.refresh,
+    }.items():
+        before, began = sum(process.cpu_times()[:2]), time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        seconds, cores = time.perf_counter() - began, sum(process.cpu_times()[:2]) - before
+        print(f"    {name}: {1000 * seconds / CALLS:.1f} ms, of which the server computes {1000 * cores / CALLS:.1f}")
 
 
 def timed(index: Index, queries: np.ndarray, where: str | None = None) -> float:

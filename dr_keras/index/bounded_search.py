@@ -116,6 +116,7 @@ class BoundedSearch:
         self._steps, below, self._above = np.fromfile(file, np.float32, offset=rows * dim).reshape(3, rows)
         self._spread = below + self._above
         self._error = float(self._spread.max(initial=0)) / 2  # of a copy, at most
+        self._allowed: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
         ends = np.linspace(1, len(self._parts), threads() + 1).astype(int).tolist()
         self._shares = [range(*share) for share in pairwise(ends)]  # of the parts after the first, for each thread
         self._pool = ThreadPoolExecutor(threads())
@@ -132,13 +133,21 @@ class BoundedSearch:
         Returns:
             (Q, K) int64, nearest first and ties by row.
         """
-        allowed = None
-        if searchable is not None:
-            allowed = np.zeros(self._rows, bool)
-            allowed[searchable] = True
+        allowed = self._mask(searchable)
         k = min(k, self._rows if searchable is None else len(searchable))
         candidates = self._candidates(queries, k, allowed)
         return np.stack([_nearest_of(*one, vectors, k) for one in zip(queries, candidates, strict=True)])
+
+    def _mask(self, searchable: np.ndarray | None) -> np.ndarray | None:
+        """Which rows may be returned, (N,) bool; None for all. Those of the last search are remembered."""
+        if searchable is None or len(searchable) == self._rows:
+            return None
+        rows, mask = self._allowed
+        if rows is not searchable:
+            mask = np.zeros(self._rows, bool)
+            mask[searchable] = True
+            self._allowed = searchable, mask
+        return mask
 
     def _candidates(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[np.ndarray]:
         """The rows that may be among the k nearest of each query, ascending.

@@ -184,7 +184,8 @@ class Searcher:
         head, tail = searchable, np.arange(built, self._store.rows)  # the tail came after the engine was built
         if searchable is not None:
             inside = int(np.searchsorted(searchable, built))
-            head, tail = searchable[:inside], searchable[inside:]
+            tail = searchable[inside:]
+            head = searchable[:inside] if len(tail) else searchable
             if not approximate_search.is_worthwhile(inside, built):
                 return self._exact(queries, k, searchable)
         if copies:

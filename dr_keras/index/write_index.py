@@ -46,4 +46,5 @@ def write_index(
     with new_folder(Path(folder)) as temporary:
         with Index.create(temporary, vectors.shape[1], root=catalog.root, model=model, run=run) as index:
             index.add(entries, vectors[order], class_names=class_names)
+            index.engine.update()
         (temporary / LOCK_FILE).unlink()
