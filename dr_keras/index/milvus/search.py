@@ -118,7 +118,7 @@ class MilvusSearch:
         if not exact and matching is not None and matching <= FETCHED_ROWS:
             return self._compared(queries, limit, condition)
         share = 1.0 if matching is None else max(matching / max(1, self._collection.count()), 1e-9)
-        rows, distances = self._proposed(queries, limit, condition, self._engine.parameters(limit, share))
+        rows, distances = self._proposed(queries, limit, condition, share, self._engine.parameters(limit, share))
         if exact:
             return rows, distances
         if (rows >= 0).all():
@@ -127,7 +127,7 @@ class MilvusSearch:
         few = (rows >= 0).sum(axis=1) < min(limit, there)
         if few.any():
             wide = self._engine.parameters(WIDEST, share)
-            rows[few], distances[few] = self._proposed(queries[few], limit, condition, wide)
+            rows[few], distances[few] = self._proposed(queries[few], limit, condition, share, wide)
             few = (rows >= 0).sum(axis=1) < min(limit, there)
         if few.any():
             found = self._compared(queries[few], limit, condition)
@@ -138,12 +138,12 @@ class MilvusSearch:
         return rows, distances
 
     def _proposed(
-        self, queries: np.ndarray, limit: int, condition: str, parameters: dict[str, int]
+        self, queries: np.ndarray, limit: int, condition: str, share: float, parameters: dict[str, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """What the engine finds, ranked by distance and then by the order of adding."""
         rows = np.full((len(queries), limit), -1)
         distances = np.full((len(queries), limit), np.inf, np.float32)
-        more = self._engine.proposed(limit)
+        more = self._engine.proposed(limit, share)
         size = max(1, min(ASKED_QUERIES, ANSWER_BYTES // (4 * self._collection.meta["dim"] * more)))
         for start in range(0, len(queries), size):
             some = queries[start : start + size]
