@@ -23,8 +23,8 @@ from dr_keras.errors import InputError, RunError, Unavailable
 from dr_keras.index.copying import copy_index
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.migrate import Target, embed_anew, switch
-from dr_keras.index.milvus.collection import row_of
-from dr_keras.index.milvus.server import Address, Server
+from dr_keras.index.milvus.collection import Collection, row_of
+from dr_keras.index.milvus.server import WRITE_SECONDS, Address, Server
 from dr_keras.index.sync import Reader, add_files
 from dr_keras.progress import stderr
 
@@ -178,6 +178,28 @@ def test_one_reads_what_one_has_written_at_once(place, tmp_path):
                 for index in (writer, reader, other):
                     assert index.search(vector, 1)[0].size == 0
                     assert index.records.count() == 0
+
+
+def test_what_follows_a_change_is_waited_for():
+    """A server that is busy with a million new images answers late, which is no reason to stop adding."""
+    asked: list[tuple[str, object]] = []
+
+    class Busy:
+        writes = 0
+        address = Address.of("milvus://localhost/photos")
+
+        def call(self, _method, *_, consistency_level, timeout=None):
+            asked.append((consistency_level, timeout))
+            return []
+
+    collection = Collection.__new__(Collection)
+    collection.server, collection._settled = Busy(), -1
+    collection.query("row in [1]", ["row"])
+    collection.query("row in [1]", ["row"])
+    collection.server.writes = 1
+    collection.query("row in [1]", ["row"])
+    collection.query("row in [1]", ["row"])
+    assert asked == [("Strong", None), ("Eventually", None), ("Strong", WRITE_SECONDS), ("Eventually", None)]
 
 
 def test_a_new_process_reads_what_another_has_written(place, tmp_path):

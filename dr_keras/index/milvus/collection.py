@@ -113,6 +113,8 @@ class Collection:
         """Asks the server, which answers at once if its answers include what has to be in them."""
         now = self.server.writes
         level = "Eventually" if self._settled == now else "Strong"
+        if level == "Strong" and now:  # a busy server takes long to work through what this process has written
+            named.setdefault("timeout", WRITE_SECONDS)
         answer = self.server.call(method, self.name, *arguments, consistency_level=level, **named)
         self._settled = now
         return answer
