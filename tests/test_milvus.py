@@ -188,7 +188,7 @@ def test_what_follows_a_change_is_waited_for():
         writes = 0
         address = Address.of("milvus://localhost/photos")
 
-        def call(self, _method, *_, consistency_level, timeout=None):
+        def call(self, _method, *_, consistency_level, timeout=None, **_named):
             asked.append((consistency_level, timeout))
             return []
 
