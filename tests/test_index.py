@@ -5,6 +5,7 @@ Above 400 lines because everything here changes or damages the one small index o
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -496,3 +497,26 @@ def test_exports_hold_everything(index, tmp_path, vectors):
         export_index(index, tmp_path / "all.csv")
     with pytest.raises(RunError, match="cannot be used"):
         export_index(index, Path("/proc/nowhere/all.npy"))
+
+
+def test_vectors_are_compared_with_their_checksums_unless_nothing_touched_them(tmp_path, monkeypatch):
+    vectors = unit(20)
+    with Index.create(tmp_path / "index", vectors.shape[1], root="/") as index:
+        index.put([Entry(f"{number}.jpg", "") for number in range(20)], vectors)
+    compared = []
+    compare = store.Store._compare
+    monkeypatch.setattr(store.Store, "_compare", lambda one, *rest: (compared.append(one.folder), compare(one, *rest)))
+    Index.open(tmp_path / "index").close()
+    assert not compared
+    [file] = (tmp_path / "index").glob("vectors-*.f32")
+    os.utime(file, ns=(1, file.stat().st_mtime_ns))  # the times that one can set are as before
+    Index.open(tmp_path / "index").close()
+    assert len(compared) == 1
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    Index.open(tmp_path / "copy").close()
+    assert len(compared) == 2
+    with Index.open(tmp_path / "copy", write=True) as index:
+        index.put([Entry("new.jpg", "")], vectors[:1])
+    compared.clear()
+    Index.open(tmp_path / "copy").close()
+    assert not compared

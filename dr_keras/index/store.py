@@ -232,10 +232,22 @@ class Store:
                     time.sleep(REFRESH_POLL_SECONDS)
             if old is None or meta["generation"] != old.meta["generation"]:
                 self._checked_rows = 0
-            if not self._repair and sum(array.nbytes for array in given(vectors, parts)) <= QUICK_CHECK_BYTES:
+            small = sum(array.nbytes for array in given(vectors, parts)) <= QUICK_CHECK_BYTES
+            if small and not self._repair and (meta.get("stamp") or None) != self._stamp(meta):
                 self._compare(self._db, vectors, parts)
             self._checked_rows = len(vectors)
         return _State(meta, vectors, parts)
+
+    def _stamp(self, meta: dict[str, Any]) -> list[list[int]] | None:
+        """What shows that the files of vectors are as the last change left them; None if one is missing.
+
+        The time of the last change of a file's status cannot be set, so a file that was altered has another one.
+        """
+        try:
+            found = [os.stat(self.folder / name) for name in file_names(meta["generation"], meta)]
+        except OSError:
+            return None
+        return [[one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in found]
 
     def _read_meta(self, db: sqlite3.Connection) -> dict[str, Any]:
         meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
@@ -293,6 +305,7 @@ class Store:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
                 self.set_meta("version", self.meta["version"] + 1)
+                self.set_meta("stamp", self._stamp(self._read_meta(db)))
                 db.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # the first failure is the one to report

@@ -46,12 +46,13 @@ from dr_keras.index.milvus.schema import (
     key_row,
     next_numbers,
 )
-from dr_keras.index.milvus.server import WRITE_SECONDS, Server
+from dr_keras.index.milvus.server import SECONDS, WRITE_SECONDS, Server
 from dr_keras.index.milvus.valid_text import escaped, unescaped
 from dr_keras.index.records import Entry, checksum
 
 FORMAT = 1
 MOST = 16384  # rows of one answer of a server
+QUERIES_IN_TIME = 16  # that a server may take as long for as for the answer itself
 ASKED_ROWS = 2048  # primary keys in one question
 ANSWER_BYTES = 1 << 23  # of the vectors in one answer
 WRITTEN_BYTES = 1 << 23  # of the vectors in one change
@@ -174,6 +175,7 @@ class Collection:
         self, queries: np.ndarray, limit: int, condition: str, parameters: Mapping[str, Any], **named: Any
     ) -> list[Any]:
         """The nearest images of vectors (Q, D): for each, hits with `row`, `added` and `vector`."""
+        named.setdefault("timeout", SECONDS * (1 + len(queries) / QUERIES_IN_TIME))
         return list(
             self._read(
                 "search",
