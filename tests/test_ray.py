@@ -25,7 +25,7 @@ from dr_keras.ray_jobs import cluster as cluster_module
 from dr_keras.ray_jobs.adding import on_ray
 from dr_keras.ray_jobs.cluster import BLOCKS_PER_WORKER, FIRST_ITEMS, Lost, RayCluster, _Blocks, parse_address
 from dr_keras.ray_jobs.messages import Ready, receive, send
-from dr_keras.ray_jobs.model import SharedModel
+from dr_keras.ray_jobs.model import MOST_FIRST, SharedModel
 
 
 @pytest.fixture
@@ -210,7 +210,8 @@ def test_what_has_come_is_kept_when_it_ends_early(tmp_path, cluster, monkeypatch
     def looked(file):
         return Looked({file: (b"h" * 32, 1, 2)}, set(), {}, {file: None}, np.array([[1.0, 0.0]], np.float32))
 
-    def results(*_):
+    def results(*_, first):
+        assert first == MOST_FIRST  # of small images
         yield ["a.png"], looked("a.png")
         yield ["b.png"], Lost()
         yield ["c.png"], looked("c.png")

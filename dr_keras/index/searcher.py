@@ -175,7 +175,7 @@ class Searcher:
 
     def _candidates(self, queries: np.ndarray, k: int, searchable: np.ndarray | None) -> np.ndarray:
         """Rows (Q, C) that include all or nearly all of the k nearest, padded with -1."""
-        copies = self._load_copies(len(queries))
+        copies = self._load_copies(len(queries)) if np.isfinite(queries).all() else None
         engine = None if copies else self._load_engine()
         if copies is None and engine is None:
             return self._exact(queries, k, searchable)
