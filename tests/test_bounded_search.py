@@ -134,6 +134,15 @@ def test_an_index_keeps_copies_and_makes_them_again(tmp_path):
 
 
 @pytest.mark.usefixtures("small")
+def test_a_query_that_is_not_a_number_is_answered_as_without_copies(tmp_path):
+    vectors = clusters(400, 32, 0.5)
+    with made(tmp_path / "index", vectors) as index:
+        rows, _ = index.search(np.full((1, 32), np.nan, np.float32), 10)
+        assert rows.shape == (1, 10)
+        assert index._searcher._copies is None
+
+
+@pytest.mark.usefixtures("small")
 def test_altered_copies_are_noticed_and_made_again(tmp_path):
     vectors = clusters(400, 32, 0.5)
     with made(tmp_path / "index", vectors) as index:
