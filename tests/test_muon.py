@@ -86,3 +86,17 @@ def test_round_trip():
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert isinstance(again, Muon)
     assert again.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize("powers", [0, 3, 6])
+def test_singular_values_of_any_size_are_raised_as_by_the_exact_iteration(dtype, most, powers):
+    random = np.random.default_rng(0)
+    left, right = (np.linalg.qr(random.normal(size=(side, 64)))[0] for side in (576, 64))
+    x = (left * 10.0 ** -np.linspace(0, powers, 64)) @ right.T
+    exact = x / np.linalg.norm(x)
+    for _ in range(3):
+        square = exact.T @ exact
+        exact = A * exact + exact @ (B * square + C * square @ square)
+    found = Muon(iterate_dtype=dtype).zeropower_via_newtonschulz5(keras.ops.convert_to_tensor(x.astype(np.float32)), 3)
+    assert np.linalg.norm(keras.ops.convert_to_numpy(found) - exact) < most * np.linalg.norm(exact)
