@@ -1,6 +1,7 @@
 """Exact search by 8-bit copies: the same rows and distances as comparing everything, whatever the vectors are."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_it_finds_what_comparing_everything_finds(tmp_path, monkeypatch, name, c
     for asked in (queries[:1], queries[3:5], queries):
         assert np.array_equal(search.search(asked, k, vectors, None), true(asked, vectors, k, np.arange(count)))
         assert np.array_equal(search.search(asked, k, vectors, some), true(asked, vectors, k, some))
+
+
+def test_threads_that_search_at_once_find_what_one_finds(tmp_path):
+    vectors = clusters(5000, 64, 0.5)
+    write_copies(tmp_path / "copies", vectors)
+    search = BoundedSearch(tmp_path / "copies", *vectors.shape)
+    halves = [np.flatnonzero(RANDOM.random(5000) < 0.6), None]  # each remembered mask is in the other's way
+    work = [(vectors[row : row + count], halves[row % 2]) for row in range(60) for count in (1, 7)]
+    alone = [search.search(some, 20, vectors, searchable) for some, searchable in work]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda one: search.search(one[0], 20, vectors, one[1]), work * 3))
+    assert all(np.array_equal(*pair) for pair in zip(together, alone * 3, strict=True))
 
 
 def test_most_vectors_are_ruled_out(tmp_path):

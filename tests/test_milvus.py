@@ -24,7 +24,7 @@ from dr_keras.index.copying import copy_index
 from dr_keras.index.index import Entry, Index
 from dr_keras.index.migrate import Target, embed_anew, switch
 from dr_keras.index.milvus.collection import Collection, row_of
-from dr_keras.index.milvus.server import WRITE_SECONDS, Address, Server
+from dr_keras.index.milvus.server import SECONDS, WRITE_SECONDS, Address, Server
 from dr_keras.index.sync import Reader, add_files
 from dr_keras.progress import stderr
 
@@ -199,7 +199,18 @@ def test_what_follows_a_change_is_waited_for():
     collection.server.writes = 1
     collection.query("row in [1]", ["row"])
     collection.query("row in [1]", ["row"])
-    assert asked == [("Strong", None), ("Eventually", None), ("Strong", WRITE_SECONDS), ("Eventually", None)]
+    usual = [("Strong", SECONDS), ("Eventually", SECONDS)]
+    assert asked == [*usual, ("Strong", WRITE_SECONDS), ("Eventually", SECONDS)]
+    asked.clear()
+    queries = unit(256)
+    collection.meta = {"dim": queries.shape[1]}
+    collection.search(queries[:1], 3, "", {})
+    collection.search(queries, 3, "", {})
+    collection.server.writes = 2
+    collection.search(queries[:1], 3, "", {})
+    (_, one), (_, many), (_, after) = asked
+    assert SECONDS < one < 5  # a person learns within five seconds that a server does not answer
+    assert (many, after) == (17 * SECONDS, WRITE_SECONDS)
 
 
 def test_a_new_process_reads_what_another_has_written(place, tmp_path):

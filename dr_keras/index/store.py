@@ -52,6 +52,7 @@ from dr_keras.index.vector_file import (
     given,
     joined_checksum,
     map_vectors,
+    stamp_of,
     write_rows,
 )
 from dr_keras.index.writer_lock import LOCK_FILE, take_lock
@@ -233,21 +234,10 @@ class Store:
             if old is None or meta["generation"] != old.meta["generation"]:
                 self._checked_rows = 0
             small = sum(array.nbytes for array in given(vectors, parts)) <= QUICK_CHECK_BYTES
-            if small and not self._repair and (meta.get("stamp") or None) != self._stamp(meta):
+            if small and not self._repair and (meta.get("stamp") or None) != stamp_of(self.folder, meta):
                 self._compare(self._db, vectors, parts)
             self._checked_rows = len(vectors)
         return _State(meta, vectors, parts)
-
-    def _stamp(self, meta: dict[str, Any]) -> list[list[int]] | None:
-        """What shows that the files of vectors are as the last change left them; None if one is missing.
-
-        The time of the last change of a file's status cannot be set, so a file that was altered has another one.
-        """
-        try:
-            found = [os.stat(self.folder / name) for name in file_names(meta["generation"], meta)]
-        except OSError:
-            return None
-        return [[one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in found]
 
     def _read_meta(self, db: sqlite3.Connection) -> dict[str, Any]:
         meta = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
@@ -305,7 +295,7 @@ class Store:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
                 self.set_meta("version", self.meta["version"] + 1)
-                self.set_meta("stamp", self._stamp(self._read_meta(db)))
+                self.set_meta("stamp", stamp_of(self.folder, self._read_meta(db)))
                 db.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # the first failure is the one to report

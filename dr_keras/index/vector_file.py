@@ -33,6 +33,22 @@ def file_names(generation: int, meta: Mapping[str, Any]) -> list[str]:
     return [f"{name}-{generation}.f32" for name in ("vectors", *(["parts"] if meta.get("parts") else []))]
 
 
+def stamp_of(folder: Path, meta: Mapping[str, Any]) -> list[list[int]] | None:
+    """What shows that the files of vectors are as the last change left them; None if one is missing.
+
+    The time of the last change of a file's status cannot be set, so a file that was altered has another one.
+
+    Args:
+        folder: Of the index.
+        meta: What the index says of itself.
+    """
+    try:
+        found = [os.stat(folder / name) for name in file_names(meta["generation"], meta)]
+    except OSError:
+        return None
+    return [[one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in found]
+
+
 def given(vectors: np.ndarray, parts: np.ndarray | None) -> list[np.ndarray]:
     """The vectors of images (R, D) and, if there are any, those of their parts (R, P, D)."""
     return [vectors] if parts is None else [vectors, parts]

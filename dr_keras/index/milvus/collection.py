@@ -110,12 +110,14 @@ class Collection:
 
     # Reading
 
-    def _read(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """Asks the server, which answers at once if its answers include what has to be in them."""
+    def _read(self, method: str, *arguments: Any, seconds: float = SECONDS, **named: Any) -> Any:
+        """Asks the server, which answers at once if its answers include what has to be in them.
+
+        A busy server takes long to work through what this process has written, so what follows that may take as long.
+        """
         now = self.server.writes
         level = "Eventually" if self._settled == now else "Strong"
-        if level == "Strong" and now:  # a busy server takes long to work through what this process has written
-            named.setdefault("timeout", WRITE_SECONDS)
+        named.setdefault("timeout", WRITE_SECONDS if level == "Strong" and now else seconds)
         answer = self.server.call(method, self.name, *arguments, consistency_level=level, **named)
         self._settled = now
         return answer
@@ -175,7 +177,6 @@ class Collection:
         self, queries: np.ndarray, limit: int, condition: str, parameters: Mapping[str, Any], **named: Any
     ) -> list[Any]:
         """The nearest images of vectors (Q, D): for each, hits with `row`, `added` and `vector`."""
-        named.setdefault("timeout", SECONDS * (1 + len(queries) / QUERIES_IN_TIME))
         return list(
             self._read(
                 "search",
@@ -186,6 +187,7 @@ class Collection:
                 search_params={"metric_type": "L2", "params": dict(parameters)},
                 partition_names=[IMAGES],
                 anns_field="vector",
+                seconds=SECONDS * (1 + len(queries) / QUERIES_IN_TIME),
                 **named,
             )
         )
