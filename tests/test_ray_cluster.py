@@ -89,7 +89,8 @@ def test_a_worker_and_a_node_are_killed_midway(pictures, workplace, tmp_path):
         command = [*add_flags(pictures, workplace, "ray"), "--ray", nodes.address]
         with started_script(tmp_path, command) as process:
             nodes.wait_for_workers()
-            time.sleep(2)
+            for worker in nodes.workers(1):
+                worker.suspend()  # the command cannot end before the node is dead
             nodes.workers(0)[0].kill()
             time.sleep(1)
             nodes.kill(1)

@@ -58,9 +58,7 @@ export class GalleryMap {
   show(place, filter) {
     this.place = place;
     this.filter = filter;
-    this.pinned = this.hovered = -1;
-    this.#showTip();
-    if (this.count) this.#color();
+    this.#color();
   }
 
   zoomBy(what) {
@@ -405,6 +403,10 @@ export class GalleryMap {
       else keys[event.key]();
     });
     this.image.addEventListener("error", () => this.image.classList.add("failed"));
-    this.search.addEventListener("click", () => this.onsearch(this.about.id));
+    this.search.addEventListener("click", () => {
+      const { id } = this.about;
+      this.#pin(-1); // now, and not with the results: another point may be chosen until they are there
+      this.onsearch(id);
+    });
   }
 }
