@@ -38,19 +38,47 @@ pytest_plugins = ["browsing"]  # the fixtures of the tests of the page
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("bars", "disc", "plain", "rings")
-LONG = (  # the slowest files, slowest first
-    *("test_backends", "test_resume", "test_resume_anyway", "test_machine_settings", "test_on_device", "test_pack"),
-    *("test_applications", "test_released", "test_fuzz", "test_main_line", "test_cli_errors", "test_fuzz_pictures"),
-    *(
-        "test_held_out",
-        "test_phases",
-        "test_serve_crowd",
-        "test_duplicates",
-        "test_sources",
-        "test_page",
-        "test_page_more",
-    ),
-)
+LONG = [  # the slowest files, slowest first
+    f"test_{name}"
+    for name in [
+        "resume",
+        "resume_anyway",
+        "milvus",
+        "page_access",
+        "machine_settings",
+        "judgments",
+        "applications",
+        "released",
+        "ray_cluster",
+        "tuning",
+        "sources",
+        "cli_errors",
+        "main_line",
+        "install",
+        "phases",
+        "classifier",
+        "serve_workers",
+        "pack",
+        "deploy",
+        "heads",
+        "on_device",
+        "parts",
+        "migrate",
+        "milvus_conditions",
+        "serve_crowd",
+        "relevance",
+        "fuzz_pictures",
+        "hub",
+        "imports",
+        "explanation",
+        "page",
+        "page_more",
+        "threads",
+        "board",
+        "held_out",
+        "duplicates",
+    ]
+]
 
 
 _left_out = False  # whether slow tests are deselected

@@ -1,22 +1,28 @@
 """A Milvus server of its own for tests, by the package milvus, on ports of this machine."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 READY_SECONDS = 120
 
 
+PORTS = range(20_000, 32_000)  # below those that systems give to outgoing connections, one of which may come between
+
+
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing uses."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", random.choice(PORTS)))
+            return probe.getsockname()[1]
 
 
 class MilvusProcess:

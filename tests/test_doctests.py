@@ -69,7 +69,7 @@ def test_examples_do_what_they_say(examples):
     run(example for name, example in examples.items() if name != TRAIN)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("pictures")
 def test_the_example_of_training_does_what_it_says(examples):
     run([examples[TRAIN]])

@@ -190,7 +190,7 @@ def place_of(file):
     return status.st_dev, status.st_ino
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @given(st.dictionaries(NAMES, TREES, max_size=8))
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_tree_is_walked_through_and_each_picture_found_once(tree):

@@ -236,6 +236,7 @@ def test_a_run_of_an_older_version_is_searched_by_the_trained_head(run, unknown,
     np.testing.assert_allclose(load(run.path, head="general").embed(np.load(run.samples_file)), before, atol=1e-3)
 
 
+@pytest.mark.nightly
 def test_a_head_is_fitted_on_the_images_of_an_index(workplace, unknown, tmp_path, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
     network = ("--backbone", "MobileNet", "--image-size", 32, "--no-multiscale", "--embedding-dim", 0, "--shift", 1)

@@ -129,7 +129,7 @@ def test_with_the_extra_serve_it_answers(built, venv, place):
         process.communicate(timeout=30)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_with_the_extra_train_it_trains(built, venv, place):
     run(venv / "python", "-m", "pip", "install", "--quiet", f"{next(built.glob('*.whl'))}[train]", cwd=place)
     tiny = ("--image-size", 16, "--backbone", "resnet10", "--width", 4, "--epochs", 1, "--steps-per-epoch", 2)

@@ -212,6 +212,7 @@ def test_judgments_about_held_out_images_are_left_out_and_counted(pictures, caps
     assert "training on 12 judgments" not in shown
 
 
+@pytest.mark.nightly
 def test_a_resumed_run_needs_the_same_judgments(pictures, monkeypatch):
     monkeypatch.setattr(run_module, "_export", lambda *_: {})
     file = pictures / "judgments.csv"

@@ -315,7 +315,7 @@ def test_an_index_that_two_make_at_once(place, tmp_path):
         index.close()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kills_of_the_server_lose_nothing(tmp_path):
     needs_milvus()
     program = Path(__file__).parent / "kill_milvus.py"

@@ -82,6 +82,7 @@ def started_script(place: Path, arguments: Sequence[object]) -> Iterator[subproc
             process.terminate()
 
 
+@pytest.mark.nightly
 def test_a_worker_and_a_node_are_killed_midway(pictures, workplace, tmp_path):
     started = time.monotonic()
     assert script(tmp_path, "index.py", *add_flags(pictures, workplace, "local")).returncode == 0
@@ -167,6 +168,7 @@ def test_a_worker_takes_a_gpu_where_there_is_one(monkeypatch):
         assert {told for _, told in cluster.results(Tells(gpu=False), range(4), list, 1)} == {(1, "")}
 
 
+@pytest.mark.nightly
 def test_files_on_an_object_store(pictures, workplace, tmp_path, monkeypatch):
     run = ("--run", workplace / "runs" / "small", "--runtime", "litert", "--head", "trained", "--index")
     with store() as made, ExitStack() as stack:
@@ -187,6 +189,7 @@ def test_files_on_an_object_store(pictures, workplace, tmp_path, monkeypatch):
         assert np.abs(vector - its).max() <= 1e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.milvus
 def test_workers_write_to_milvus(nodes, pictures, workplace, tmp_path, milvus_address):
     place = f"{milvus_address}/ray_{secrets.token_hex(4)}"
@@ -260,6 +263,7 @@ def test_another_run_on_a_machine_of_the_cluster(nodes, workplace, tmp_path, mon
         embed_files(RayCluster(nodes.address, stderr()), model, [str(tmp_path / "a.png")])
 
 
+@pytest.mark.nightly
 def test_duplicates(nodes, workplace, tmp_path):
     folder = write_folders(tmp_path / "mine", each=10, seed=7)
     shutil.copy(folder / "disc" / "disc_0.png", folder / "rings" / "copy.png")

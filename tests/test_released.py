@@ -213,6 +213,7 @@ def test_a_run_that_is_not_finished_is_not_released(tmp_path):
         release(Run(tmp_path / "none"), Run(tmp_path / "model"))
 
 
+@pytest.mark.nightly
 def test_a_release_that_fails_leaves_the_earlier_one(released, workplace, tmp_path, monkeypatch):
     place = tmp_path / "model"
     shutil.copytree(released, place)

@@ -109,7 +109,7 @@ run_training(Config(**json.loads(sys.argv[1])))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_the_end_of_a_stage_and_of_an_image_size_equals_unbroken(tmp_path, folders):
     """Stages change after 80 of 120 steps, sizes at the first epoch after 60 steps."""
     whole, broken = Run(tmp_path / "runs" / "whole"), Run(tmp_path / "runs" / "broken")

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from dr_keras.training import run as run
 from dr_keras.training.checkpoint import read_progress
 from dr_keras.training.monitor import Monitor
 from dr_keras.training.train import train
+
+NIGHTLY = partial(pytest.param, marks=pytest.mark.nightly)
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -68,7 +71,8 @@ def events(run):
     return [event.step for event in board.Scalars("monitor/precision_at_1")]
 
 
-@pytest.mark.parametrize("initial", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("initial", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path, config, monkeypatch):
     if initial:
         train(replace(config, run="before", epochs=1, seed=3), runs=tmp_path)
@@ -96,7 +100,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(initial, tmp_path
     assert np.array_equal(*map(vectors_of, (whole, later)))
 
 
-@pytest.mark.parametrize("step", [2, 3, 6])  # at the end of an epoch, before its ranking; inside one
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [NIGHTLY(2), 3, NIGHTLY(6)])  # at the end of an epoch, before its ranking; inside one
 def test_early_stopping_counts_the_rankings_before_a_kill(step, tmp_path, config, monkeypatch):
     look = Monitor.look
 

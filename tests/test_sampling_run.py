@@ -41,6 +41,7 @@ def pairs(tmp_path):
     return file
 
 
+@pytest.mark.nightly
 def test_training_by_color_by_pairs_and_by_a_network(tmp_path, folders, pairs):
     by_color = train(config(folders, relevance="colour", out_of_class=0.2), runs=tmp_path)
     assert by_color.run.config().relevance == "color"

@@ -151,6 +151,7 @@ def change(address, seed):
     at.close()
 
 
+@pytest.mark.nightly
 def test_every_client_gets_its_own_bytes_while_others_write(place):
     """Only image and static routes, whose responses do not depend on other images."""
     arguments = ("--index", "my-index", "--concurrency", CLIENTS * 2, "--writable", "--uploads", "mine/sent")

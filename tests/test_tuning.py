@@ -227,7 +227,7 @@ def test_only_the_backbone_has_the_lower_rate():
     assert all(change < 1e-6 for path, change in moved.items() if path not in new)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("export_here")
 def test_a_network_as_it_is_with_data_and_with_lora(folders, tmp_path):
     common = ("--data", folders, "--backbone", "MobileNet", "--weights", "none", "--image-size", SIDE, "--shift", 1)

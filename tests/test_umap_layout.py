@@ -53,7 +53,7 @@ def test_it_is_kept_with_the_index_and_only_for_its_model(index):
         Layout.load(index)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_umap_keeps_classes_together(index):
     pytest.importorskip("umap", reason="needs the extra map")
     made = fit_umap(index)
