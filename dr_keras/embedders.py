@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BATCH_IMAGES = 256
 STREAM_IMAGES = 16  # in each batch of an OpenVINO stream,
 LARGE_STREAM_IMAGES, LARGE = 4, 128  # and of this many pixels per side and more
+ANY_SIZE = -1  # of a batch: OpenVINO prepares for each size when it first comes
 
 Advance = Callable[[int], None]
 
@@ -240,26 +241,27 @@ class OpenVINOEmbedder:
         openvino = _import_openvino()
         if not file.is_file():
             raise RunError(f"{file} does not exist; make it with {command('train')} --export-only")
-        streams = threads()
-        core = openvino.Core()
+        self._openvino = openvino
+        self._streams = streams = threads()
         try:
-            model = core.read_model(file)
+            model = openvino.Core().read_model(file)
         except RuntimeError as error:
             raise RunError(f"{file} cannot be read by OpenVINO: {error}") from error
-        height, width, channels = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
-        self._images = STREAM_IMAGES if height < LARGE else LARGE_STREAM_IMAGES
-        model.reshape([self._images, height, width, channels])  # a fixed shape is a few percent faster
+        self._shape = [side.get_length() for side in list(model.input(0).partial_shape)[1:]]
+        self._images = STREAM_IMAGES if self._shape[0] < LARGE else LARGE_STREAM_IMAGES
+        self._model = model
         named = [(output.any_name, len(output.partial_shape)) for output in model.outputs]
         self._output = _output(named, head, file)
         self._length = model.output(self._output).partial_shape[1].get_length()
-        settings = {
+        self._settings = {
             "INFERENCE_PRECISION_HINT": precision,  # OpenVINO's own default is bf16 on some processors
             "INFERENCE_NUM_THREADS": streams,
             "NUM_STREAMS": streams,
             "ENABLE_CPU_PINNING": False,  # the decoder needs its share of every core
         }
-        self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * streams)
-        self._guard = threading.Lock()  # the queue has one callback for the images of all callers
+        self._any_size = precision == "f32"  # in bfloat16 a vector would differ by the size of its batch
+        self._queues: dict[int, Any] = {}  # by the size of a batch
+        self._guard = threading.Lock()  # a queue has one callback for the images of all callers
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         with self._guard:
@@ -267,19 +269,30 @@ class OpenVINOEmbedder:
 
     def _embed(self, images: np.ndarray) -> np.ndarray:
         vectors = np.empty((len(images), self._length), np.float32)
+        few = self._any_size and len(images) < self._images * self._streams
+        size = -(-len(images) // self._streams) if few else self._images  # every stream has its share
+        queue = self._queue(ANY_SIZE if few else size)
 
         def keep(request: Any, start: int) -> None:
-            part = vectors[start : start + self._images]
+            part = vectors[start : start + size]
             part[:] = request.get_output_tensor(self._output).data[: len(part)]
 
-        self._queue.set_callback(keep)
-        for start in range(0, len(images), self._images):
-            block = images[start : start + self._images]
-            if len(block) < self._images:
-                block = np.concatenate([block, np.zeros((self._images - len(block), *block.shape[1:]), np.uint8)])
-            self._queue.start_async({0: block}, start)
-        self._queue.wait_all()
+        queue.set_callback(keep)
+        for start in range(0, len(images), max(size, 1)):
+            block = images[start : start + size]
+            if len(block) < size and not few:
+                block = np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), np.uint8)])
+            queue.start_async({0: block}, start)
+        queue.wait_all()
         return check_finite(vectors)
+
+    def _queue(self, size: int) -> Any:
+        """The network, compiled for batches of one size, which is a few percent faster, or of `ANY_SIZE`."""
+        if size not in self._queues:
+            self._model.reshape([size, *self._shape])
+            compiled = self._openvino.Core().compile_model(self._model, "CPU", self._settings)
+            self._queues[size] = self._openvino.AsyncInferQueue(compiled, 2 * self._streams)
+        return self._queues[size]
 
 
 class NetworkEmbedder:

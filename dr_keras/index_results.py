@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -142,5 +142,5 @@ def _result(
     distance: float = 0.0,
     part: Crop | None = None,
 ) -> Result:
-    path, name = Path(image_path(entry.id, root)), names[entry.label]
-    return Result(rank, entry.id, path, entry.label, name, distance, entry.attributes, part=part)
+    path: Any = image_path(entry.id, root)  # which becomes a path if somebody asks for it
+    return Result(rank, entry.id, path, entry.label, names[entry.label], distance, entry.attributes, part=part)

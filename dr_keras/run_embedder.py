@@ -120,7 +120,7 @@ class RunEmbedder:
         """Embeds with LiteRT or OpenVINO, whichever is likely to finish first."""
         # Once loaded, OpenVINO also embeds the last few images. Many small batches are as good a reason as a large one.
         long = self._spent + len(pixels) * self._seconds >= OPENVINO_MIN_SECONDS
-        if long or ("openvino", head) in self._embedders:
+        if len(pixels) > 1 and (long or ("openvino", head) in self._embedders):  # a single one has a single stream
             return self._embedder("openvino", head)(pixels)
         started = time.perf_counter()
         vectors = self._embedder("litert", head)(pixels)

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 NEGATIVE_WEIGHT = 0.5  # of negatives, relative to positives (Rocchio 1971)
 
 
+class _PathField:
+    """A field that takes a path or its text, and gives a path.
+
+    The path is made when it is first asked for: 30 of them take as long as reading the request that they answer.
+    """
+
+    def __get__(self, result: Any, owner: type) -> Path:
+        if result is None:
+            raise AttributeError("path")  # tells dataclasses that the field has no default
+        path = result.__dict__["_path"]
+        if not isinstance(path, Path):
+            path = result.__dict__["_path"] = Path(path)
+        return path
+
+    def __set__(self, result: Any, value: str | os.PathLike[str]) -> None:
+        result.__dict__["_path"] = value
+
+
 @dataclass(frozen=True)
 class Result:
     """One image that a search found.
@@ -41,7 +59,10 @@ class Result:
 
     rank: int
     id: str
-    path: Path
+    if TYPE_CHECKING:
+        path: Path
+    else:
+        path: Path = _PathField()
     label: str
     class_name: str
     distance: float
@@ -87,8 +108,12 @@ class Answer:
     max_distance: float | None = None
     crop: Crop | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the answer as plain values, for JSON."""
+    def to_dict(self, *, paths: bool = True) -> dict[str, Any]:
+        """Returns the answer as plain values, for JSON.
+
+        Args:
+            paths: Whether results have a `path`.
+        """
         return {
             "query": self.query,
             "label": self.label,
@@ -97,7 +122,7 @@ class Answer:
                     "rank": result.rank,
                     "name": result.name,
                     "id": result.id,
-                    "path": url_of(result.path) or str(result.path),
+                    **({"path": url_of(result.path) or str(result.path)} if paths else {}),
                     "label": result.label,
                     "class_name": result.class_name,
                     "distance": result.distance,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dr_keras.index.index import Index
     from dr_keras.index.sync_report import SyncReport
 
-PARTS = 3  # a middle way between what is found and what it takes (docs/benchmarks.md)
+PARTS = 3  # a middle way between what is found and what it takes (docs/measurements.md)
 ENGINES = ("auto", "flat", "hnsw", "ivfpq")
 STOPPED = "stopped; the work so far is kept, and the same command resumes it"  # what Ctrl-C prints
 

@@ -132,7 +132,7 @@ def serve(options: argparse.Namespace) -> None:
         if options.workers > 1:
             workers.serve(_job(options, settings), options.workers, sockets)
             return
-        model = load(options.run, runtime="litert", head=options.head, index=options.index)
+        model = load(options.run, head=options.head, index=options.index)
         if options.gallery:
             model.use_gallery(options.gallery)
         protocol.serve(create_app(model, settings), options.host, sockets)
@@ -146,7 +146,7 @@ def _job(options: argparse.Namespace, settings: "Settings") -> "Job":
 
     run, index = options.run, options.index
     if options.gallery:
-        model = load(run, runtime="litert", head=options.head).use_gallery(options.gallery)
+        model = load(run, head=options.head).use_gallery(options.gallery)
         run, index = os.fspath(model.run.path), model.index.place
         model.index.close()
     elif index is None:

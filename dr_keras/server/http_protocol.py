@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -167,6 +168,8 @@ class _Server(uvicorn.Server):
 
     async def _listen(self, sockets: list[socket.socket]) -> None:
         await super().startup(sockets)
+        if any(one.fileno() < 0 for one in sockets):  # uvloop closes a socket that cannot listen, and says nothing
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 class _WorkerServer(_Server):

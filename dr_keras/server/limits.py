@@ -28,6 +28,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]  # as ASGI has them
 ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})  # exempt from the limit on concurrent requests
 MAX_TARGET_BYTES = 16384  # of path and query: an id of 1,024 characters takes up to 12,288 if every byte is escaped
 DRAIN_BYTES, DRAIN_SECONDS = 64 * 2**20, 2.0  # of a refused body to read, so that the client receives the response
@@ -153,7 +154,8 @@ class _Request:
             return await self._receive()  # waits until the client disconnects
         left = self._settings.body_seconds - self.seconds
         try:
-            message = await asyncio.wait_for(self._receive(), max(left, 0))
+            async with asyncio.timeout(max(left, 0)):
+                message = await self._receive()
         except TimeoutError:
             raise Problem(
                 408,
@@ -172,15 +174,15 @@ class _Request:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             await self._finish_body()
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
+            given = {name for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *(one for one in RAW_HEADERS if one[0] not in given)]
             if self._has_body and not self._complete:
-                headers["Connection"] = "close"  # the rest of the body is not another request
+                MutableHeaders(scope=message)["Connection"] = "close"  # the rest of the body is not another request
             self.started = True
         elif self._scope["method"] == "HEAD":
             message = {**message, "body": b""}
-        await asyncio.wait_for(self._send(message), self._settings.send_seconds)
+        async with asyncio.timeout(self._settings.send_seconds):
+            await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:
         """Responds in place of the application."""
@@ -193,7 +195,8 @@ class _Request:
         end = time.monotonic() + DRAIN_SECONDS
         with suppress(TimeoutError):
             while not self._complete and self._bytes < DRAIN_BYTES:
-                message = await asyncio.wait_for(self._receive(), max(end - time.monotonic(), 0))
+                async with asyncio.timeout(max(end - time.monotonic(), 0)):
+                    message = await self._receive()
                 self._bytes += len(message.get("body", b""))
                 self._complete = not message.get("more_body", False)
 

@@ -1,13 +1,15 @@
 """Reads and checks the contents of requests: bodies, forms and ids."""
 
 import json
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from dr_keras.server.errors import Problem
 from dr_keras.server.schemas import MAX_ID, MAX_IDS, MAX_LABEL, SearchRequest
@@ -160,11 +162,12 @@ async def _read_form(
         fields: Fields that may occur once.
 
     Raises:
-        Problem: 422 if it has any other part.
+        Problem: 400 if it is not a form, 422 if it has any other part.
     """
     values: dict[str, Any] = {name: [] for name in lists}
     images: list[bytes] = []
-    async with request.form(max_files=max_images, max_fields=2 * MAX_IDS + 8, max_part_size=FIELD_BYTES) as form:
+    form = await _parse_form(request, max_images)
+    try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name != "image":
@@ -176,7 +179,22 @@ async def _read_form(
                 values[name] = value
             else:
                 raise _unexpected_field(name, lists, fields)
+    finally:
+        await form.close()
     return values, images
+
+
+async def _parse_form(request: Request, max_images: int) -> FormData:
+    """`Request.form` without temporary files: a body has its limit, and images are needed in memory in any case."""
+    async with aclosing(request.stream()) as stream:
+        parser = MultiPartParser(
+            request.headers, stream, max_files=max_images, max_fields=2 * MAX_IDS + 8, max_part_size=FIELD_BYTES
+        )
+        parser.spool_max_size = 0  # of a SpooledTemporaryFile: no limit
+        try:
+            return await parser.parse()
+        except MultiPartException as error:
+            raise Problem(400, error.message) from None
 
 
 def _unexpected_field(name: str, lists: tuple[str, ...], fields: tuple[str, ...]) -> Problem:

@@ -6,6 +6,7 @@ import re
 from concurrent.futures import Executor
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,12 +22,15 @@ RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.ASCII | re.IGN
 
 
 class PlainJSON(Response):
-    """JSON in ASCII. An id need not be UTF-8: its bytes become escaped lone surrogates, as in `retrieve.py`."""
+    """JSON. An id need not be UTF-8: its bytes become escaped lone surrogates, as in `retrieve.py`."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False).encode()
+        try:
+            return orjson.dumps(content)
+        except orjson.JSONEncodeError:  # it takes no lone surrogates
+            return json.dumps(content, allow_nan=False).encode()
 
 
 def matches_etag(request: Request, etag: str) -> bool:
@@ -116,11 +120,7 @@ def answer_content(answer: Answer, paths: bool) -> dict[str, Any]:
         answer: The answer.
         paths: Whether it contains the paths of files on this machine.
     """
-    said = answer.to_dict()
-    if not paths:
-        for result in said["results"]:
-            del result["path"]
-    return said
+    return answer.to_dict(paths=paths)
 
 
 def image_content(result: Result) -> dict[str, Any]:

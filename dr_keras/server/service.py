@@ -28,7 +28,7 @@ from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem, busy
 from dr_keras.server.image_files import CACHE_BYTES, MAX_THUMBNAIL_PIXELS, Format, Opened, Thumbnails, examine
 from dr_keras.server.judging import JudgmentFile
-from dr_keras.server.live_index import LiveIndex
+from dr_keras.server.live_index import Embedding, LiveIndex
 from dr_keras.server.peers import Peers
 from dr_keras.server.prometheus import Metrics
 from dr_keras.server.queries import Query, Vector
@@ -212,21 +212,36 @@ class Service:
             Problem: It is not an image, or too large.
         """
         embedding = self.live_index.embedding
-        digest = hashlib.sha256(data).digest() + f"{crop or ''} {embedding.model}".encode(errors="replace")
-        format = await self._decoding(examine, data, self.settings.pixels)
-        vector = self._vectors.get(digest)
-        if vector is None:
-            try:
-                image = await self._decoding(cropped, data, crop) if crop else data
-                pixels = await self._decoding(decode, image, embedding.reader.size, embedding.reader.resize)
-            except ImageError as error:
-                raise Problem(415, f"the image {error}") from None
-            except InputError as error:
-                raise Problem(422, str(error)) from None
-            values = await self.embedder.do((embedding.reader, pixels))
-            vector = Vector(values.copy(), embedding.model)  # a view would keep the whole batch in memory
-            self._vectors.put(digest, vector)
+        format, digest, found = await self._decoding(self._known_or_decoded, data, crop, embedding)
+        if isinstance(found, Vector):
+            return format, found
+        values = await self.embedder.do((embedding.reader, found))
+        vector = Vector(values.copy(), embedding.model)  # a view would keep the whole batch in memory
+        self._vectors.put(digest, vector)
         return format, vector
+
+    def _known_or_decoded(
+        self, data: bytes, crop: Crop | None, embedding: Embedding
+    ) -> tuple[Format, bytes, Vector | np.ndarray]:
+        """The format of an image, the key of its vector, and that vector if it is known, or else the decoded image.
+
+        In one call, because each wait for a thread costs a request as much as decoding a small image.
+
+        Raises:
+            Problem: It is not an image, or too large.
+        """
+        format = examine(data, self.settings.pixels)
+        digest = hashlib.sha256(data).digest() + f"{crop or ''} {embedding.model}".encode(errors="replace")
+        vector = self._vectors.get(digest)
+        if vector is not None:
+            return format, digest, vector
+        try:
+            image = cropped(data, crop) if crop else data
+            return format, digest, decode(image, embedding.reader.size, embedding.reader.resize)
+        except ImageError as error:
+            raise Problem(415, f"the image {error}") from None
+        except InputError as error:
+            raise Problem(422, str(error)) from None
 
     async def _with_parts(self, image: bytes) -> Vector:
         """The vectors (1 + P, D) of an image that was examined, and of its parts."""

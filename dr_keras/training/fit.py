@@ -217,7 +217,7 @@ class _Fitting:
 def _work(course: tuple[Phase, ...], step: int) -> float:
     """Estimates the work from `step` on, in steps of the last image size.
 
-    Half the side is a quarter of the pixels, but took a third of the time (docs/benchmarks.md).
+    Half the side is a quarter of the pixels, but took a third of the time (docs/measurements.md).
     """
     full = course[-1].size
     return sum((phase.size / full) ** 1.5 * max(0, phase.last_step - max(step, phase.first_step)) for phase in course)
