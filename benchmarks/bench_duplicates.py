@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from machine import machine
+from machine import machine, record
 from PIL import Image
 
 from dr_keras.duplicates.find import find_duplicates
@@ -103,6 +103,8 @@ def main() -> None:
         f"{exact:,} of {equal:,} equal copies and {right:,} of {similar:,} similar ones found; "
         f"{len(pairs) - right:,} groups of others"
     )
+    record(f"among {options.images:,} images", [options.images / seconds], "images/s")
+    record("similar copies found", [right / max(similar, 1)], "of all", goal=">= 0.999")
 
 
 if __name__ == "__main__":

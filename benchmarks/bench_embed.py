@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from machine import machine, spread
+from machine import machine, record, spread
 from PIL import Image
 
 from dr_keras.data.decoding import decode_files
@@ -191,6 +191,9 @@ def turns(
         title = f"{name}, {best[name][0]}, batches of {best[name][1]}" if name in best else f"{name}, files to vectors"
         ratios = [one / other for one, other in zip(rates[name], rates[fastest], strict=True)]
         print(f"  {title}: {spread(rates[name], 'images/s', 0)}")
+        if name == PRODUCT:
+            what = f"{options.run}, files to index"
+            record(what, rates[name], "images/s", ratio=statistics.median(ratios), to=f"{fastest} alone")
         print(
             f"    / {fastest}: {spread(ratios, '')}; start: {spread(starts[name], 's', 2)}; "
             f"greatest difference from Keras: {differences[name]:.1e}"

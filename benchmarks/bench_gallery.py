@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import machine, record
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +44,7 @@ def main() -> None:
             again.append(seconds(options.run, photos, cache))
     for name, times in (("first time", first), ("again", again)):
         print(f"{name}: {statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f}, n = {len(times)})")
+        record(f"{len(sources):,} photographs, {name}", times, "s")
 
 
 def seconds(run: str, photos: Path, cache: Path) -> float:

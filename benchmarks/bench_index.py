@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from index_peers import PEERS, THREADS, K, Search, exact_contenders
-from machine import machine, spread
+from machine import machine, record, spread
 
 from dr_keras.index.bounded_search import FEW_SEARCHES
 from dr_keras.index.exact_search import nearest
@@ -42,6 +42,7 @@ CLASSES = 1000
 DIRECTIONS = 24
 PART = 100_000  # vectors generated and added at a time
 BREADTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # graph nodes kept as candidates
+ENOUGH = 0.98  # recall at which searches are compared
 LISTS = (1, 2, 4, 8, *BREADTHS)  # lists probed
 
 
@@ -156,6 +157,9 @@ def exact(options: argparse.Namespace, rows: int, folder: Path) -> None:
             for name, values in seconds.items():
                 ratio = statistics.median(values) / base
                 print(f"  {count:,} at a time, {name}: {spread(values, 'ms', 1)}, {ratio:.3f} x FAISS", flush=True)
+            ours = seconds["dr_keras"]
+            title = f"{count:,} at a time among {rows:,}"
+            record(title, ours, "ms", ratio=statistics.median(ours) / base, to="FAISS flat", goal="<= 1.05")
 
 
 def copies(options: argparse.Namespace, rows: int, folder: Path) -> None:
@@ -189,9 +193,11 @@ def copies(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 assert recall(*found) > 0.999  # equal distances are ranked by row only with copies
             base = statistics.median(seconds["all compared"])
             for name, values in seconds.items():
-                print(
-                    f"  {count:,} at a time, {name}: {spread(values, 'ms', 2)}, {statistics.median(values) / base:.3f}"
-                )
+                ratio = statistics.median(values) / base
+                print(f"  {count:,} at a time, {name}: {spread(values, 'ms', 2)}, {ratio:.3f}")
+            goal = {1: "<= 0.5", 8: "<= 0.5", QUERIES: "<= 1.05"}.get(count, "")
+            title = f"{count:,} at a time among {rows:,}"
+            record(title, seconds["with copies"], "ms", ratio=ratio, to="all compared", goal=goal)
 
 
 # Approximate
@@ -277,10 +283,19 @@ def in_turns(contenders: dict[str, Contender], queries: np.ndarray, true: np.nda
                 started = time.perf_counter()
                 search(queries)
                 one.rates[breadth].append(len(queries) / (time.perf_counter() - started))
+    best: dict[str, list[float]] = {}
     for name, one in contenders.items():
+        enough = next((breadth for breadth in one.breadths if one.recalls[breadth] >= ENOUGH), None)
+        if enough is not None:
+            best[name] = one.rates[enough]
         for breadth in one.breadths:
             rates = spread(one.rates[breadth], "queries/s", 0)
             print(f"    {name} {breadth}: recall {one.recalls[breadth]:.4f}, {rates}", flush=True)
+    peers = [name for name in best if not name.startswith("dr_keras")]
+    peer = max(peers, key=lambda name: statistics.median(best[name]), default=None)
+    for name in best.keys() - peers:
+        ratio = statistics.median(best[name]) / statistics.median(best[peer]) if peer else None
+        record(f"{name}, recall of {ENOUGH} or more", best[name], "queries/s", ratio=ratio, to=peer or "")
 
 
 def picture(curves: dict[str, list[tuple[float, float]]], rows: int, dim: int, file: Path) -> None:
@@ -354,6 +369,7 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
                 index.search(asked, K, where=where)
                 times.append(1e3 * (time.perf_counter() - started))
             print(f"  one query, where {where}: {spread(times, 'ms', 1)}", flush=True)
+            record(f"one query, {where or 'no condition'}", times, "ms")
         for what in ("add", "remove"):
             times = []
             for turn in range(options.rounds):
@@ -366,6 +382,7 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
                     index.remove(ids)
                 times.append(time.perf_counter() - started)
             print(f"  {what} 1,000: {spread(times, 's')}", flush=True)
+            record(f"{what} 1,000", times, "s")
     query = folder.parent / "query.npy"
     np.save(query, kind.make(1, 0))
     code = (
@@ -380,6 +397,7 @@ def changes(options: argparse.Namespace, rows: int, folder: Path) -> None:
         found.append(json.loads(result.stdout))
     for name, values in zip(("open", "open and answer one query"), zip(*found[1:], strict=True), strict=True):
         print(f"  {name}: {spread(values, 's')}", flush=True)
+        record(name, values, "s")
 
 
 TASKS = {"exact": exact, "copies": copies, "approximate": approximate, "ours": ours, "changes": changes}

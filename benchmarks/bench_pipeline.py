@@ -10,6 +10,7 @@ images/s of decoding the dataset for the first time.
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import tensorflow as tf
-from machine import machine, spread
+from machine import machine, record, spread
 
 from dr_keras.config import Config
 from dr_keras.data.augmentation_draws import Augmentation
@@ -50,6 +51,7 @@ def main() -> None:
     catalog, pixels, _ = load_pixels(catalog, 64)
     seconds = time.perf_counter() - started
     print(f"decode: {len(catalog):,} images in {seconds:.1f} s, {len(catalog) / seconds:,.0f} images/s (n = 1)")
+    record("opening the images", [seconds], "s")
 
     rows = catalog.rows(TRAIN)
     networks = {"default": Config(), "cheap": Config(backbone="resnet10", width=16)}
@@ -103,6 +105,8 @@ def compare(config: Config, source: TripletSource, rounds: int, seconds: float) 
     print(f"  constant batch: {spread(same, 'images/s', 0)}")
     print(f"  real pipeline:  {spread(real, 'images/s', 0)}")
     print(f"  ratio:          {spread(ratios, '', 3)}")
+    title = f"{config.backbone} --width {config.width}"
+    record(title, real, "images/s", ratio=statistics.median(ratios), to="a constant batch", goal=">= 0.97")
 
 
 if __name__ == "__main__":

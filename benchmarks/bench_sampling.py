@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import psutil
-from machine import machine
+from machine import machine, record
 
 from dr_keras.data.color_features import WIDTH
 from dr_keras.data.relevance import FeatureRelevance
@@ -50,6 +50,7 @@ def main() -> None:
             sampler.batch(step)
         rate = STEPS * BATCH / (time.perf_counter() - started)
         print(f"{name}: {rate:,.0f} triplets/s, {memory() - before:.2f} GiB", flush=True)
+        record(name, [rate], "triplets/s")
     started = time.perf_counter()
     sampler.batch(sampler._steps_per_round)
     print(f"a new round of buffers: {time.perf_counter() - started:.2f} s")

@@ -7,6 +7,9 @@
     python benchmarks/bench_serve.py ids --workers 1 2        # searches by id with one worker and with two
     python benchmarks/bench_serve.py ids --workers 1 2 --milvus [--engine hnsw]
     python benchmarks/bench_serve.py mixed --minutes 20       # all kinds of requests, including bad ones
+    python benchmarks/bench_serve.py photos --minutes 20      # uploads of 12-megapixel photographs
+
+Above 400 lines for its three loads, which share the server that they start and how they measure it.
 
 Creates a finished run in a temporary folder, as in bench_retrieve.py: 100,000 random 256-dimensional vectors and the
 untrained default network. wrk sends the searches and uploads; each upload is a different image. `mixed` also adds and
@@ -36,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from bench_retrieve import GALLERY, LENGTH, make_run
-from machine import machine, spread
+from machine import machine, record, spread
 from PIL import Image
 
 from dr_keras.data.images import decode
@@ -73,20 +76,24 @@ end
 function request()
   number = number % #bodies + 1
   local headers = {["Content-Type"] = "multipart/form-data; boundary=BOUNDARY"}
-  return wrk.format("POST", "/v1/search?k=30", headers, bodies[number])
+  return wrk.format("POST", "/v1/search?k=30", headers, VARIED)
 end
 """
+PHOTOS = 24  # distinct ones of them; each upload gets other bytes after its end, so that none is known to the server
+PHOTO_SIZE = (4000, 3000)
+TAIL = f"\r\n--{BOUNDARY}--\r\n"
+VARIED = f"bodies[number]:sub(1, -{len(TAIL) + 1}) .. math.random(1e9) .. bodies[number]:sub(-{len(TAIL)})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("load", "ids", "mixed"), default="load")
+    parser.add_argument("what", nargs="?", choices=("load", "ids", "mixed", "photos"), default="load")
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="of the server; each number is measured")
     parser.add_argument("--milvus", action="store_true", help="search a copy of the index in a Milvus server")
     parser.add_argument("--engine", choices=("auto", "flat", "hnsw"), default="auto", help="of the index in Milvus")
     parser.add_argument("--seconds", type=int, default=20, help="length of a round (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=20, help="length of the mixed load (default: 20)")
+    parser.add_argument("--minutes", type=float, default=20, help="length of mixed and photos (default: 20)")
     options = parser.parse_args()
     print(f"{machine()}; {GALLERY:,} x {LENGTH}, {CLIENTS} clients", flush=True)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
@@ -98,8 +105,12 @@ def main() -> None:
             print(f"{workers} workers", flush=True)
             if options.what == "mixed":
                 mixed(place, run, options.minutes, workers)
+            elif options.what == "photos":
+                photos(place, options.minutes, workers)
             else:
-                print(f"ready to search: {spread(starts(place, options.rounds, workers, where), 's', 2)}", flush=True)
+                seconds = starts(place, options.rounds, workers, where)
+                print(f"ready to search: {spread(seconds, 's', 2)}", flush=True)
+                record("ready to search", seconds, "s")
                 load(place, run, options, workers, where)
 
 
@@ -191,11 +202,7 @@ def load(place: Path, run: Run, options: argparse.Namespace, workers: int, where
     alone = [0.0]
     if options.what != "ids":
         images = [picture(number) for number in range(UPLOADS)]
-        with (place / "bodies").open("wb") as file:
-            for data in images:
-                body = form(data)
-                file.write(b"%08d" % len(body) + body)
-        scripts["uploads"] = SENT.replace("BODIES", str(place / "bodies")).replace("BOUNDARY", BOUNDARY)
+        scripts["uploads"] = uploads(place, images, "bodies[number]")
         alone = embedding_alone(run, images)
         print(f"embedding alone, decoded pixels, {CLIENTS} at a time: {spread(alone, 'images/s', 0)}", flush=True)
     with served(place, "--workers", str(workers), *where) as (process, port, _):
@@ -209,9 +216,45 @@ def load(place: Path, run: Run, options: argparse.Namespace, workers: int, where
                     rates.append(rate)
                     late.append(p99)
             print(f"{name}: {spread(rates, 'requests/s', 0)}; 99 % within {spread(late, 'ms', 0)}", flush=True)
+            record(f"{name}, 99 % within", late, "ms")
             if name == "uploads":
-                print(f"  {statistics.median(rates) / statistics.median(alone):.2f} of the embedding alone")
+                share = statistics.median(rates) / statistics.median(alone)
+                print(f"  {share:.2f} of the embedding alone")
+                record(name, rates, "requests/s", ratio=share, to="the network alone", goal=">= 0.6")
+            else:
+                record(name, rates, "requests/s")
             print(f"  memory: {memory(process)}", flush=True)
+
+
+def uploads(place: Path, images: list[bytes], varied: str) -> str:
+    """Writes the bodies of requests that search for images, and returns the script that sends them."""
+    with (place / "bodies").open("wb") as file:
+        for data in images:
+            body = form(data)
+            file.write(b"%08d" % len(body) + body)
+    sent = SENT.replace("BODIES", str(place / "bodies")).replace("VARIED", varied)
+    return sent.replace("BOUNDARY", BOUNDARY)
+
+
+def photos(place: Path, minutes: float, workers: int) -> None:
+    images = [photograph(number) for number in range(PHOTOS)]
+    sizes = [len(data) / 2**20 for data in images]
+    print(f"photographs of {PHOTO_SIZE[0]} x {PHOTO_SIZE[1]}, {min(sizes):.1f} to {max(sizes):.1f} MiB", flush=True)
+    script = place / "script.lua"
+    script.write_text(uploads(place, images, VARIED))
+    del images
+    rates, late = [], []
+    with served(place, "--workers", str(workers)) as (process, port, _):
+        for minute in range(round(minutes)):
+            rate, p99 = hammered(port, script, 60)
+            rates.append(rate)
+            late.append(p99)
+            print(
+                f"  minute {minute + 1}: {rate:.1f} a second, 99 % within {p99:.0f} ms; {memory(process)}", flush=True
+            )
+    print(f"{spread(rates, 'photographs/s', 1)}; 99 % within {spread(late, 'ms', 0)}")
+    record("photographs", rates, "requests/s")
+    record("photographs, 99 % within", late, "ms")
 
 
 def embedding_alone(run: Run, images: list[bytes]) -> list[float]:
@@ -247,9 +290,19 @@ def picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
+def photograph(seed: int) -> bytes:
+    """A JPEG of 12 megapixels and some 4 MiB, as a telephone takes them: soft colors with fine grain."""
+    random = np.random.default_rng(seed)
+    soft = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
+    grain = random.integers(-10, 11, (PHOTO_SIZE[1], PHOTO_SIZE[0], 1), np.int16)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.asarray(soft) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def form(data: bytes) -> bytes:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
-    return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + TAIL.encode()
 
 
 # Mixed

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import machine, record
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -58,6 +58,7 @@ def main() -> None:
         )
         result = json.loads(child.stdout.splitlines()[-1])
         print(f"  {stage:14} {result['seconds']:8.1f} s   {result['own']:7,.0f}   each decoder {result['child']:,.0f}")
+        record(f"{stage}, {options.images:,} images", [result["seconds"]], "s")
 
 
 def measure(stage: str, data: Path, size: int) -> dict[str, float]:

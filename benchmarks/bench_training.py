@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from machine import machine, spread
+from machine import machine, record, spread
 
 SIZE, BATCH, DIM = 64, 64, 256
 CONTENDERS = ("keras", "torch", "torch, one call")
@@ -60,6 +60,8 @@ def compare(width: int, rounds: int, seconds: float) -> None:
     best = max(CONTENDERS[1:], key=lambda name: float(np.median(rates[name])))
     ratios = [one / other for one, other in zip(rates["keras"], rates[best], strict=True)]
     print(f"  keras / {best}: {spread(ratios, '')}")
+    title = f"resnet18 --width {width}"
+    record(title, rates["keras"], "images/s", ratio=float(np.median(ratios)), to=best.partition(",")[0])
 
 
 def rate(step: Callable[[], object], seconds: float) -> float:

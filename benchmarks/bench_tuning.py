@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import numpy as np
-from machine import machine, spread
+from machine import machine, record, spread
 
 from dr_keras.backend import import_framework
 from dr_keras.config import Config
@@ -57,6 +57,7 @@ def main() -> None:
     for name in OURS:
         ratios = [ours / plain for ours, plain in zip(rates[name], rates[best], strict=True)]
         print(f"{name} / {best}: {spread(ratios, '', 2)}")
+        record(name, rates[name], "images/s", ratio=float(np.median(ratios)), to="plain Keras", goal=">= 0.97")
 
 
 def images_per_second(contender: str, options: argparse.Namespace) -> float:

@@ -1,9 +1,12 @@
-"""How benchmarks describe the machine and format measurements."""
+"""How benchmarks describe the machine, format measurements, and pass them to bench_all.py."""
 
+import json
 import os
 import platform
 import statistics
 from collections.abc import Sequence
+
+FIGURES = "DR_KERAS_FIGURES"  # the environment variable that names the file for `record`
 
 
 def machine() -> str:
@@ -22,3 +25,23 @@ def spread(values: Sequence[float], unit: str, digits: int = 3) -> str:
     """Median, range and count."""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"median {middle} {unit} ({low} to {high}, n = {len(values)})"
+
+
+def record(
+    name: str, values: Sequence[float], unit: str, *, ratio: float | None = None, to: str = "", goal: str = ""
+) -> None:
+    """Passes a figure on to bench_all.py, if that has started the benchmark.
+
+    Args:
+        name: What was measured; once per benchmark.
+        values: Of all rounds.
+        unit: Of the values.
+        ratio: To what the figure is compared with in the same run; a ratio differs less between machines than values.
+        to: What that is.
+        goal: What the ratio should be, or the value if there is no ratio, such as "<= 0.5".
+    """
+    if file := os.environ.get(FIGURES):
+        figure = {"name": name, "median": statistics.median(values), "low": min(values), "high": max(values)}
+        figure |= {"n": len(values), "unit": unit, "ratio": ratio, "to": to, "goal": goal}
+        with open(file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(figure) + "\n")
