@@ -340,7 +340,7 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
         assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
-    for seconds, used in ((1e-9, ["litert", "openvino"]), (1e9, ["litert"])):
+    for seconds, used in ((1e-9, ["litert", "openvino"] if count > 1 else ["litert"]), (1e9, ["litert"])):
         monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_SECONDS", seconds)
         both = load(model.run.path)
         for part in (pixels, pixels[:1], pixels[:0]):
