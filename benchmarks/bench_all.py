@@ -279,7 +279,7 @@ def table(figures: list[Figure], before: list[Figure] | None = None) -> list[str
         "|---|---|---|---|" + ("---|---|" if compared else ""),
     ]
     for one in figures:
-        ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f} of {one['to']}"
+        ratio = "" if one["ratio"] is None else f"{short(one['ratio'])} of {one['to']}"
         goal = f"{one['goal']}: {'held' if holds(one) else '**missed**'}" if one["goal"] else ""
         line = f"| {one['name']} | {value(one)} | {ratio} | {goal} |"
         if compared:

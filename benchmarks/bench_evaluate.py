@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from machine import machine, spread
+from machine import machine, record, spread
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch import from_numpy
 
@@ -45,7 +45,7 @@ def main() -> None:
         first, last = slice(0, queries or count), slice(queries, None)
         ours, theirs = contenders(vectors, labels, first, last, disjoint=bool(queries))
         print(f"{name}: {count:,} x {length}, {classes:,} classes" + (f", {queries:,} queries" if queries else ""))
-        compare(ours, theirs, options.rounds)
+        compare(name, ours, theirs, options.rounds)
 
 
 def clusters(count: int, classes: int, length: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -74,23 +74,24 @@ def contenders(
     return ours, theirs
 
 
-def compare(ours: Figures, theirs: Figures, rounds: int) -> None:
+def compare(name: str, ours: Figures, theirs: Figures, rounds: int) -> None:
     seconds: dict[str, list[float]] = {"dr_keras": [], "pytorch-metric-learning": []}
     for _ in range(rounds):
         figures = []
-        for name, measure in zip(seconds, (ours, theirs), strict=True):
+        for who, measure in zip(seconds, (ours, theirs), strict=True):
             started = time.perf_counter()
             figures.append(measure())
-            seconds[name].append(time.perf_counter() - started)
+            seconds[who].append(time.perf_counter() - started)
     mine, other = figures
     for key, their_key in THEIRS.items():
         print(f"  {key}: {mine[key]:.6f}, pytorch-metric-learning {other[their_key]:.6f}")
         if key != "nmi" and abs(mine[key] - other[their_key]) > 1e-6:
             raise SystemExit(f"{key} differs")
-    for name, values in seconds.items():
-        print(f"  {name}: {spread(values, 's')}")
+    for who, values in seconds.items():
+        print(f"  {who}: {spread(values, 's')}")
     ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
     print(f"  time of dr_keras / pytorch-metric-learning: {ratio:.2f}\n")
+    record(name, seconds["dr_keras"], "s", ratio=ratio, to="pytorch-metric-learning")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_a_goal_is_of_the_ratio_or_else_of_the_value(goal, ratio, held):
 
 def test_a_table_compares_with_what_is_kept():
     lines = bench_all.table([FIGURE | {"goal": "<= 0.3"}], [FIGURE | {"median": 4.0}])
-    assert lines[2] == ("| a | 2 ms (1 to 3, n = 3) | 0.40 of b | <= 0.3: **missed** | 4 ms (1 to 3, n = 3) | 0.50 |")
+    assert lines[2] == ("| a | 2 ms (1 to 3, n = 3) | 0.4 of b | <= 0.3: **missed** | 4 ms (1 to 3, n = 3) | 0.50 |")
     assert len({line.count("|") for line in lines}) == 1
 
 
