@@ -291,8 +291,9 @@ def table(figures: list[Figure], before: list[Figure] | None = None) -> list[str
 
 def value(one: Figure) -> str:
     """The median with its unit, range and n."""
-    middle, low, high = (short(one[key]) for key in ("median", "low", "high"))
-    return f"{middle} {one['unit']} ({f'{low} to {high}, ' if one['n'] > 1 else ''}n = {one['n']})"
+    unit, times = ("ms", 1000) if one["unit"] == "s" and one["median"] < 1 else (one["unit"], 1)
+    middle, low, high = (short(times * one[key]) for key in ("median", "low", "high"))
+    return f"{middle} {unit} ({f'{low} to {high}, ' if one['n'] > 1 else ''}n = {one['n']})"
 
 
 def short(number: float) -> str:
@@ -312,10 +313,12 @@ def page(kept: Kept) -> str:
     parts = [HEAD]
     for kind, found in kept.items():
         parts.append(f"## {kind}\n")
-        for name, one in found.items():
-            about = BENCHMARKS[name].about if name in BENCHMARKS else ""
+        for name, benchmark in BENCHMARKS.items():
+            if name not in found:
+                continue
+            one = found[name]
             parts.append(f"### {name}\n")
-            parts.append(f"{about} `{one['command']}`, {one['date']}.\n")
+            parts.append(f"{benchmark.about} `{one['command']}`, {one['date']}.\n")
             parts.append("\n".join(table(one["figures"])) + "\n")
     return "\n".join(parts)
 

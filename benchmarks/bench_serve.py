@@ -291,7 +291,7 @@ def picture(seed: int) -> bytes:
 
 
 def photograph(seed: int) -> bytes:
-    """A JPEG of 12 megapixels and some 4 MiB, as a telephone takes them: soft colors with fine grain."""
+    """A JPEG of 12 megapixels and 2.4 MiB: soft colors with fine grain, like a photograph of a telephone."""
     random = np.random.default_rng(seed)
     soft = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
     grain = random.integers(-10, 11, (PHOTO_SIZE[1], PHOTO_SIZE[0], 1), np.int16)

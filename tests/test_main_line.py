@@ -339,7 +339,9 @@ def test_runtimes_give_the_same_vectors(model, monkeypatch, count):
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     expected = load(model.run.path, runtime="litert").embed(pixels)
     for runtime in ("keras", "openvino"):
-        assert np.abs(load(model.run.path, runtime=runtime).embed(pixels) - expected).max() < 1e-4, runtime
+        other = load(model.run.path, runtime=runtime)
+        for part in (pixels, pixels[:3], pixels[:2]):  # OpenVINO shares few images out among its streams as they are
+            assert np.abs(other.embed(part) - expected[: len(part)]).max() < 1e-4, runtime
     for seconds, used in ((1e-9, ["litert", "openvino"] if count > 1 else ["litert"]), (1e9, ["litert"])):
         monkeypatch.setattr("dr_keras.run_embedder.OPENVINO_MIN_SECONDS", seconds)
         both = load(model.run.path)

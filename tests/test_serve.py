@@ -1,12 +1,16 @@
 """The HTTP API: what it returns and what it refuses."""
 
 import asyncio
+import errno
+import io
 import json
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import draw_encoded, script
+from PIL import Image
 from served import BEARER, TOKEN, client, raw, refused, search
 
 from dr_keras.index.index import Index
@@ -84,6 +88,20 @@ def test_a_search_with_images_that_are_sent(place, page):
 )
 def test_queries_that_cannot_be_answered(page, body, status, words):
     refused(page.post("/v1/search", json=body), status, words)
+
+
+def test_a_large_image_needs_no_file(page, monkeypatch):
+    """A full disk does not stop searches."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", full)
+    picture = io.BytesIO()
+    Image.new("RGB", (1200, 1000), "red").save(picture, "BMP")
+    assert picture.tell() > 3_000_000
+    answer = page.post("/v1/search?k=3", files={"image": picture.getvalue()})
+    assert (answer.status_code, len(answer.json()["results"])) == (200, 3)
 
 
 def test_bodies_that_are_not_valid_requests(page):
