@@ -128,6 +128,7 @@ def test_what_has_changed_is_read_again(nodes, workplace, tmp_path):
     assert "0 added, 0 updated, 16 unchanged, 1 could not be read" in add("ray", "--ray", "nowhere:1")  # nothing to do
 
 
+@pytest.mark.nightly  # on a busy machine all may be done before the signal comes
 def test_interrupted_and_resumed(nodes, pictures, workplace, tmp_path):
     for index in ("ray", "ray-2", "ray-3"):  # all pictures take less than a second, so it may come too late
         command = [*add_flags(pictures, workplace, index), "--ray", nodes.address]
