@@ -73,16 +73,16 @@ class Job:
         from dr_keras.loading import load
 
         if self.gallery:
-            model = load(self.run, runtime="litert", head=self.head)
+            model = load(self.run, head=self.head)
             assert self.index is not None
             model.index = Index.open(self.index)
             return model
         try:
-            return load(self.run, runtime="litert", head=self.head, index=self.index)
+            return load(self.run, head=self.head, index=self.index)
         except RunError:
             if not again or self.index is None:
                 raise
-            return load(runtime="litert", index=self.index)  # it was moved to another model, which the others follow
+            return load(index=self.index)  # it was moved to another model, which the others follow
 
 
 def serve(job: Job, count: int, sockets: list[socket.socket]) -> None:
