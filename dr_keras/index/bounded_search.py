@@ -34,7 +34,7 @@ LONGEST = 1 + LENGTH_TOLERANCE  # of vectors, and of queries but for special one
 # Half of a squared distance is computed in float32 with an error of at most (D + 2) 2^-24 times 2, twice: for a vector
 # that is ruled out and for the k-th. The rest is for the few other roundings.
 ROUNDING = 8 * 2.0**-24  # times D
-FIRST_ROWS = 1 << 11
+FIRST_ROWS = 1 << 12
 BLOCK_ROWS = 1 << 16  # at a time; their products stay in the cache
 FEW_PRODUCTS = 4  # queries
 EXACT_ROWS = 1 << 14  # candidates that are compared at a time
@@ -114,6 +114,7 @@ class BoundedSearch:
         codes = np.memmap(file, np.int8, "r", shape=(rows, dim))
         self._codes = [numkong.dots_pack(np.array(codes[part])) for part in self._parts]  # as the kernels read them
         self._steps, below, self._above = np.fromfile(file, np.float32, offset=rows * dim).reshape(3, rows)
+        self._most_above = [float(self._above[part].max(initial=-np.inf)) for part in self._parts]
         self._spread = below + self._above
         self._error = float(self._spread.max(initial=0)) / 2  # of a copy, at most
         self._allowed: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
@@ -171,18 +172,22 @@ class BoundedSearch:
         def look(number: int, products: np.ndarray) -> None:
             """Finds the rows of a part that may be near enough by what is known, and how near they may be."""
             part = self._parts[number]
-            values = products.astype(np.float32)  # (Q, n)
-            values *= self._steps[part]
-            values *= steps[:, None]
-            values += self._above[part]
+            row_steps = self._steps[part]
+            scaled = np.empty(len(row_steps), np.float32)  # one at a time stays in the processor's cache
+            # No row of the part is nearer than this makes of it, so that most need no more than a comparison.
+            with np.errstate(over="ignore"):  # the steps of a query of zeros are as small as can be
+                least = (best.bounds - slack - self._most_above[number]) / steps
             found = []
-            for query, most in enumerate(values):
-                near = most >= best.bounds[query] - slack[query]
+            for query, row in enumerate(products):
+                np.copyto(scaled, row, casting="unsafe")
+                scaled *= row_steps
+                near = scaled >= least[query]
                 if allowed is not None:
                     near &= allowed[part]
                 rows = np.flatnonzero(near)
-                most = most[rows]
+                most = scaled[rows] * steps[query]
                 rows += part.start
+                most += self._above[rows]
                 best.add(query, most - self._spread[rows])
                 found.append((rows, most))
             looked[number] = found

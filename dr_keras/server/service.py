@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("uvicorn.error")
 
-EMBED_BATCH_IMAGES = 32  # LiteRT on a CPU gains hardly anything from a larger batch
-SEARCH_BATCH_QUERIES = 64  # the default limit of requests in progress
+EMBED_BATCH_IMAGES = 16  # while one batch is embedded, the requests of another are searched, answered and read
+SEARCH_BATCH_QUERIES = 16  # as many
 READER_THREADS = 4  # the index serves one at a time; another may be busy with a map
 CACHED_VECTORS = 256  # of uploaded images: whoever changes a filter sends the same image again
 REFRESH_SECONDS = 10.0  # after this an idle server releases an old state, so that the writer's log does not grow
