@@ -6,6 +6,9 @@ import platform
 import statistics
 from collections.abc import Sequence
 
+# An installed package has its compiled modules beside it; commands that are timed from a checkout should find them too.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 FIGURES = "DR_KERAS_FIGURES"  # the environment variable that names the file for `record`
 
 

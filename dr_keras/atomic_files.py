@@ -1,11 +1,9 @@
 """Files and folders that appear complete or not at all: written under a temporary name, then renamed."""
 
 import errno
-import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -68,6 +66,8 @@ def sha256_of(path: str | os.PathLike[str]) -> bytes:
         OSError: The file cannot be read.
     """
     with open_regular(path) as file:
+        import hashlib  # which takes a while, and most commands need none of it
+
         return hashlib.file_digest(file, "sha256").digest()
 
 
@@ -91,7 +91,7 @@ def new_file(path: Path) -> Iterator[Path]:
         'complete'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.stem[:NAME_CHARACTERS]}.{secrets.token_hex(8)}{path.suffix}"
+    temporary = path.parent / f".{path.stem[:NAME_CHARACTERS]}.{os.urandom(8).hex()}{path.suffix}"
     temporary.touch(exist_ok=False)  # with the permissions that the process gives to new files
     try:
         yield temporary
@@ -116,7 +116,7 @@ def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         An empty temporary folder beside `path`, removed if the block fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name[:NAME_CHARACTERS]}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".{path.name[:NAME_CHARACTERS]}.{os.urandom(8).hex()}"
     temporary.mkdir()
     try:
         yield temporary

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -208,6 +207,8 @@ def _quiet() -> Iterator[None]:
 
     All other output appears when the block ends. If the block fails, everything appears.
     """
+    import tempfile
+
     if sys.stderr:
         sys.stderr.flush()
     try:

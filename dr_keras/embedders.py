@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dr_keras.backend import import_framework, keras_defaults
-from dr_keras.cells import Maps
 from dr_keras.errors import MissingPackage, NotNumbers, RunError
 from dr_keras.extras import how_to_install
 from dr_keras.heads import GENERAL, TRAINED
@@ -23,6 +22,7 @@ from dr_keras.runtimes import threads
 if TYPE_CHECKING:
     import keras
 
+    from dr_keras.cells import Maps
     from dr_keras.data.pixel_store import Pixels
     from dr_keras.runs import Run
 
@@ -184,7 +184,7 @@ class LiteRTMaps:
         self.available = any(name.startswith(MAP) for name in names)
         self._guard = threading.Lock()
 
-    def __call__(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], list[Maps]]:
+    def __call__(self, images: np.ndarray) -> "tuple[dict[str, np.ndarray], list[Maps]]":
         """Returns the vectors and the maps of images.
 
         Args:

@@ -1,7 +1,6 @@
 """Archives of NumPy arrays (.npz): written atomically, read without pickle, errors in one line."""
 
 import io
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -42,6 +41,8 @@ def read_arrays(file: Path | io.BytesIO, kind: str) -> dict[str, np.ndarray]:
     Raises:
         RunError: The file is missing or damaged.
     """
+    import zipfile
+
     try:
         with open(file, "rb") if isinstance(file, Path) else file as stream, np.load(stream) as archive:
             return {name: archive[name] for name in archive.files}

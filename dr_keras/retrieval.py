@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from dr_keras.data.crop import Crop, cropped
 from dr_keras.data.image_ids import image_path
-from dr_keras.data.images import ImageInput
 from dr_keras.errors import ImageError, InputError
 from dr_keras.image_names import resolve
 from dr_keras.index.index import Index
@@ -16,10 +15,11 @@ from dr_keras.index_results import describe, neighbors, row_of, varied_neighbors
 from dr_keras.search_results import Answer, make_answer, refined_query
 from dr_keras.variety import Variety
 
-if TYPE_CHECKING:
-    from dr_keras.index.cutoff import Cutoff  # which a search by name need not import
+if TYPE_CHECKING:  # what a search by name need not import
+    from dr_keras.data.images import ImageInput
+    from dr_keras.index.cutoff import Cutoff
 
-Embed = Callable[[list[ImageInput]], np.ndarray]
+Embed: TypeAlias = "Callable[[list[ImageInput]], np.ndarray]"
 
 
 def retrieve(
@@ -98,7 +98,7 @@ def check_cutoff(index: Index, *, whole: bool) -> None:
         )
 
 
-def _part(index: Index, name: str, file: Path | None, crop: Crop) -> ImageInput:
+def _part(index: Index, name: str, file: Path | None, crop: Crop) -> "ImageInput":
     """The part of an image of the index, or of any other file."""
     if file is None:
         with index.held():

@@ -5,13 +5,12 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from dr_keras.data.images import ImageInput, decode
-from dr_keras.embedders import Embedder, LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
 from dr_keras.errors import InputError
 from dr_keras.heads import FITTED, TRAINED, GeneralHead
 from dr_keras.index.index import HEAD_FILE, Index
@@ -19,12 +18,16 @@ from dr_keras.index.reader import Reader
 from dr_keras.runs import Run
 from dr_keras.runtimes import RUNTIMES
 
+if TYPE_CHECKING:  # what a search by name need not import
+    from dr_keras.data.images import ImageInput
+    from dr_keras.embedders import Embedder
+
 # OpenVINO's faster inference makes up for its slower start once LiteRT would have taken this long in all
 # (docs/decisions/009), as far as a few images tell.
 OPENVINO_MIN_SECONDS = 1.5
 TIMED_IMAGES = 4
 
-Images = np.ndarray | Iterable[ImageInput]
+Images: TypeAlias = "np.ndarray | Iterable[ImageInput]"
 
 
 class RunEmbedder:
@@ -37,21 +40,27 @@ class RunEmbedder:
 
     Raises:
         InputError: There is no such runtime.
-        RunError: The settings of the run cannot be read.
     """
 
     def __init__(self, run: Run, runtime: str = "auto") -> None:
         if runtime not in RUNTIMES:
             raise InputError(f"runtime is {runtime!r}; choose one of {', '.join(RUNTIMES)}")
         self.run = run
-        config = run.config()
-        self._size, self._resize = config.image_size, config.resize
         self.runtime = runtime
         self._embedders: dict[tuple[str, str], Embedder] = {}
         self._fingerprints: dict[str, str] = {}
         self._guard = threading.Lock()  # guards the two above
         self._seconds = 0.0  # that LiteRT takes for an image; 0 until it is known
         self._spent = 0.0  # seconds of LiteRT until now
+
+    @cached_property
+    def _square(self) -> tuple[int, str]:
+        """The size of images, and how they are resized; without the other settings, which take a while to check."""
+        settings = self.run.settings()
+        if isinstance(settings.get("image_size"), int) and isinstance(settings.get("resize"), str):
+            return settings["image_size"], settings["resize"]
+        config = self.run.config()
+        return config.image_size, config.resize
 
     def fingerprint(self, head: str) -> str:
         """Returns `Run.fingerprint` of a head, computed once."""
@@ -73,7 +82,7 @@ class RunEmbedder:
             vectors = self.vectors(pixels, head)
             return vectors if after is None else after(vectors)
 
-        return Reader(embed, self._size, self._resize)
+        return Reader(embed, *self._square)
 
     def reader_for(self, index: Index) -> Reader:
         """Returns how files become the vectors of an index."""
@@ -136,7 +145,7 @@ class RunEmbedder:
         self._seconds = (time.perf_counter() - started) / TIMED_IMAGES
         return np.concatenate([first, second])
 
-    def _embedder(self, runtime: str, head: str) -> Embedder:
+    def _embedder(self, runtime: str, head: str) -> "Embedder":
         with self._guard:
             if (runtime, head) not in self._embedders:
                 self._embedders[runtime, head] = self._make(runtime, head)
@@ -154,7 +163,11 @@ class RunEmbedder:
         Raises:
             InputError: An image cannot be decoded (the message names it), or an array is not (N, H, W, 3) uint8.
         """
-        size = self._size
+        from PIL import Image
+
+        from dr_keras.data.images import decode
+
+        size, resize = self._square
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise InputError("a list of images was expected, but one image was given; put it in a list")
         if isinstance(images, np.ndarray):
@@ -166,13 +179,15 @@ class RunEmbedder:
         decoded = []
         for number, image in enumerate(images):
             try:
-                decoded.append(decode(image, size, self._resize))
+                decoded.append(decode(image, size, resize))
             except InputError as error:
                 name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
                 raise InputError(f"{name!s} {error}") from error
         return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
 
-    def _make(self, runtime: str, head: str) -> Embedder:
+    def _make(self, runtime: str, head: str) -> "Embedder":
+        from dr_keras.embedders import LiteRTEmbedder, NetworkEmbedder, OpenVINOEmbedder, SavedModelEmbedder
+
         if runtime == "saved_model":
             return SavedModelEmbedder(self.run.saved_model, head)
         if runtime == "keras":

@@ -4,17 +4,21 @@ import datetime
 import json
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dr_keras.atomic_files import write_json
-from dr_keras.config import ARCHITECTURE, Config
 from dr_keras.errors import RunError
 from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.invocation import command
 from dr_keras.options import flags
 from dr_keras.version import __version__
+
+if TYPE_CHECKING:  # what a search by name need not import
+    from dr_keras.config import Config
 
 RUN_FORMAT = 1
 RUNS = Path("runs")
@@ -138,8 +142,9 @@ class Run:
         Raises:
             RunError: config.json is missing, damaged, or of another format version.
         """
-        config = self.config()
-        return not self.weights_file.is_file() and (config.epochs > 0 or config.data is not None)
+        if self.weights_file.is_file():
+            return False
+        return self.settings().get("data") is not None or self.config().epochs > 0
 
     def general_head(self) -> GeneralHead:
         """Reads the general head.
@@ -176,13 +181,13 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.metrics_file} cannot be read: {error}") from error
 
-    def config(self) -> Config:
-        """Reads the settings of the run.
+    def settings(self) -> dict[str, Any]:
+        """Reads the settings of the run as they are in config.json; their values are not checked.
 
         Raises:
             RunError: Config.json is missing, damaged, or of another format version.
         """
-        try:
+        with self._config_errors():
             content = json.loads(self.config_file.read_text(encoding="utf-8"))
             version = content["format"]
             if version != RUN_FORMAT:
@@ -190,12 +195,28 @@ class Run:
                     f"{self.path} has run format {version}, but this version of dr_keras reads format {RUN_FORMAT}; "
                     f"use dr_keras {content.get('dr_keras', 'of the version that wrote it')}, or train again"
                 )
-            return Config.from_dict(content["config"])
+            return dict(content["config"])
+
+    def config(self) -> "Config":
+        """Reads and checks the settings of the run.
+
+        Raises:
+            RunError: Config.json is missing, damaged, or of another format version.
+        """
+        from dr_keras.config import Config
+
+        with self._config_errors():
+            return Config.from_dict(self.settings())
+
+    @contextmanager
+    def _config_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RunError:
+            raise
         except OSError as error:
             raise RunError(f"{self.path} is not a run folder: {error.strerror}: {error.filename}") from None
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, RunError):
-                raise
             raise RunError(f"{self.config_file} cannot be read: {error}") from error
 
     def fingerprint(self, head: str = TRAINED) -> str:
@@ -218,7 +239,7 @@ class Run:
         """Returns a name by which `open_run` finds the run from any folder: a released model's name, or a path."""
         return self.path.name if self.path.parent == MODELS else str(self.path.absolute())
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: "Config") -> None:
         """Writes config.json, with the versions of the format and of dr_keras."""
         write_json(
             self.config_file,
@@ -265,6 +286,8 @@ def starting_from(settings: dict[str, Any], runs: Path = RUNS) -> dict[str, Any]
     Raises:
         RunError: There is no such model.
     """
+    from dr_keras.config import ARCHITECTURE
+
     name = settings.get("initial_weights")
     if name is None:
         return settings
@@ -272,7 +295,7 @@ def starting_from(settings: dict[str, Any], runs: Path = RUNS) -> dict[str, Any]
     return {field: model[field] for field in (*ARCHITECTURE, "resize")} | settings
 
 
-def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Run:
+def new_run(config: "Config", runs: Path = RUNS, *, overwrite: bool = False) -> Run:
     """Chooses the folder of a new run, which `start_run` creates.
 
     Args:
@@ -292,7 +315,7 @@ def new_run(config: Config, runs: Path = RUNS, *, overwrite: bool = False) -> Ru
     return run
 
 
-def resumable_run(config: Config, runs: Path = RUNS) -> Run:
+def resumable_run(config: "Config", runs: Path = RUNS) -> Run:
     """Finds the run folder in which training with `config` continues or, if it has not started, begins.
 
     Args:
@@ -321,7 +344,7 @@ def resumable_run(config: Config, runs: Path = RUNS) -> Run:
     return run
 
 
-def start_run(run: Run, config: Config, *, overwrite: bool = False, again: bool = False) -> None:
+def start_run(run: Run, config: "Config", *, overwrite: bool = False, again: bool = False) -> None:
     """Creates the run folder and writes its config.json.
 
     Args:

@@ -11,7 +11,6 @@ import numpy as np
 
 from dr_keras.calibrated import calibrated_distance
 from dr_keras.data.crop import Crop
-from dr_keras.data.images import ImageInput
 from dr_keras.errors import InputError, RunError
 from dr_keras.heads import FITTED, GENERAL, HEADS, TRAINED, GeneralHead
 from dr_keras.image_names import file_named
@@ -28,6 +27,8 @@ from dr_keras.variety import Variety
 if TYPE_CHECKING:  # what a search by name need not import
     from rich.console import Console
 
+    from dr_keras.config import Config
+    from dr_keras.data.images import ImageInput
     from dr_keras.explanation import Explainer, Explanation
     from dr_keras.index.cutoff import Cutoff
 
@@ -59,12 +60,17 @@ class Model:
         if head not in HEADS:
             raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
         self.run = run
-        self.config = run.config()
+        run.settings()  # so that it is known at once whether they can be read
         self.runtime = runtime
         self._embedder = RunEmbedder(run, runtime)
         self._asked = head
         self._index: Index | None = None
         self._guard = threading.Lock()  # guards the index
+
+    @cached_property
+    def config(self) -> "Config":
+        """The settings of the run."""
+        return self.run.config()
 
     @cached_property
     def _explainer(self) -> "Explainer":
@@ -330,7 +336,7 @@ class Model:
             whole=whole,
         )
 
-    def explain(self, query: ImageInput, neighbor: ImageInput) -> "Explanation":
+    def explain(self, query: "ImageInput", neighbor: "ImageInput") -> "Explanation":
         """Explains why two pictures are alike: how much each part of one adds to the cosine of their embeddings.
 
         For networks that end in global average pooling, as the built-in ResNets do, the parts are the cells of the last

@@ -7,9 +7,7 @@ Anything else is a bug: one line says so and names the file with the traceback, 
 import errno
 import os
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -101,6 +99,9 @@ def _system(error: OSError) -> str:
 
 def _bug(name: str, error: Exception) -> int:
     """Writes the traceback to a file and prints its path."""
+    import tempfile
+    import traceback
+
     text = "".join(traceback.format_exception(error))
     message = " ".join(str(error).split())
     what = f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_keras.cli.parser import add_head, add_runtime, command_parser
-from dr_keras.data.crop import cropped
 from dr_keras.errors import InputError
 from dr_keras.invocation import program
 from dr_keras.loading import load
@@ -142,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def explain(model: "Model", answer: "Answer", picture: Path, count: int) -> "list[Explanation | None]":
     """Explains the first `count` results, and saves a picture of the first of them. Those that are gone have None."""
+    from dr_keras.data.crop import cropped
     from dr_keras.search_results import save_picture
     from dr_keras.why_picture import why_picture
 

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from dr_keras.data.images import ImageInput, read
 from dr_keras.errors import InputError
+
+if TYPE_CHECKING:  # what a search by name need not import
+    from PIL import Image
+
+    from dr_keras.data.images import ImageInput
 
 _SLACK = 0.5  # pixels by which shares that were rounded may exceed a picture
 _FORM = "LEFT,TOP,WIDTH,HEIGHT in pixels, or in shares of the picture from 0 to 1"
@@ -81,7 +84,7 @@ class Crop:
         return ",".join(f"{number:g}" for number in self.numbers)
 
 
-def cropped(source: ImageInput, crop: Crop) -> Image.Image:
+def cropped(source: "ImageInput", crop: Crop) -> "Image.Image":
     """Decodes a part of a picture.
 
     Args:
@@ -95,5 +98,7 @@ def cropped(source: ImageInput, crop: Crop) -> Image.Image:
         ImageError: The picture cannot be decoded.
         InputError: The part is not inside it.
     """
+    from dr_keras.data.images import read
+
     image = read(source)
     return image.crop(crop.box(*image.size))

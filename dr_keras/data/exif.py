@@ -3,9 +3,10 @@
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:  # what a search by name need not import
+    from PIL import Image
 
 # The attributes that an index gets from files, unless it is told not to.
 FACTS = ("width", "height", "taken", "camera", "lens", "latitude", "longitude")
@@ -20,7 +21,7 @@ _TAKEN, _DIGITIZED, _LENS = 0x9003, 0x9004, 0xA434
 _LATITUDE, _LONGITUDE = (1, 2, "N", "S", 90), (3, 4, "E", "W", 180)  # reference, value, sides, limit
 
 
-def facts_of(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
+def facts_of(image: "Image.Image", size: tuple[int, int]) -> dict[str, Any]:
     """Returns what an opened picture says of itself; nothing if it was developed from a raw photo.
 
     Args:

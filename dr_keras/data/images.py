@@ -1,13 +1,14 @@
 """The only image decoder: training, search, and the server all turn a file or its bytes into RGB uint8 here."""
 
+import importlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps
 
 from dr_keras.atomic_files import open_regular
 from dr_keras.data import metadata
@@ -30,7 +31,8 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image
 PADDING = (128, 128, 128)  # the middle of the range, which the networks scale to 0
 BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens when it shrinks an image, so it does not alias
 
-_UPRIGHT = {  # the operation that turns an image of each EXIF orientation upright
+ORIENTATION = 0x112  # the EXIF tag
+UPRIGHT = {  # the operation that turns an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,9 +41,6 @@ _UPRIGHT = {  # the operation that turns an image of each EXIF orientation uprig
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ORIENTATION = 0x112  # the EXIF tag
-_DNG_VERSION, _SUBFILE, _SUB_IMAGES, _PHOTOMETRIC = 50706, 254, 330, 262
-_SENSOR = (32803, 34892)  # photometric interpretations of raw sensor data
 
 
 def decode(source: ImageInput, size: int, resize: str = "stretch") -> np.ndarray:
@@ -279,36 +278,17 @@ def _open_image(file: IO[bytes], format: Format) -> Image.Image:
     if format.remedy:
         return _open_with_extra(file, format)
     if format.name == "TIFF":
-        return _open_with_extra(file, FORMATS["RAW"]) if _is_raw(file) else _Tiff(file)
+        from dr_keras.data.tiff import UprightTiff, is_raw
+
+        return _open_with_extra(file, FORMATS["RAW"]) if is_raw(file) else UprightTiff(file)
+    if format.name not in Image.OPEN:
+        with suppress(ImportError):  # its reader alone; all of them take a while
+            importlib.import_module(f"PIL.{format.name.capitalize()}ImagePlugin")
     if format.name not in Image.OPEN:
         Image.init()
     if format.name not in Image.OPEN:
         raise ImageError(f"is {format.name}, which this installation of Pillow does not support; {UPDATE}")
     return Image.OPEN[format.name][0](file, "")
-
-
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader, except that the orientation is all it reads after the pixels; it applies that."""
-
-    def load_end(self) -> None:
-        method = _UPRIGHT.get(self.tag_v2.get(ORIENTATION, 1))
-        if method is not None:
-            self.im = self.im.transpose(method)
-            self._size = self.im.size
-
-
-def _is_raw(file: IO[bytes]) -> bool:
-    """Whether a TIFF is a raw photo; many of them start with a thumbnail that would be taken for the image."""
-    try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(tags.next)
-        tags.load(file)
-    except Exception:  # whatever Pillow raises for a damaged directory; opening the image will report it
-        return False
-    finally:
-        file.seek(0)
-    reduced = tags.get(_SUBFILE) == 1 and _SUB_IMAGES in tags
-    return _DNG_VERSION in tags or reduced or tags.get(_PHOTOMETRIC) in _SENSOR
 
 
 def _open_with_extra(file: IO[bytes], format: Format) -> Image.Image:
@@ -344,7 +324,7 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
     """
     if image.mode == "RGB" and image.format == "JPEG" and "exif" not in image.info:
         return image  # the usual case
-    method = _UPRIGHT.get(_orientation(image))
+    method = UPRIGHT.get(_orientation(image))
     if method is not None:
         format, info = image.format, image.info
         image = image.transpose(method)
@@ -366,8 +346,8 @@ def _to_rgb(image: Image.Image, *, deep: bool) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 (upright) if there is none that can be read."""
-    if isinstance(image, _Tiff):
-        return 1  # already turned
+    if getattr(image, "is_upright", False):
+        return 1  # `dr_keras.data.tiff` has turned it
     try:
         found = image.getexif().get(ORIENTATION)
     except Exception:  # whatever Pillow raises for damaged metadata

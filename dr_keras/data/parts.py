@@ -1,13 +1,15 @@
 """Overlapping parts of a picture, which are embedded beside the whole so that a search finds small things in it."""
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from dr_keras.data.crop import Crop
-from dr_keras.data.images import ImageInput, decode, look, read_with_facts, square
 from dr_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from dr_keras.data.images import ImageInput
 
 FINEST = 4  # windows smaller than a quarter of the sides are too many to keep, and show little of most pictures
 
@@ -40,7 +42,7 @@ def windows(parts: int) -> tuple[Crop, ...]:
     )
 
 
-def decode_parts(source: ImageInput, size: int, resize: str, parts: int) -> tuple[np.ndarray, dict[str, object]]:
+def decode_parts(source: "ImageInput", size: int, resize: str, parts: int) -> tuple[np.ndarray, dict[str, object]]:
     """Decodes a picture and its parts into squares, and returns what its file says of it.
 
     Args:
@@ -53,6 +55,10 @@ def decode_parts(source: ImageInput, size: int, resize: str, parts: int) -> tupl
     Raises:
         ImageError: The picture cannot be decoded.
     """
+    from PIL import Image
+
+    from dr_keras.data.images import decode, look, read_with_facts, square
+
     image, facts = read_with_facts(source, draft=2 * size * parts)
     # A JPEG is shrunk less than for its whole alone, whose pixels should not depend on whether there are parts.
     shrinks = not isinstance(source, Image.Image) and look(source)[0].name == "JPEG"

@@ -1,10 +1,8 @@
 """Files on object stores, such as s3://photos/2024/cat.jpg, by fsspec and the package that it needs for each store."""
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -98,6 +96,8 @@ def download(urls: Sequence[str], folder: str) -> dict[str, str | OSError]:
             file.write(content)
         return place
 
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         return dict(zip(urls, pool.map(one, range(len(urls)), urls), strict=True))
 
@@ -121,6 +121,8 @@ def _status(about: dict[str, Any]) -> Status:
     check = next((str(about[name]) for name in _CHECKS if about.get(name) is not None), None)
     if check is None:
         return about["size"], None
+    import hashlib
+
     return about["size"], int.from_bytes(hashlib.sha256(check.encode()).digest()[:7])
 
 

@@ -16,7 +16,6 @@ c, (N, D) int8, and then three arrays of (N,) float32: s, and |q| |e| plus and m
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -62,6 +61,8 @@ def write_copies(file: Path, vectors: np.ndarray) -> None:
     Raises:
         OSError: It cannot be written.
     """
+    from concurrent.futures import ThreadPoolExecutor  # which a single search need not import
+
     count = len(vectors)
     about = np.empty((3, count), np.float32)
     with open(file, "wb") as stream, ThreadPoolExecutor(threads()) as pool:
@@ -101,6 +102,8 @@ class BoundedSearch:
     """
 
     def __init__(self, file: Path, rows: int, dim: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         import numkong
 
         if file.stat().st_size != rows * (dim + ROW_BYTES):

@@ -1,6 +1,5 @@
 """What an index in a folder knows about its images besides their vectors; kept in its database."""
 
-import difflib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,6 +153,8 @@ class LocalRecords(Records):
         return [(row, id) for row, id in found if same_form(id) == shown or same_form(id).endswith("/" + shown)]
 
     def _similar_names(self, wanted: str) -> list[str]:
+        import difflib  # which only a mistake needs
+
         for length in range(len(wanted), -1, -1):  # difflib is slow, so it sees only names with the same prefix
             start = as_text(wanted[:length])
             with self._reading() as db:

@@ -1,6 +1,5 @@
 """Searches an index: chooses the rows that a search may return, applies conditions, and runs the engine."""
 
-import difflib
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -148,6 +147,8 @@ class Searcher:
         paths = (
             "SELECT DISTINCT tree.fullkey FROM images, json_tree(images.attributes) AS tree WHERE tree.atom NOT NULL"
         )
+        import difflib
+
         known = {path.removeprefix("$.").replace('"', "") for (path,) in self._store.db.execute(paths)}
         if similar := difflib.get_close_matches(name, known | set(FIELDS), n=1, cutoff=SIMILAR):
             raise InputError(f"no image has the attribute {name!r}; did you mean {similar[0]!r}?")
