@@ -4,7 +4,9 @@
     python benchmarks/bench_start.py --data FOLDER
 
 Start: all of train.py, from launch until history.csv has its first step, with the decoded images cached by an earlier
-run. Parts: the same calls in one process, timed. Memory: the peak of train.py over a run of --steps steps.
+run; and again as in an environment that has nothing but dr_keras[train], as Keras and TensorFlow import some packages
+only because they are there. Parts: the same calls in one process, timed. Memory: the peak of train.py over a run of
+--steps steps.
 """
 
 import argparse
@@ -21,6 +23,9 @@ from machine import machine, record, spread
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--epochs", "1", "--steps-per-epoch", "1", "--eval-every", "0")
+# What Keras, TensorFlow and tensorboardX import if it is installed, as it is on a machine that runs all benchmarks.
+OTHERS = ("jax", "matplotlib", "pandas", "scipy", "sklearn", "torch")
+WITHOUT_OTHERS = f"sys.modules.update(dict.fromkeys({OTHERS}))"
 
 PARTS = """
 import json, sys, time
@@ -73,7 +78,10 @@ def main() -> None:
         first_step(place, data, "warm-up")
         seconds = [first_step(place, data, str(n)) for n in range(options.rounds)]
         print(f"start to first step: {spread(seconds, 's', 1)}")
+        alone = [first_step(place, data, f"alone-{n}", WITHOUT_OTHERS) for n in range(options.rounds)]
+        print(f"  without what dr_keras[train] does not need: {spread(alone, 's', 1)}")
         record("start to first step", seconds, "s", goal="<= 8")
+        record("start to first step, dr_keras[train] alone", alone, "s", goal="<= 8")
         child = subprocess.run([sys.executable, "-c", PARTS, data, str(ROOT)], stdout=subprocess.PIPE, check=True)
         for name, seconds in json.loads(child.stdout.splitlines()[-1]).items():
             print(f"  {name}: {seconds:.1f} s (n = 1)")
@@ -82,10 +90,12 @@ def main() -> None:
         print(f"peak memory of a run, its exports included: {memory(place, data, options.steps)}")
 
 
-def first_step(place: Path, data: str, run: str) -> float:
-    """Seconds from the start of train.py until its first step is in history.csv; then stops it."""
+def first_step(place: Path, data: str, run: str, before: str = "") -> float:
+    """Seconds from the start of train.py, after some Python, until its first step is in history.csv; then stops it."""
+    arguments = [str(ROOT / "train.py"), "--data", data, "--run", run, *SHORT]
+    code = f"import runpy, sys; {before}; sys.argv = {arguments}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code] if before else [sys.executable, *arguments]
     started = time.perf_counter()
-    command = [sys.executable, str(ROOT / "train.py"), "--data", data, "--run", run, *SHORT]
     child = subprocess.Popen(command, cwd=place, stderr=subprocess.DEVNULL)
     history = place / "runs" / run / "history.csv"
     while child.poll() is None:

@@ -67,6 +67,18 @@ def import_framework(backend: str | None = None) -> None:
 
 
 @contextmanager
+def unavailable(module: str) -> Iterator[None]:
+    """Hides a module from what is imported inside the `with` block, which can do without it."""
+    before = {module: sys.modules[module]} if module in sys.modules else {}
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        sys.modules.update(before)
+
+
+@contextmanager
 def keras_defaults() -> Iterator[None]:
     """Makes Keras use its own defaults inside the block, whatever keras.json, the environment, or the process has set.
 

@@ -4,7 +4,6 @@ Threads may share an embedder. It takes one call at a time: each call uses all c
 the images of the call.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dr_keras.backend import import_framework, keras_defaults
+from dr_keras.backend import import_framework, keras_defaults, unavailable
 from dr_keras.errors import MissingPackage, NotNumbers, RunError
 from dr_keras.extras import how_to_install
 from dr_keras.heads import GENERAL, TRAINED
@@ -208,17 +207,12 @@ def _import_openvino() -> Any:
     Raises:
         MissingPackage: OpenVINO is not installed.
     """
-    telemetry = "openvino_telemetry"
-    before = {telemetry: sys.modules[telemetry]} if telemetry in sys.modules else {}
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # OpenVINO then works without it
     try:
-        import openvino
+        with unavailable("openvino_telemetry"):
+            import openvino
     except ImportError as error:
         message = f"OpenVINO is not installed: {how_to_install('openvino')}, or choose another runtime"
         raise MissingPackage(message) from error
-    finally:
-        del sys.modules[telemetry]
-        sys.modules.update(before)
     return openvino
 
 

@@ -72,6 +72,15 @@ class Muon(keras.optimizers.Muon):
         nearest = ops.matmul(matrix, factor) if tall else ops.matmul(factor, matrix)
         return ops.reshape(ops.cast(nearest, x.dtype), x.shape)
 
+    def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
+        """Keras's own, with one learning rate for all variables instead of a schedule in the graph for each."""
+        rate = ops.cast(self.learning_rate, "float32")
+        for variable in variables:
+            decay = self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
+            if decay is not None and self._use_weight_decay(variable):
+                factor = ops.cast(decay, variable.dtype)
+                variable.assign(variable - variable * factor * ops.cast(rate, variable.dtype))
+
     def lr_adjust(self, x: Any) -> Any:
         """Scales an orthogonal update to the root mean square `UPDATE_RMS`, as in Liu et al. 2025."""
         return x * (math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1])) * UPDATE_RMS)

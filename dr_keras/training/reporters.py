@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
 from dr_keras.atomic_files import new_file
+from dr_keras.backend import unavailable
 
 METRICS = (
     "loss",
@@ -65,6 +65,8 @@ class Board:
     """Writes TensorBoard events without TensorFlow, for every backend."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
+        with unavailable("torch"):  # which tensorboardX imports if it is installed; that takes a second
+            from tensorboardX import SummaryWriter
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def steps(self, rows: list[dict[str, float]]) -> None:
