@@ -199,3 +199,17 @@ def test_a_damaged_engine_is_reported_and_rebuilt(of_engine):
     index.engine.repair()
     assert index.verify() == []
     agrees(index, vectors, np.arange(3000))
+
+
+def test_where_lists_are_short_more_of_them_are_searched(of_engine, monkeypatch):
+    index, vectors, engine = of_engine
+    if engine != "ivfpq":
+        pytest.skip("only this engine has lists")
+    queries = clustered(50)
+    index.search(queries[:1], 1)  # loads the engine
+    index._searcher._loaded.breadth = 1  # a list holds about a dozen of the 3,000
+    monkeypatch.setattr(index._searcher, "_exact", lambda *_: pytest.fail("all vectors were compared"))
+    rows, _ = index.search(queries, 100)
+    assert rows.shape == (50, 100)
+    assert (rows >= 0).all()
+    assert recall(rows, slow(queries, vectors, 100)[0]) > 0.8

@@ -245,9 +245,9 @@ class ApproximateSearch:
         more = min(total, int(1.2 * least / share) if searchable is not None else least)
         if self._name == "hnsw":
             parameters = faiss.SearchParametersHNSW(efSearch=max(self.breadth, more))
+            _, rows = self._index.search(queries, more, params=parameters)
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=int(self.breadth / share))
-        _, rows = self._index.search(queries, more, params=parameters)
+            rows = self._search_lists(queries, more, min(k, total), int(self.breadth / share))
         rows = np.where((rows >= 0) & (rows < total), rows, -1)
         if searchable is not None:
             may = np.zeros(total + 1, bool)  # the last one stands for -1
@@ -257,6 +257,23 @@ class ApproximateSearch:
             # rows. If the share is much higher, the allowed neighbors lie beyond what was searched.
             expected = more * len(searchable) / total
             rows[(rows >= 0).sum(axis=1) < MIN_EXPECTED_SHARE * expected] = -1
+        return rows
+
+    def _search_lists(self, queries: np.ndarray, more: int, enough: int, lists: int) -> np.ndarray:
+        """Proposes `more` rows from the nearest lists of each query: (Q, more).
+
+        Where these lists are so short that they do not hold `enough`, more of them are searched.
+        """
+        faiss = load_faiss()
+        rows = np.full((len(queries), more), -1)
+        short = np.arange(len(queries))
+        while len(short):
+            parameters = faiss.SearchParametersIVF(nprobe=lists)
+            _, rows[short] = self._index.search(queries[short], more, params=parameters)
+            if lists >= self._index.nlist:
+                break
+            short = short[(rows[short] >= 0).sum(axis=1) < enough]
+            lists = min(4 * lists, self._index.nlist)
         return rows
 
 
