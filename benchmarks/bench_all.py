@@ -96,7 +96,7 @@ BENCHMARKS = {
     ),
     "serve": Benchmark(
         "The server and 32 clients on the same cores, 100,000 images.",
-        "bench_serve.py --seconds 8 --rounds 3",
+        "bench_serve.py --workers 1 2 --seconds 8 --rounds 3",
         ("server", "index/bounded_search.py", "embedders.py", "run_embedder.py"),
         ("fastapi", "wrk"),
     ),

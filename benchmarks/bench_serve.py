@@ -110,7 +110,7 @@ def main() -> None:
             else:
                 seconds = starts(place, options.rounds, workers, where)
                 print(f"ready to search: {spread(seconds, 's', 2)}", flush=True)
-                record("ready to search", seconds, "s")
+                record(f"ready to search{titled(workers)}", seconds, "s")
                 load(place, run, options, workers, where)
 
 
@@ -216,14 +216,21 @@ def load(place: Path, run: Run, options: argparse.Namespace, workers: int, where
                     rates.append(rate)
                     late.append(p99)
             print(f"{name}: {spread(rates, 'requests/s', 0)}; 99 % within {spread(late, 'ms', 0)}", flush=True)
-            record(f"{name}, 99 % within", late, "ms")
+            record(f"{name}{titled(workers)}, 99 % within", late, "ms")
             if name == "uploads":
                 share = statistics.median(rates) / statistics.median(alone)
                 print(f"  {share:.2f} of the embedding alone")
-                record(name, rates, "requests/s", ratio=share, to="the network alone", goal=">= 0.6")
+                record(
+                    f"{name}{titled(workers)}", rates, "requests/s", ratio=share, to="the network alone", goal=">= 0.6"
+                )
             else:
-                record(name, rates, "requests/s")
+                record(f"{name}{titled(workers)}", rates, "requests/s")
             print(f"  memory: {memory(process)}", flush=True)
+
+
+def titled(workers: int) -> str:
+    """What a figure of a server of several workers has in its name."""
+    return "" if workers == 1 else f", {workers} workers"
 
 
 def uploads(place: Path, images: list[bytes], varied: str) -> str:
