@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,16 +19,17 @@ from dr_keras.errors import InputError
 from dr_keras.index import changes
 from dr_keras.index.database import DATABASE, one_line_errors
 from dr_keras.index.index import Index
-from dr_keras.index.index_stats import index_stats
 from dr_keras.index.integrity import Damage, check_integrity
 from dr_keras.index.local_engine import LocalEngine
 from dr_keras.index.local_image_files import LocalImageFiles
 from dr_keras.index.local_records import LocalRecords
 from dr_keras.index.records import Entry, check_unique
-from dr_keras.index.rewriting import NewVectors, rewrite
 from dr_keras.index.searcher import Searcher
 from dr_keras.index.store import Store
 from dr_keras.index.vector_file import check_vectors
+
+if TYPE_CHECKING:  # what a search need not import
+    from dr_keras.index.rewriting import NewVectors
 
 MIGRATION, OLD = "migration", ".old"  # the folder of a migration; the end of the name of the copy that it keeps
 MAX_GAP_SHARE = 0.25  # of rows that belong to no image; beyond it, a removal compacts the vectors
@@ -196,6 +197,8 @@ class LocalIndex(Index):
         return str(folder.with_name(folder.name + OLD))
 
     def take_vectors(self, fresh: Index, meta: Mapping[str, Any], *, keep_old: bool = False) -> None:
+        from dr_keras.index.rewriting import NewVectors
+
         assert isinstance(fresh, LocalIndex)
         if keep_old:
             self.save(self.old_place)
@@ -214,8 +217,10 @@ class LocalIndex(Index):
     def compact(self) -> None:
         self._rewrite()
 
-    def _rewrite(self, new: NewVectors | None = None) -> None:
+    def _rewrite(self, new: "NewVectors | None" = None) -> None:
         """Rewrites the vectors, or puts those of another model in their place."""
+        from dr_keras.index.rewriting import rewrite
+
         with self._guard:
             had_engine = self._searcher.engine is not None
             rewrite(self._store, new)
@@ -244,6 +249,8 @@ class LocalIndex(Index):
     # Statistics, integrity and copies
 
     def stats(self) -> dict[str, Any]:
+        from dr_keras.index.index_stats import index_stats
+
         with self._guard, one_line_errors(self.folder):
             return {"searched": len(self)} | index_stats(self._store, self.records, self.image_files, self.engine)
 

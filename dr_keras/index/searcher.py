@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Searcher:
         """
         with one_line_errors(self._store.folder):
             rows = self._store.db.execute("SELECT row FROM hidden ORDER BY row")
-            hidden = np.fromiter((row for (row,) in rows), np.int64)
+            hidden = np.fromiter(chain.from_iterable(rows), np.int64)
         searchable = None
         if len(hidden):
             allowed = np.ones(self._store.rows, bool)
