@@ -1,8 +1,10 @@
 """Reports how a run is going: the progress line, history.csv, TensorBoard, and an alarm if the embedding collapses."""
 
 import csv
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ class Board:
     """Writes TensorBoard events without TensorFlow, for every backend."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        with unavailable("torch"):  # which tensorboardX imports if it is installed; that takes a second
+        # tensorboardX imports PyTorch if it is installed, which takes a second; where it trains, threads may need it.
+        with nullcontext() if "torch" in sys.modules else unavailable("torch"):
             from tensorboardX import SummaryWriter
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
