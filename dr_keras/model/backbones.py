@@ -6,6 +6,7 @@ A backbone is a function of a symbolic (B, H, W, 3) image in [-1, 1] that return
 import keras
 from keras import layers
 
+from dr_keras.model.convolution import Convolution
 from dr_keras.model.normalization import FusedBatchNormalization
 
 LAST = "channels_last"  # whatever keras.json says
@@ -119,7 +120,7 @@ def _basic_block(x: keras.KerasTensor, channels: int, stride: int, name: str) ->
 
 
 def _conv_norm(x: keras.KerasTensor, channels: int, kernel: int, stride: int, name: str) -> keras.KerasTensor:
-    x = layers.Conv2D(
+    x = Convolution(
         channels,
         kernel,
         stride,
