@@ -4,10 +4,14 @@
     python benchmarks/short_runs.py --data tiny-imagenet-200 -- "--optimizer adamw --learning-rate 2e-3" "--scale 16"
 
 Each argument after -- holds flags of train.py and becomes a row of the table. A row trains the 64 px network on 32 px
-images, as the recipe begins, for `--steps` steps of 192 images, with its own schedule that ends at zero. Its columns:
-the loss over the last 100 steps; the classifier's accuracy on the monitor images; precision@30 and MAP@R of the monitor
-images against 20,000 training images, fewer than evaluate.py uses, so lower; and images/s. The validation images are
-not used.
+images, as the recipe begins, for `--steps` steps of 192 images, with its own schedule that ends at zero. For equal
+time, a row may have fewer or larger steps (`--steps-per-epoch`, `--batch-size`). Its columns:
+the loss over the last 100 steps; the classifier's accuracy on the monitor images; precision@30, MAP@R and similarity
+precision of the monitor images against 20,000 training images, fewer than evaluate.py uses, so lower; and images/s. The
+validation images are not used.
+
+To compare what helps a network that has learned something already, start from one: `--size 48 -- "--initial-weights
+tiny-imagenet-64 --width 48"`.
 
 A network that others have trained is tuned at its own size, by `--size 128 --steps 80 --gallery 10000 --` and rows such
 as "--backbone MobileNet --weights FILE --image-size 128 --batch-size 32 --freeze 3".
@@ -24,6 +28,7 @@ from machine import machine
 from dr_keras.backend import import_framework
 from dr_keras.cli.flags import add_flags, parse
 from dr_keras.config import Config
+from dr_keras.runs import RUNS, starting_from
 
 
 def main() -> None:
@@ -35,13 +40,16 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", metavar="FLAGS")
     options = parser.parse_args()
     print(f"{machine()}; {options.steps} steps, {options.size} px, one seed\n")
-    print("| flags | loss | accuracy | precision@30 | MAP@R | images/s |\n|---|---|---|---|---|---|")
+    print("| flags | loss | accuracy | precision@30 | MAP@R | similarity precision | images/s |")
+    print("|---|---|---|---|---|---|---|")
     for row in options.rows:
         flags = argparse.ArgumentParser()
         add_flags(flags)
         said, _ = parse(flags, shlex.split(row))
-        config = Config(**{"data": options.data} | said)
-        cells = short_run(config, options.steps, size=options.size, gallery_size=options.gallery)
+        config = Config(**{"data": options.data} | starting_from(said))
+        cells = short_run(
+            config, config.steps_per_epoch or options.steps, size=options.size, gallery_size=options.gallery
+        )
         print(f"| `{row}` | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -62,6 +70,7 @@ def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> li
     from dr_keras.progress import stderr
     from dr_keras.training.compile import compiled_model, training_precision
     from dr_keras.training.phases import SOFTMAX
+    from dr_keras.training.run import start_from
     from dr_keras.training.sources import training_sources
     from dr_keras.training.tuning import prepare
 
@@ -75,6 +84,8 @@ def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> li
     with training_precision(config):
         network = embedding_network(config, size=size)
         network.set_weights(initial_network(config).get_weights())
+        if config.initial_weights:
+            start_from(network, config, RUNS)
         prepare(network, config)
         model = compiled_model(
             network, ranking=config, optimizer=config, steps=steps, classes=len(catalog.classes), stage=SOFTMAX
@@ -107,6 +118,7 @@ def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> li
         f"{accuracy:.3f}",
         f"{figures['precision@30']:.4f}",
         f"{figures['map@r']:.4f}",
+        f"{figures['similarity_precision']:.4f}",
         f"{rate:.0f}",
     ]
 

@@ -46,7 +46,8 @@ class NetworkConfig:
     )
     initial_weights: str | None = option(
         None,
-        "run or released model, such as tiny-imagenet-64, to start training from; also sets the network and image size",
+        "run or released model, such as tiny-imagenet-64, to start training from; also sets the network and image "
+        "size; a ResNet may have a larger --width than it, or another --stem-stride",
         metavar="NAME",
     )
     width: int = option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")

@@ -17,6 +17,7 @@ from dr_keras.atomic_files import new_file, write_array, write_json
 from dr_keras.backend import keras_defaults
 from dr_keras.config import (
     ARCHITECTURE,
+    RESNETS,
     Config,
     NetworkConfig,
     OptimizerConfig,
@@ -40,6 +41,7 @@ from dr_keras.invocation import command
 from dr_keras.model.network import initial_network
 from dr_keras.model.released import run_network
 from dr_keras.model.source_card import source_card
+from dr_keras.model.widening import widened_weights
 from dr_keras.options import flags
 from dr_keras.progress import bar, stderr
 from dr_keras.runs import RUNS, Run, new_run, open_run, resumable_run, start_run
@@ -157,7 +159,7 @@ class _Training:
         done = read_progress(run.checkpoint_file) if self.resume and run.checkpoint_file.exists() else None
         network = build_network(config)  # before anything is read or written, because its settings may be invalid
         if config.initial_weights and not done:
-            _start_from(network, config, self.runs)
+            start_from(network, config, self.runs)
         if config.epochs:
             prepare(network, config.part(OptimizerConfig))
         if not config.epochs and config.data is None:
@@ -345,17 +347,31 @@ def build_network(config: Config) -> keras.Model:
         return initial_network(config.part(NetworkConfig))
 
 
-def _start_from(network: keras.Model, config: Config, runs: Path) -> None:
-    """Sets the weights of `network` to those of `config.initial_weights`."""
+def start_from(network: keras.Model, config: Config, runs: Path) -> None:
+    """Sets the weights of `network` to those of `config.initial_weights`.
+
+    Args:
+        network: Built with `config`. A ResNet may have more channels than the one that it starts from, and another
+            stride of the first convolution.
+        config: The settings.
+        runs: The folder of all run folders.
+
+    Raises:
+        RunError: There is no such model, or its weights do not fit.
+    """
     assert config.initial_weights
     other = open_run(config.initial_weights, runs)
-    wrong = [name for name in ARCHITECTURE if getattr(other.config(), name) != getattr(config, name)]
+    theirs = other.config()
+    wrong = [name for name in ARCHITECTURE if getattr(theirs, name) != getattr(config, name)]
+    if theirs.backbone in RESNETS:  # any stride accepts its weights, and so does a larger width
+        wrong = [name for name in wrong if name != "stem_stride" and (name != "width" or theirs.width > config.width)]
     if wrong:
-        theirs = ", ".join(f"{name} {getattr(other.config(), name)}" for name in wrong)
-        raise RunError(f"the weights of {other.path} do not fit {flags(wrong)}; they are for {theirs}")
+        those = ", ".join(f"{name} {getattr(theirs, name)}" for name in wrong)
+        raise RunError(f"the weights of {other.path} do not fit {flags(wrong)}; they are for {those}")
     with on_one_device():
-        weights = run_network(other).get_weights()
-    network.set_weights(weights)
+        trained = run_network(other)
+        same = theirs.width == config.width
+        network.set_weights(trained.get_weights() if same else widened_weights(trained, network, config.seed))
 
 
 def _export(run: Run, console: Console) -> dict[str, float]:
