@@ -1,4 +1,5 @@
-# make demo: train, index, retrieve and evaluate on scikit-learn's digits, then search them with the released model;
+# make demo: train, index, retrieve and evaluate on scikit-learn's digits, then search parts of photographs with the
+# released model;
 # make test: lint, types, and the tests that a change needs, with their coverage: 8 minutes on 2 cores;
 # make test-ci: the slow tests too, as CI runs them: 20 minutes; make test-all: those for the night as well.
 # make demo-cluster: a Milvus server and a Ray cluster on this machine: add, search, kill, recover.
@@ -7,6 +8,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PHOTOGRAPHS := "$${DR_KERAS_CACHE:-$$HOME/.cache/dr_keras}/photographs"
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term \
     --cov-fail-under 90 -rs
 
@@ -17,9 +19,9 @@ demo: $(VENV)/demo.stamp
 	    --epochs 20 --eval-every 5 --run demo --overwrite
 	$(BIN)/python retrieve.py --run demo --query digit_0110.png --top 15 --save demo.png
 	$(BIN)/python evaluate.py --run demo
-	$(BIN)/python retrieve.py --run tiny-imagenet-64 --gallery "$${DR_KERAS_CACHE:-$$HOME/.cache/dr_keras}/digits" \
-	    --query digit_0110.png --top 15
-	$(BIN)/python evaluate.py --run tiny-imagenet-64 --data digits
+	$(BIN)/python benchmarks/photo_search.py --run tiny-imagenet-64 --folder $(PHOTOGRAPHS)
+	$(BIN)/python retrieve.py --run tiny-imagenet-64 --gallery $(PHOTOGRAPHS) --query coffee_0.jpg --top 7 \
+	    --save photographs.png
 
 demo-cluster: $(VENV)/demo.stamp $(VENV)/cluster.stamp
 	$(BIN)/python examples/cluster.py
@@ -54,4 +56,4 @@ $(VENV)/%.stamp: requirements.txt pyproject.toml | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo.png
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo.png photographs.png

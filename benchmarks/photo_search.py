@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Searches views of real photographs, and draws what is found.
 
-    pip install -e .[demo,serve] scikit-image
+    pip install -e .[demo]
     python benchmarks/photo_search.py --run mobilenet-224 --save docs/images/photographs.png
+
+`--folder FOLDER` keeps the views, in a folder for each photograph.
 
 Of each of 14 photographs that come with scikit-image and scikit-learn, 8 views are searched: random crops of 35 to 60 %
 of the shorter side, half of them mirrored, some darker and some lighter. Each is a query against all others. Printed is
@@ -49,10 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save", type=Path)
+    parser.add_argument("--folder", type=Path, help="where to keep the views (default: nowhere)")
     options = parser.parse_args()
     model = load(options.run)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+        folder = options.folder or Path(place)
         names = write_views(folder)
         model.use_gallery(folder)
         right = []
@@ -87,7 +90,7 @@ def write_views(folder: Path) -> list[str]:
     for file in files:
         with Image.open(file) as opened:
             photo = opened.convert("RGB")
-        (folder / file.stem).mkdir()
+        (folder / file.stem).mkdir(parents=True, exist_ok=True)
         for number in range(VIEWS):
             names.append(f"{file.stem}_{number}.jpg")
             view(photo, random).save(folder / file.stem / names[-1], quality=92)
