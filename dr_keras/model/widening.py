@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-SMALLEST_PART = 0.25  # of the weight of a channel, that the first of two copies of it may get
+SMALLEST_PART = 0.25  # of a channel's weight, for each of two copies
 
 
 def widened_weights(narrow: keras.Model, wide: keras.Model, seed: int) -> list[np.ndarray]:
