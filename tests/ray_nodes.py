@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Ray nodes on this machine, for tests. `RayNodes` runs this file as a process, so that pytest imports no Ray.
 
-    python tests/ray_nodes.py FOLDER GPUS CORES...
+    python tests/ray_nodes.py GPUS CORES...
 
 Starts a head without cores and a node with GPUS for each number of CORES, prints a line of JSON with its address and
 the processes of the nodes, and then kills the node whose number it reads from each line of standard input. At the end
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -50,17 +51,24 @@ class RayNodes:
     def __enter__(self) -> Self:
         needs_ray()
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # short
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, self._folder.name, str(self._gpus), *map(str, self._cores)],
-            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        complaints_file = Path(self._folder.name) / "complaints.txt"
+        with complaints_file.open("w") as complaints:
+            # RAY_TMPDIR rather than temp_dir: with that, Ray still writes the address of the cluster to its default
+            # folder, and fails where no other cluster has made it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", __file__, str(self._gpus), *map(str, self._cores)],
+                env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder.name},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+            )
         assert self._process.stdout
         said = self._process.stdout.readline()
-        assert said, "the cluster has not started"
+        if not said:
+            reason = complaints_file.read_text()[-2000:]
+            self.__exit__()
+            raise AssertionError(f"the cluster has not started: {reason}")
         about = json.loads(said)
         self.address: str = about["address"]
         self._nodes: list[int] = about["nodes"]
@@ -68,7 +76,10 @@ class RayNodes:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin
-        ours = psutil.Process(self._process.pid).children(recursive=True)
+        try:
+            ours = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            ours = []
         self._process.stdin.close()
         try:
             self._process.wait(20)
@@ -110,10 +121,9 @@ def main() -> None:
 
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    folder, gpus, *cores = sys.argv[1:]
+    gpus, *cores = sys.argv[1:]
     about = {"object_store_memory": STORE_BYTES, "_system_config": HEALTH, "include_dashboard": False}
-    head = {"num_cpus": 0, "temp_dir": folder} | about
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | about)
     more = {"num_gpus": int(gpus), "object_store_memory": STORE_BYTES}
     nodes = [cluster.add_node(num_cpus=int(number), **more) for number in cores]
     raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
