@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from dr_keras.config import Config
 from dr_keras.data.augment_pillow import gather
 from dr_keras.data.augmentation_draws import Augmentation
-from dr_keras.data.batches import BRANCHES, BatchSequence, TripletSource, dataset
+from dr_keras.data.batches import BRANCHES, BatchSequence, Share, TripletSource, dataset
 from dr_keras.data.samplers import TripletSampler
+from dr_keras.training.phases import SOFTMAX
+from dr_keras.training.sources import training_sources
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 9, 12, 3), dtype=np.uint8)
 
@@ -101,6 +106,24 @@ def test_branches_are_augmented_apart():
     )
     batch = same.batch(0)
     assert not np.array_equal(batch["query"], batch["positive"])
+
+
+def test_strong_augmentation_begins_after_its_share_of_the_softmax_stage():
+    config = Config(batch_size=2, epochs=6, pretrain_epochs=5, operations=2, erase=1.0, cutmix=0.5, strong_after=0.5)
+    rows = np.arange(24)  # four steps an epoch, 20 in the stage
+
+    def batches(**changes):
+        source = training_sources(replace(config, **changes), PIXELS, rows, rows % 4, Share())[SOFTMAX]
+        source = replace(source, begin=3)
+        return [source.batch(step) for step in range(3, 23)]
+
+    delayed, always = batches(), batches(strong_after=0.0)
+    plain = batches(operations=0, erase=0.0, cutmix=0.0, strong_after=0.0)
+    for number, (found, strong, weak) in enumerate(zip(delayed, always, plain, strict=True)):
+        expected = weak if number < 10 else strong
+        assert all(np.array_equal(found[name], expected[name]) for name in found)
+        assert not np.array_equal(strong["image"], weak["image"])
+        assert np.array_equal(found["label"], strong["label"])
 
 
 def test_the_dataset_yields_the_source_from_any_step():

@@ -93,10 +93,16 @@ class AugmentationConfig:
     cutmix: float = option(
         0.0, "softmax stage: probability of pasting part of another image into an image", metavar="P"
     )
+    strong_after: float = option(
+        0.0,
+        "softmax stage: share of its steps before --operations, --erase, --mixup, and --cutmix begin; in long runs, "
+        "while images are small",
+        metavar="SHARE",
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, shift=0, operations=0)
-        for name in ("color", "erase", "mixup", "cutmix"):
+        for name in ("color", "erase", "mixup", "cutmix", "strong_after"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{flag(name)} is {getattr(self, name)}; it must be from 0 to 1")
         if not 0 < self.crop <= 1:

@@ -5,7 +5,7 @@ weights.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
@@ -172,6 +172,8 @@ class ImageSource:
         sampler: Draws from these n images.
         augmentation: The augmentation of each image.
         mixup, cutmix: As for `dr_keras.data.augmentation_draws.draw_mixing`.
+        plain_steps: In this many steps from the first on, there are no random operations, nothing is erased, and no
+            images are mixed.
         size: The side S of the images in pixels; as in the store by default.
         share: The part of a batch that this host makes.
         begin: The first global step of the stage, from which the sampler's epochs are counted.
@@ -185,6 +187,7 @@ class ImageSource:
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
     mixup: float = 0.0
     cutmix: float = 0.0
+    plain_steps: int = 0
     size: int | None = None
     share: Share = Share()
     begin: int = 0
@@ -209,15 +212,18 @@ class ImageSource:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns the named inputs of global step `step`, a function of the sampler's seed, the step, and the host."""
-        drawn, seed = self.sampler.batch(step - self.begin), self.sampler.seed
+        since, seed = step - self.begin, self.sampler.seed
+        drawn = self.sampler.batch(since)
+        plain = since < self.plain_steps
+        augmentation = replace(self.augmentation, operations=0, erase=0.0) if plain else self.augmentation
         chosen, part = self.share.of(len(drawn))
         places = drawn[chosen]
         images = self.augmenter.augmented(
-            self.pixels, self.rows[places], self.augmentation, size=self.size, seed=(seed, _IMAGE, step), part=part
+            self.pixels, self.rows[places], augmentation, size=self.size, seed=(seed, _IMAGE, step), part=part
         )
         labels = self.labels[places[part]].astype(np.int32)
         others, own = labels, np.ones(len(labels), np.float32)
-        if self.mixup or self.cutmix:
+        if not plain and (self.mixup or self.cutmix):
             mix_seed = (seed, _MIX, step, self.share.host)
             images, partner, own = self.augmenter.mixed(images, mixup=self.mixup, cutmix=self.cutmix, seed=mix_seed)
             others = labels[partner]

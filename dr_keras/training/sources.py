@@ -50,6 +50,7 @@ def training_sources(
     gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as search does (docs/quality.md)
     triplets = sampler or TripletSampler(labels, count, config.seed, config.images_per_class)
     images = ImageSampler(len(rows), 3 * count, config.seed)
+    softmax_steps = config.softmax_epochs * (config.steps_per_epoch or images.steps_per_epoch)
 
     def part(batch: int) -> Share:
         return replace(share, multiple=batch) if whole else share
@@ -72,6 +73,7 @@ def training_sources(
             strong,
             mixup=config.mixup,
             cutmix=config.cutmix,
+            plain_steps=round(config.strong_after * softmax_steps),
             share=part(3 * count),
             augmenter=augmenter,
         ),
