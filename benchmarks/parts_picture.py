@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws photographs and the collages in which a search by parts finds them, with a frame around the part.
 
-    pip install -e .[demo,serve] scikit-image
+    pip install -e .[demo,serve]
     python benchmarks/parts_picture.py --save docs/images/parts.png
 
 20 collages of six photographs each, drawn from 14 that come with scikit-image and scikit-learn (licenses:

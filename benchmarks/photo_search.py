@@ -4,7 +4,7 @@
     pip install -e .[demo]
     python benchmarks/photo_search.py --run mobilenet-224 --save docs/images/photographs.png
 
-`--folder FOLDER` keeps the views, in a folder for each photograph.
+`--folder FOLDER` keeps the views, in a folder for each photograph; it must hold nothing else.
 
 Of each of 14 photographs that come with scikit-image and scikit-learn, 8 views are searched: random crops of 35 to 60 %
 of the shorter side, half of them mirrored, some darker and some lighter. Each is a query against all others. Printed is
@@ -51,12 +51,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--folder", type=Path, help="where to keep the views (default: nowhere)")
+    parser.add_argument("--folder", type=Path, help="keep the views here, and nothing else (default: nowhere)")
     options = parser.parse_args()
     model = load(options.run)
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place)
         names = write_views(folder)
+        if other := {file.name for file in folder.rglob("*") if file.is_file()} - set(names):
+            raise SystemExit(f"{folder} holds more than the views, such as {min(other)}; name another folder")
         model.use_gallery(folder)
         right = []
         for name in names:
@@ -101,7 +103,7 @@ def package(name: str) -> Path:
     """The folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"{name} is not installed: pip install scikit-image scikit-learn")
+        raise SystemExit(f"{name} is not installed: pip install 'dr_keras[demo]'")
     return Path(spec.origin).parent
 
 

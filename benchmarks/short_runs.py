@@ -60,7 +60,7 @@ def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> li
 
     from dr_keras.data.augment_pillow import augmented
     from dr_keras.data.augmentation_draws import Augmentation
-    from dr_keras.data.batches import Share, batches
+    from dr_keras.data.batches import ImageSource, Share, batches
     from dr_keras.data.catalog import load_catalog
     from dr_keras.data.pixel_store import load_pixels
     from dr_keras.data.splits import MONITOR, TRAIN
@@ -93,7 +93,9 @@ def short_run(config: Config, steps: int, *, size: int, gallery_size: int) -> li
     losses: list[float] = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(float(logs["loss"])))
     started = time.monotonic()
-    batch = batches(dataclasses.replace(source, size=size), 0, steps)
+    assert isinstance(source, ImageSource)
+    source = dataclasses.replace(source, size=size, plain_steps=round(config.strong_after * steps))
+    batch = batches(source, 0, steps)
     model.fit(batch, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[watch])
     rate = steps * 3 * config.batch_size / (time.monotonic() - started)
 

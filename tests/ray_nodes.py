@@ -53,8 +53,8 @@ class RayNodes:
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # short
         complaints_file = Path(self._folder.name) / "complaints.txt"
         with complaints_file.open("w") as complaints:
-            # RAY_TMPDIR rather than temp_dir: with that, Ray still writes the address of the cluster to its default
-            # folder, and fails where no other cluster has made it.
+            # RAY_TMPDIR rather than temp_dir: with temp_dir, Ray still writes the cluster's address to its default
+            # folder, and fails where no other cluster has made that.
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", __file__, str(self._gpus), *map(str, self._cores)],
                 env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder.name},

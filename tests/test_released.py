@@ -203,10 +203,13 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
     assert run.config().width == 8  # from the model's network, without a flag
     before, after = load(released, runtime="keras").embed(samples), load(run.path, runtime="keras").embed(samples)
     assert np.abs(before - after).max() < 0.1  # the normalization statistics moved slightly
-    wider = ("--data", folders, "--epochs", 0, "--initial-weights", released, "--width", 12, "--stem-stride", 1)
-    result = script(tmp_path, "train.py", *wider, "--run", "wide")
-    assert result.returncode == 0, result.stderr
-    assert Run(tmp_path / "runs" / "wide").config().width == 12
+    for start, runs_embedding in ((released, before), ("tuned", after)):  # weights in half precision, and .keras
+        wider = ("--data", folders, "--epochs", 0, "--initial-weights", start, "--width", 12)
+        result = script(tmp_path, "train.py", *wider, "--run", "wide", "--overwrite")
+        assert result.returncode == 0, result.stderr
+        wide = Run(tmp_path / "runs" / "wide")
+        assert wide.config().width == 12
+        assert (load(wide.path, runtime="keras").embed(samples) * runs_embedding).sum(axis=1).min() > 0.98
     refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)
     assert refused.returncode == 2
     assert "do not fit --width" in refused.stderr

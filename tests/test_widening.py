@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from dr_keras.config import NetworkConfig
-from dr_keras.model.network import embedding_network
+from dr_keras.model.network import initial_network
 from dr_keras.model.widening import widened_weights
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
@@ -11,7 +11,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
 
 def network(width, **settings):
     """A network whose normalization has seen something, so that each of its weights matters."""
-    built = embedding_network(NetworkConfig(image_size=32, backbone="resnet10", width=width, **settings))
+    built = initial_network(NetworkConfig(image_size=32, backbone="resnet10", width=width, seed=width, **settings))
     random = np.random.default_rng(width)
     for weight in built.weights:
         change = random.normal(scale=0.2, size=weight.shape)

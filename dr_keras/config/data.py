@@ -95,8 +95,8 @@ class AugmentationConfig:
     )
     strong_after: float = option(
         0.0,
-        "softmax stage: share of its steps before --operations, --erase, --mixup, and --cutmix begin; in long runs, "
-        "while images are small",
+        "share of all steps, as in --progressive, that are trained without --operations, --erase, --mixup and "
+        "--cutmix; these begin after them",
         metavar="SHARE",
     )
 

@@ -14,7 +14,7 @@ POOLINGS = ("auto", "cls", "mean", "projection")
 DISTANCES = ("euclidean", "squared")
 MININGS = ("none", "semi-hard", "hard", "distance-weighted")
 
-# Settings that must match for the weights of another network to fit.
+# Settings that must match for the weights of another network to fit; for ResNets, see `training.run.start_from`.
 ARCHITECTURE = ("image_size", "backbone", "pooling", "width", "stem_stride", "multiscale", "embedding_dim")
 
 
@@ -47,7 +47,7 @@ class NetworkConfig:
     initial_weights: str | None = option(
         None,
         "run or released model, such as tiny-imagenet-64, to start training from; also sets the network and image "
-        "size; a ResNet may have a larger --width than it, or another --stem-stride",
+        "size; a ResNet may have a larger --width or another --stem-stride",
         metavar="NAME",
     )
     width: int = option(32, "channels of a ResNet's first stage; no effect on alexnet", metavar="CHANNELS")

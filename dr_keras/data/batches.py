@@ -172,8 +172,7 @@ class ImageSource:
         sampler: Draws from these n images.
         augmentation: The augmentation of each image.
         mixup, cutmix: As for `dr_keras.data.augmentation_draws.draw_mixing`.
-        plain_steps: In this many steps from the first on, there are no random operations, nothing is erased, and no
-            images are mixed.
+        plain_steps: The number of first steps without random operations, erasing and mixing.
         size: The side S of the images in pixels; as in the store by default.
         share: The part of a batch that this host makes.
         begin: The first global step of the stage, from which the sampler's epochs are counted.
@@ -212,9 +211,9 @@ class ImageSource:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns the named inputs of global step `step`, a function of the sampler's seed, the step, and the host."""
-        since, seed = step - self.begin, self.sampler.seed
-        drawn = self.sampler.batch(since)
-        plain = since < self.plain_steps
+        within, seed = step - self.begin, self.sampler.seed
+        drawn = self.sampler.batch(within)
+        plain = within < self.plain_steps
         augmentation = replace(self.augmentation, operations=0, erase=0.0) if plain else self.augmentation
         chosen, part = self.share.of(len(drawn))
         places = drawn[chosen]

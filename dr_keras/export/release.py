@@ -76,6 +76,8 @@ def release(run: Run, place: Run) -> dict[str, float]:
         for file, name in ((weights, place.weights_file.name), (litert, place.litert_file.name)):
             if file.stat().st_size > MAX_BYTES:
                 raise RunError(f"{name} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
+    for head in (TRAINED, GENERAL):  # those of an earlier model
+        place.calibration_file(head).unlink(missing_ok=True)
     if general is not None:
         general.save(place.general_file)
     if map_tensors(network) is not None:

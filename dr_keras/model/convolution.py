@@ -10,9 +10,9 @@ SMALL, SMALL_STRIDED = 8, 4  # sides of the output up to which a matrix product 
 
 @keras.saving.register_keras_serializable(package="dr_keras")
 class Convolution(layers.Conv2D):
-    """`keras.layers.Conv2D` that learns faster from small images, when training with TensorFlow on a CPU.
+    """`keras.layers.Conv2D` that trains faster on small images, with TensorFlow on a CPU.
 
-    For images of a few pixels per side, oneDNN takes several times as long for the gradient of the kernel as for
+    For images of a few pixels per side, oneDNN takes about twice as long for the gradient of the kernel as for
     everything else. Where the output is at most 8 x 8 (4 x 4 if strided), this layer computes that gradient as one
     matrix product instead, of the patches and the gradients of the outputs. The output and the gradient of the input
     are TensorFlow's own; in inference, on a GPU, and on other backends, it behaves like its base class. The effect on
@@ -80,15 +80,15 @@ def _patches(images: Any, height: int, width: int, stride: int) -> Any:
     """Returns what the kernel meets at each position of a convolution with "same" padding: (B, H', W', h * w * C)."""
     import tensorflow as tf
 
-    pads, ends = [], []
+    pads, spans = [], []
     for length, extent in zip(images.shape[1:3], (height, width), strict=True):
         reach = (-(-length // stride) - 1) * stride + 1  # from the first position to the last
         missing = max(reach + extent - 1 - length, 0)
         pads.append((missing // 2, missing - missing // 2))
-        ends.append(reach)
+        spans.append(reach)
     padded = tf.pad(images, [(0, 0), *pads, (0, 0)])
     shifted = [
-        padded[:, down : down + ends[0] : stride, right : right + ends[1] : stride]
+        padded[:, down : down + spans[0] : stride, right : right + spans[1] : stride]
         for down in range(height)
         for right in range(width)
     ]

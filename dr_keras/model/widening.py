@@ -7,11 +7,12 @@ SMALLEST_PART = 0.25  # of a channel's weight, for each of two copies
 
 
 def widened_weights(narrow: keras.Model, wide: keras.Model, seed: int) -> list[np.ndarray]:
-    """Returns weights for `wide` with which it computes almost the same as `narrow`.
+    """Returns weights for `wide` with which it computes the same features as `narrow`, and almost the same embedding.
 
     Each additional channel is a copy of one that the narrow network has, and the weights that it is read with are
-    divided at random between the copies, which lets them learn different things. Only what follows the normalized
-    features is not exactly the same: their length changes with the channels that are copied.
+    divided at random between the copies, which lets them learn different things. The length of the pooled features, by
+    which they are divided before the linear layer, depends on which channels are copied, unless all are copied equally
+    often. Without a linear layer, the embedding itself has more values.
 
     Args:
         narrow: An embedding network.

@@ -366,8 +366,9 @@ def start_from(network: keras.Model, config: Config, runs: Path) -> None:
     if theirs.backbone in RESNETS:  # any stride accepts its weights, and so does a larger width
         wrong = [name for name in wrong if name != "stem_stride" and (name != "width" or theirs.width > config.width)]
     if wrong:
-        those = ", ".join(f"{name} {getattr(theirs, name)}" for name in wrong)
-        raise RunError(f"the weights of {other.path} do not fit {flags(wrong)}; they are for {those}")
+        values = ", ".join(f"{name} {getattr(theirs, name)}" for name in wrong)
+        wider = "; a larger --width is accepted" if theirs.backbone in RESNETS and "width" in wrong else ""
+        raise RunError(f"the weights of {other.path} do not fit {flags(wrong)}; they are for {values}{wider}")
     with on_one_device():
         trained = run_network(other)
         same = theirs.width == config.width

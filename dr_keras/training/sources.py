@@ -46,11 +46,13 @@ def training_sources(
         if isinstance(pixels, StreamedImages):
             raise InputError("--store device needs all images in memory, but they do not fit; use --store stream")
         pixels, augmenter, whole = on_device.to_device(pixels), on_device, True
-    strong = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
+    full = Augmentation(config.flip, config.shift, config.crop, config.color, config.operations, config.erase)
     gentle = Augmentation(config.flip, config.shift)  # the last epochs see images as search does (docs/quality.md)
     triplets = sampler or TripletSampler(labels, count, config.seed, config.images_per_class)
     images = ImageSampler(len(rows), 3 * count, config.seed)
     softmax_steps = config.softmax_epochs * (config.steps_per_epoch or images.steps_per_epoch)
+    triplet_epochs = config.epochs - config.softmax_epochs
+    all_steps = softmax_steps + triplet_epochs * (config.steps_per_epoch or triplets.steps_per_epoch)
 
     def part(batch: int) -> Share:
         return replace(share, multiple=batch) if whole else share
@@ -70,10 +72,10 @@ def training_sources(
             rows,
             labels,
             images,
-            strong,
+            full,
             mixup=config.mixup,
             cutmix=config.cutmix,
-            plain_steps=round(config.strong_after * softmax_steps),
+            plain_steps=round(config.strong_after * all_steps),
             share=part(3 * count),
             augmenter=augmenter,
         ),
