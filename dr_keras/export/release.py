@@ -26,7 +26,7 @@ def release(run: Run, place: Run) -> dict[str, float]:
 
     Args:
         run: A finished run.
-        place: The folder of the released model; created if needed.
+        place: The folder of the released model; created if needed. Of an earlier model in it, only the card is kept.
 
     Returns:
         The largest differences of any component of an embedding, on the run's sample images: `rounding`, between the
@@ -76,8 +76,9 @@ def release(run: Run, place: Run) -> dict[str, float]:
         for file, name in ((weights, place.weights_file.name), (litert, place.litert_file.name)):
             if file.stat().st_size > MAX_BYTES:
                 raise RunError(f"{name} has {file.stat().st_size:,} bytes; a released file has at most {MAX_BYTES:,}")
-    for head in (TRAINED, GENERAL):  # those of an earlier model
-        place.calibration_file(head).unlink(missing_ok=True)
+    limits = [place.calibration_file(head) for head in (TRAINED, GENERAL)]
+    for file in (place.general_file, place.projection_file, place.classes_file, *limits):  # of an earlier model
+        file.unlink(missing_ok=True)
     if general is not None:
         general.save(place.general_file)
     if map_tensors(network) is not None:
