@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dr_keras.errors import InputError, RunError
-from dr_keras.number_files import halved, packed_arrays, read_arrays, write_arrays
+from dr_keras.number_files import halved, packed_arrays, read_arrays, to_half, write_arrays
 
 TRAINED, GENERAL = "trained", "general"
 FITTED = "fitted"  # a general head that was fitted on the images of an index, and belongs to it
@@ -95,8 +95,16 @@ class GeneralHead:
         return packed_arrays(mean=self.mean, matrix=halved(self.matrix))
 
     def rounded(self) -> "GeneralHead":
-        """Returns the head with its matrix rounded to half precision, for a released model."""
-        return GeneralHead(self.mean, self.matrix.astype(np.float16).astype(np.float32))
+        """Returns the head with its matrix rounded to half precision, for a released model.
+
+        The mean is shifted until the bias of the layer that applies the head, -mean @ matrix, has half precision too: a
+        LiteRT file in half precision stores that bias. The mean itself stays in float32.
+        """
+        matrix = to_half(self.matrix)
+        exact = matrix.astype(np.float64)
+        bias = -(self.mean.astype(np.float64) @ exact)
+        shift, *_ = np.linalg.lstsq(exact.T, bias - to_half(bias), rcond=None)
+        return GeneralHead((self.mean + shift).astype(np.float32), matrix)
 
 
 def fit_general_head(features: np.ndarray, dim: int = GENERAL_DIM, whitening: float = WHITENING) -> GeneralHead:

@@ -51,6 +51,11 @@ def read_arrays(file: Path | io.BytesIO, kind: str) -> dict[str, np.ndarray]:
         raise RunError(f"{name} cannot be read as {kind}: {error}") from error
 
 
+def to_half(array: np.ndarray) -> np.ndarray:
+    """Returns an array rounded to half precision, as float32."""
+    return array.astype(np.float16).astype(np.float32)
+
+
 def halved(array: np.ndarray) -> np.ndarray:
     """Returns an array in half precision if that loses nothing, and otherwise the array itself."""
     half = array.astype(np.float16)

@@ -239,7 +239,7 @@ def test_a_run_of_an_older_version_is_searched_by_the_trained_head(run, unknown,
 @pytest.mark.nightly
 def test_a_head_is_fitted_on_the_images_of_an_index(workplace, unknown, tmp_path, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
-    network = ("--backbone", "MobileNet", "--image-size", 32, "--no-multiscale", "--embedding-dim", 0, "--shift", 1)
+    network = ("--backbone", "resnet10", "--width", 8, "--image-size", 32, "--no-multiscale", "--embedding-dim", 0)
     made = script(tmp_path, "train.py", *network, "--epochs", 0, "--run", "plain")
     assert made.returncode == 0, made.stderr
     add = ("index.py", "add", unknown, "--index", "ix", "--fit-head", "--general-dim", 8, "--run")

@@ -27,7 +27,7 @@ def released(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("calibration.json", "calibration-general.json"):  # of an earlier model
         (place / name).write_text("{}")
     differences = release(Run(workplace / "runs" / "small"), Run(place))
-    assert differences["litert"] < 2e-3
+    assert differences["litert"] < 1e-4
     assert 0 < differences["rounding"] < 1e-2
     return place
 
@@ -52,11 +52,12 @@ def test_a_released_model_is_small_and_embeds_the_same_by_all_its_files(released
         "projection.npz",
         "weights.npz",
     ]
-    for head, tolerance in (("trained", 1e-3), ("general", 2e-3)):  # the second rounds the first once more
+    for head in ("trained", "general"):
         vectors = [load(released, runtime=runtime, head=head).embed(samples) for runtime in ("litert", "keras")]
-        np.testing.assert_allclose(*vectors, atol=tolerance)
+        np.testing.assert_allclose(*vectors, atol=1e-4)
     with np.load(released / "weights.npz") as archive:
-        assert {archive[name].dtype.name for name in archive.files} == {"float16"}
+        for value in (archive[name] for name in archive.files):
+            assert value.dtype == np.float16 or value.ndim == 1  # moving means and variances
 
 
 def test_a_released_model_has_no_gallery_and_says_what_to_do(released):

@@ -78,6 +78,7 @@ def pack(run: Run, folder: Path, part: int = PART_BYTES) -> list[Path]:
         raise InputError(f"--part is {part}; it must be at least 1")
     config, name = run.config(), Path(os.path.abspath(run.path)).name
     import_framework(config.backend)
+    from dr_keras.model.half_precision import round_weights
     from dr_keras.model.released import run_network, write_weights
     from dr_keras.training.checkpoint import reduce_checkpoint
 
@@ -85,7 +86,9 @@ def pack(run: Run, folder: Path, part: int = PART_BYTES) -> list[Path]:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Run(Path(place))
         if run.finished:
-            write_weights(made.weights_file, run_network(run))
+            network = run_network(run)
+            round_weights(network)
+            write_weights(made.weights_file, network)
             if run.general_file.is_file():
                 run.general_head().rounded().save(made.general_file)
         elif config.optimizer == "adamw":

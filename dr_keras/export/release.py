@@ -12,6 +12,7 @@ import numpy as np
 
 from dr_keras.atomic_files import new_file, read_json, write_json
 from dr_keras.backend import import_framework
+from dr_keras.config import BACKBONES
 from dr_keras.errors import RunError
 from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.invocation import program
@@ -38,10 +39,11 @@ def release(run: Run, place: Run) -> dict[str, float]:
     """
     import_framework()
     from dr_keras.embedders import embed_with_network
-    from dr_keras.export.write import HALF_TOLERANCE, check_litert, half_litert
+    from dr_keras.export.write import HALF_TOLERANCE, TOLERANCE, check_litert, half_litert
     from dr_keras.model.general_head import with_general_head
+    from dr_keras.model.half_precision import round_weights
     from dr_keras.model.maps import map_tensors, projection_of
-    from dr_keras.model.released import rounded, run_network, write_weights
+    from dr_keras.model.released import run_network, write_weights
 
     if not (run.finished and (run.network_file.is_file() or run.weights_file.is_file())):
         raise RunError(f"{run.path} is not a finished run; finish it with {program('train')} --resume first")
@@ -54,8 +56,9 @@ def release(run: Run, place: Run) -> dict[str, float]:
             networks[GENERAL] = with_general_head(network, general, alone=True)
         return {head: embed_with_network(one, samples) for head, one in networks.items()}
 
+    tolerance = TOLERANCE if run.config().backbone in BACKBONES else HALF_TOLERANCE
     before = vectors(general)
-    network.set_weights(rounded(network.get_weights()))
+    round_weights(network)
     if general is not None:
         general = general.rounded()
     expected = vectors(general)
@@ -66,7 +69,7 @@ def release(run: Run, place: Run) -> dict[str, float]:
         litert.write_bytes(half_litert(network, general, run.config().resize))
         differences = {
             "rounding": max(float(np.abs(expected[head] - before[head]).max()) for head in before),
-            "litert": check_litert(litert, samples, expected, HALF_TOLERANCE),
+            "litert": check_litert(litert, samples, expected, tolerance),
         }
         if not differences["rounding"] <= ROUNDING:
             raise RunError(

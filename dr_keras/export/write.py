@@ -24,8 +24,7 @@ from dr_keras.runs import Run
 
 TOLERANCE = 1e-4  # largest difference of any component of a vector
 BYTES_TOLERANCE = 1e-3  # TensorFlow's JPEG decoder may round differently from Pillow's
-# Half precision rounds the weights of a LiteRT file once more: the converter folds normalization into convolutions.
-HALF_TOLERANCE = 2e-3
+HALF_TOLERANCE = 2e-3  # of a LiteRT file in half precision whose weights `round_weights` could not prepare
 BATCHES = (1, 37)  # batch sizes to test an export with, besides all samples at once
 
 

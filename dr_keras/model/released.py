@@ -12,20 +12,20 @@ from dr_keras.errors import RunError
 from dr_keras.heads import GENERAL, TRAINED
 from dr_keras.model.general_head import with_general_head
 from dr_keras.model.network import embedding_network, load_network
-from dr_keras.number_files import read_arrays
+from dr_keras.number_files import halved, read_arrays
 from dr_keras.runs import Run
 
 
-def rounded(weights: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns the float weights rounded to half precision, as float32, and all others unchanged."""
-    return [w.astype(np.float16).astype(np.float32) if w.dtype.kind == "f" else w for w in weights]
-
-
 def write_weights(file: Path, network: keras.Model) -> None:
-    """Writes the weights of a network, numbered in its own order, floats in half precision."""
-    halves = [w.astype(np.float16) if w.dtype.kind == "f" else w for w in network.get_weights()]
+    """Writes the weights of a network, numbered in its own order, in half precision where that loses nothing.
+
+    Args:
+        file: The file.
+        network: A network after `dr_keras.model.half_precision.round_weights`.
+    """
+    halves = [halved(w) if w.dtype.kind == "f" else w for w in network.get_weights()]
     with new_file(file) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **{str(number): value for number, value in enumerate(halves)})
+        np.savez_compressed(stream, allow_pickle=False, **{str(number): value for number, value in enumerate(halves)})
 
 
 @keras_defaults()
