@@ -26,6 +26,7 @@ WHITENING = 0.2  # components are divided by their standard deviation to the pow
 FIT_IMAGES = 16_384  # more make no difference
 LARGE = 4096  # a matrix above this size is reduced to its leading subspace before it is decomposed
 ITERATIONS, OVERSAMPLING = 16, 64  # of that reduction
+BIAS_ERROR = 1e-6  # of a bias that has half precision but for the rounding of the mean
 SMALLEST = 1e-6  # variance of a component, as a share of the largest; below it there is only rounding
 
 
@@ -103,7 +104,10 @@ class GeneralHead:
         matrix = to_half(self.matrix)
         exact = matrix.astype(np.float64)
         bias = -(self.mean.astype(np.float64) @ exact)
-        shift, *_ = np.linalg.lstsq(exact.T, bias - to_half(bias), rcond=None)
+        error = bias - to_half(bias)
+        if np.abs(error).max() < BIAS_ERROR:  # rounded already
+            return GeneralHead(self.mean, matrix)
+        shift, *_ = np.linalg.lstsq(exact.T, error, rcond=None)
         return GeneralHead((self.mean + shift).astype(np.float32), matrix)
 
 

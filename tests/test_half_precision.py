@@ -82,6 +82,7 @@ def test_rounding_twice_changes_nothing():
         assert np.array_equal(one, two)
 
 
+@pytest.mark.nightly  # test_released.py asserts it of a run
 def test_a_litert_file_in_half_precision_is_within_the_tolerance_of_any_export(images, tmp_path):
     network = used_network()
     round_weights(network)
@@ -115,6 +116,7 @@ def test_the_bias_of_a_rounded_head_has_half_precision():
     plain = GeneralHead(head.mean, rounded.matrix)
     assert np.abs((-plain.mean @ plain.matrix) - bias).max() > 1e-5
     np.testing.assert_allclose(rounded(features), head(features), atol=5e-3)
+    assert rounded.rounded().checksum == rounded.checksum
 
 
 def test_networks_of_keras_applications_are_rounded_too():
