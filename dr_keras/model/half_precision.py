@@ -27,7 +27,7 @@ def round_weights(network: keras.Model) -> None:
                 _round_pair(convolution, layer)
                 kept |= {id(layer.moving_mean), id(layer.moving_variance)}
     for weight in network.weights:
-        value = np.asarray(weight)
+        value = keras.ops.convert_to_numpy(weight)
         if value.dtype.kind == "f" and id(weight) not in kept:
             weight.assign(to_half(value))
 
@@ -57,5 +57,5 @@ def _round_pair(convolution: layers.Conv2D, normalization: layers.BatchNormaliza
     signed = np.where(gamma < 0, -power, power)
     bias = to_half(beta - mean * scale * signed).astype(np.float64)
     new_mean = np.where(used, (rounded_beta - bias) / signed, mean)
-    convolution.kernel.assign(to_half(np.asarray(convolution.kernel) * scale.astype(np.float32)))
+    convolution.kernel.assign(to_half(keras.ops.convert_to_numpy(convolution.kernel) * scale.astype(np.float32)))
     normalization.set_weights([rounded_gamma, rounded_beta, new_mean, np.maximum(new_variance, 0)])
