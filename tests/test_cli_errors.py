@@ -156,6 +156,7 @@ def test_no_home_directory(place, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("export_here", "eagerly")
 def test_class_names_that_are_not_utf8(place, tmp_path):
     odd = tmp_path / os.fsdecode(b"caf\xe9\n")

@@ -222,6 +222,7 @@ def test_each_head_has_its_own_calibration(run, unknown, tmp_path, monkeypatch):
         model.calibrated_distance()
 
 
+@pytest.mark.nightly
 def test_a_run_of_an_older_version_is_searched_by_the_trained_head(run, unknown, folders, tmp_path, monkeypatch):
     monkeypatch.setenv("DR_KERAS_CACHE", str(tmp_path / "cache"))
     before = load(run.path, head="general").embed(np.load(run.samples_file))

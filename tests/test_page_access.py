@@ -37,7 +37,9 @@ def album(workplace, tmp_path_factory):
         yield found
 
 
-@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE_OPTIONS])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"color_scheme": "dark"}, marks=pytest.mark.nightly), PHONE_OPTIONS]
+)
 def test_axe_finds_nothing(opened, address, album, options):
     views = ["/", "/?q=disc/disc_0.png", "/?q=disc/disc_0.png&view=map", "/?q=disc/disc_0.png&d=0.0001"]
     found = []
