@@ -60,6 +60,7 @@ LONG = [  # the slowest files, slowest first
         "serve_workers",
         "pack",
         "deploy",
+        "monitoring",
         "heads",
         "on_device",
         "parts",
