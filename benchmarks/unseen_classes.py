@@ -7,7 +7,8 @@
 The held-out classes are every fourth in alphabetical order (for 50 of 200). Prints the metrics on them, next to raw
 pixels and the untrained network: a tenth of their images are the queries, the rest the gallery. With `--tune N`,
 training then continues for N epochs on the gallery images of those classes (`--initial-weights`), and a network of the
-same kind is trained on them for N epochs from scratch; the queries stay the same.
+same kind is trained on them for N epochs from scratch; the queries stay the same. `--resume` goes on with a run that was
+stopped.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--hold-out", type=int, default=50)
     parser.add_argument("--run", default="unseen-classes")
     parser.add_argument("--tune", type=int, default=0, metavar="N", help="epochs on the held-out classes")
+    parser.add_argument("--resume", action="store_true", help="go on with the run on the other classes")
     options, flags = parser.parse_known_args()
     train = options.data / "train" if (options.data / "train").is_dir() else options.data
     classes = sorted(folder for folder in train.resolve().iterdir() if folder.is_dir())
@@ -40,7 +42,8 @@ def main() -> None:
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(folder, target_is_directory=True)
         print(f"{machine()}; {len(classes) - len(held)} classes trained on, {len(held)} held out; {' '.join(flags)}")
-        call("train.py", "--data", f"{place}/trained", "--run", options.run, "--overwrite", *flags)
+        start = "--resume" if options.resume else "--overwrite"
+        call("train.py", "--data", f"{place}/trained", "--run", options.run, start, *flags)
         found = evaluated(options.run, f"{place}/held")
         rows = {"trained on other classes": found, **found["baselines"]}
         if options.tune:
