@@ -24,8 +24,8 @@ RUN_FORMAT = 1
 RUNS = Path("runs")
 MODELS = Path(__file__).parent / "released"  # the models that come with the package
 # Settings that may differ when a run is resumed, because they do not affect the result. The images themselves are
-# compared, wherever they are.
-MAY_CHANGE = {"data", "checkpoint_minutes", "store", "onnx", "projector", "hosts", "host_index", "coordinator"}
+# compared, wherever they are; the run is the one in the folder, whose name may be of the time, or new.
+MAY_CHANGE = {"run", "data", "checkpoint_minutes", "store", "onnx", "projector", "hosts", "host_index", "coordinator"}
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,13 @@ class Run:
             RunError: The run has none, or it is damaged.
         """
         if not self.general_file.is_file():
+            how = (
+                f"one on its training images: {command('train')} --export-only --run {self.path.name} --data DATA"
+                if self.config().embedding_dim
+                else f"one on the images to search: {command('index')} add --fit-head"
+            )
             raise RunError(
-                f"{self.path} has no general head: it is a network as it is, or an older version trained it; fit one "
-                f"on the images to search: {command('index')} add --fit-head"
+                f"{self.path} has no general head: it is a network as it is, or an older version trained it; fit {how}"
             )
         return GeneralHead.load(self.general_file)
 

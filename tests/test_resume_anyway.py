@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dr_keras.config import Config
 from dr_keras.errors import InputError, Interrupted, RunError
-from dr_keras.runs import Run
+from dr_keras.runs import Run, new_run, resumable_run, start_run
 from dr_keras.training import callbacks
 from dr_keras.training import run as run
 from dr_keras.training.checkpoint import read_progress
@@ -24,6 +24,17 @@ from dr_keras.training.train import train
 NIGHTLY = partial(pytest.param, marks=pytest.mark.nightly)
 
 pytestmark = pytest.mark.usefixtures("eagerly")
+
+
+def test_a_run_that_was_named_after_the_time_is_resumed_by_its_name(tmp_path):
+    config = Config(data="pictures", margin=0.5)
+    started = new_run(config, tmp_path)
+    start_run(started, config)
+    assert resumable_run(replace(config, run=started.path.name), tmp_path) == started
+    moved = Run(started.path.rename(tmp_path / "moved"))
+    assert resumable_run(replace(moved.config(), run="moved"), tmp_path) == moved
+    with pytest.raises(RunError, match="other values of --margin"):
+        resumable_run(replace(config, run="moved", margin=1.0), tmp_path)
 
 
 class Killed(BaseException):
