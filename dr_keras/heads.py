@@ -27,6 +27,7 @@ FIT_IMAGES = 16_384  # more make no difference
 LARGE = 4096  # a matrix above this size is reduced to its leading subspace before it is decomposed
 ITERATIONS, OVERSAMPLING = 16, 64  # of that reduction
 BIAS_ERROR = 1e-6  # of a bias that has half precision but for the rounding of the mean
+NOTHING_TO_FIT = "a general head needs at least two different images to be fitted on"
 SMALLEST = 1e-6  # variance of a component, as a share of the largest; below it there is only rounding
 
 
@@ -128,13 +129,15 @@ def fit_general_head(features: np.ndarray, dim: int = GENERAL_DIM, whitening: fl
         >>> fit_general_head(features, dim=4)(features).shape
         (100, 4)
     """
+    if len(features) < 2:
+        raise InputError(NOTHING_TO_FIT)
     mean = features.mean(axis=0, dtype=np.float64)
     centered = (features - mean).astype(np.float32)
     values, components = _principal_components(centered, dim)
     order = np.argsort(values)[::-1][:dim]
     order = order[values[order] > SMALLEST * max(values[order[0]], np.finfo(np.float32).tiny)]
     if not len(order):
-        raise InputError("a general head needs at least two different images to be fitted on")
+        raise InputError(NOTHING_TO_FIT)
     variances = values[order] / values[order[0]]
     matrix = components[:, order] * variances**-whitening
     return GeneralHead(mean.astype(np.float32), matrix.astype(np.float32))

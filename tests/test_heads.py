@@ -9,11 +9,14 @@ import pytest
 from conftest import needs_openvino, script, write_folders
 
 from dr_keras import load
+from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
 from dr_keras.heads import GeneralHead, fit_general_head
 from dr_keras.index.index import HEAD_FILE, Index
 from dr_keras.index.sync import folder_classes
+from dr_keras.model.network import initial_network
 from dr_keras.runs import Run
+from dr_keras.training.general_head import fit_again
 
 
 def correlated(count, length, seed=0):
@@ -64,6 +67,25 @@ def test_dimensions_are_limited_by_images_and_features():
     for equal in (np.ones((1, 4), np.float32), np.ones((5, 4), np.float32)):
         with pytest.raises(InputError, match="two different images"):
             fit_general_head(equal)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_fewer_than_two_different_images_are_a_clear_error(count):
+    with pytest.raises(InputError, match="at least two different images"):
+        fit_general_head(np.ones((count, 8), np.float32), 4)
+
+
+def test_the_fitted_head_of_a_network_as_it_is_gives_it_no_gallery(folders, tmp_path):
+    run = Run(tmp_path / "plain")
+    run.path.mkdir()
+    config = Config(epochs=0, image_size=16, backbone="resnet10", width=4, embedding_dim=8)
+    run.write_config(config)
+    initial_network(config).save(run.network_file)
+    with pytest.raises(RunError, match=r"no general head.* fit one on its training images: .* --export-only"):
+        run.general_head()
+    fit_again(run, str(folders))
+    assert run.general_head().matrix.shape[0] > 8
+    assert not run.has_gallery()
 
 
 def test_a_head_survives_its_file(tmp_path):

@@ -273,6 +273,15 @@ def test_evaluate_prints_tables(workplace):
         assert text in result.stdout
 
 
+def test_a_run_that_is_not_finished_is_not_exported(run, tmp_path):
+    half = Run(shutil.copytree(run.path, tmp_path / "runs" / "half"))
+    half.metrics_file.unlink()
+    result = script(tmp_path, "train.py", "--export-only", "--run", "half")
+    assert result.returncode == 2
+    assert "is not finished; finish it with python train.py --resume --run half" in result.stderr
+    assert not half.finished
+
+
 @pytest.mark.usefixtures("export_here")
 def test_export_only_makes_the_exports_again(run, tmp_path):
     run = Run(shutil.copytree(run.path, tmp_path / "runs" / "small"))

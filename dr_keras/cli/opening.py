@@ -70,6 +70,7 @@ def create(options: argparse.Namespace, root: Path) -> "Index":
         head = model.head_for(*(path for path in paths if Path(path).is_dir()))
         return Index.create(options.index, run.embedding_dim(head), model=run.fingerprint(head), head=head, **shared)
     if run.config().embedding_dim:
+        run.general_head()  # says how to fit one where there is none
         raise InputError(f"--fit-head is for networks without a linear layer; {run.path} has its own general head")
     fitted = fit_head_on(options.paths, model.reader, dim=options.general_dim, console=stderr())
     fingerprint = f"{run.fingerprint()} {FITTED} {fitted.checksum}"

@@ -17,8 +17,9 @@ from dr_keras.backend import import_framework
 from dr_keras.cli.flags import add_flags, parse
 from dr_keras.cli.parser import command_parser
 from dr_keras.config import Config
-from dr_keras.errors import InputError
+from dr_keras.errors import InputError, RunError
 from dr_keras.export import export_in_child
+from dr_keras.invocation import command
 from dr_keras.runs import RUNS, Run, open_run, starting_from
 
 STOPPED = "interrupted; the run is not finished"  # what Ctrl-C prints
@@ -75,6 +76,8 @@ def export_only(name: str | None, data: str | None, *, onnx: bool | None = None)
     With `data`, the general head is fitted on its training images first; `onnx` overrides the run's own setting.
     """
     run = open_run(name)
+    if not (run.finished or run.weights_file.is_file()):
+        raise RunError(f"{run.path} is not finished; finish it with {command('train')} --resume --run {run.path.name}")
     if onnx is not None:
         run.write_config(dataclasses.replace(run.config(), onnx=onnx))
     if data is not None:
@@ -83,7 +86,7 @@ def export_only(name: str | None, data: str | None, *, onnx: bool | None = None)
 
         fit_again(run, data)
     checks = export_in_child(run)
-    known = read_json(run.metrics_file) if run.finished else {}
-    write_json(run.metrics_file, known | {"export": checks})
+    if run.finished:  # a copy of a released model has no metrics
+        write_json(run.metrics_file, read_json(run.metrics_file) | {"export": checks})
     for kind, difference in checks.items():
         print(f"{kind}: differs from the network by at most {difference:.1e}")

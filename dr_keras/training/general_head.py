@@ -72,5 +72,6 @@ def fit_again(run: Run, data: str, console: Console | None = None) -> None:
     if not len(catalog.rows(TRAIN)):
         raise InputError(f"--data {data} has no training images, on which the general head is fitted")
     catalog, pixels, _ = load_pixels(catalog, config.image_size, config.resize, console=console)
-    run.write_config(replace(config, data=data))
+    if config.data is not None or config.epochs:  # a network as it is has no gallery of its own
+        run.write_config(replace(config, data=data))
     write_general_head(run, run_network(run), catalog, pixels, console)
