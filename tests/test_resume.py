@@ -19,7 +19,14 @@ from dr_keras.errors import InputError, RunError
 from dr_keras.model.network import initial_network
 from dr_keras.runs import Run
 from dr_keras.training.callbacks import Checkpoints, EachEpoch, StepLog
-from dr_keras.training.checkpoint import Progress, Rankings, read_progress, restore_checkpoint, save_checkpoint
+from dr_keras.training.checkpoint import (
+    Progress,
+    Rankings,
+    read_progress,
+    reduce_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from dr_keras.training.compile import compiled_model
 from dr_keras.training.reporters import METRICS, CollapseAlarm, History
 
@@ -166,6 +173,29 @@ def test_a_checkpoint_holds_weights_optimizer_and_random_states(tmp_path):
     for step in range(3, 6):  # AlexNet has dropout: equal losses require equal random states
         expected, found = (each.train_on_batch(batch(step), return_dict=True) for each in (one, other))
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_a_reduced_checkpoint_keeps_the_moments_that_come_in_two(optimizer, tmp_path):
+    file, reduced = tmp_path / "c.npz", tmp_path / "r.npz"
+    config = Config(**{**SMALL.to_dict(), "optimizer": optimizer, "proxies": 1, "images_per_class": 1})
+    one = compiled_model(initial_network(config), ranking=config, optimizer=config, steps=10, classes=2)
+    one.train_on_batch(batch(0))
+    save_checkpoint(file, one, Progress(1, 0))
+    reduce_checkpoint(file, reduced)
+    variables = [*one.variables, *one.optimizer.variables]
+    with np.load(reduced) as archive:
+        kept = {int(name) for name in archive.files if name.isdigit()}
+        exact = {n for n in kept if np.array_equal(archive[str(n)], keras.ops.convert_to_numpy(variables[n]))}
+    first = len(one.variables)
+    velocities = {n for n in range(first, len(variables)) if variables[n].path.endswith("velocity")}
+    assert velocities <= exact
+    left_out = {variables[n].path for n in range(first, len(variables)) if n not in kept}
+    assert left_out.isdisjoint(variables[n].path.replace("velocity", "momentum") for n in velocities)
+    assert bool(velocities) == (optimizer != "sgd")
+    assert bool(left_out) == (optimizer != "adamw")
+    if optimizer == "muon":
+        assert any(variables[n].ndim == 3 for n in velocities)  # those of the class proxies
 
 
 def test_a_bad_checkpoint_is_a_clear_error(tmp_path):

@@ -70,7 +70,9 @@ def save_checkpoint(
     Raises:
         OSError: The disk is full or cannot be written; an earlier checkpoint is left unchanged.
     """
-    description = {"format": CHECKPOINT_FORMAT, "weights": len(model.variables)} | asdict(progress)
+    weights = len(model.variables)
+    adaptive = [weights + number for number in _adaptive_moments(model.optimizer)]
+    description = {"format": CHECKPOINT_FORMAT, "weights": weights, "adaptive": adaptive} | asdict(progress)
     values = {str(number): keras.ops.convert_to_numpy(variable) for number, variable in enumerate(_variables(model))}
     values |= {f"average_{number}": value for number, value in enumerate(average or [])}
     with new_file(file) as temporary, open(temporary, "wb") as stream:
@@ -118,9 +120,9 @@ def restore_checkpoint(file: Path, model: keras.Model) -> list[np.ndarray] | Non
 def reduce_checkpoint(file: Path, reduced: Path) -> None:
     """Writes a checkpoint about a third as large, for copying off a machine that is about to be shut down.
 
-    Kernels and matrices, and their averages, are rounded to half precision. Their optimizer moments are left out and
-    restart at zero: momentum recovers within about ten steps. A run resumed from it is close to the original, but not
-    identical.
+    Kernels and matrices, and their averages, are rounded to half precision. Their momentum is left out and restarts at
+    zero: it recovers within about ten steps. The moments of variables that have a second one are kept, because it
+    would take a thousand steps. A run resumed from it is close to the original, but not identical.
 
     Args:
         file: The checkpoint.
@@ -134,7 +136,8 @@ def reduce_checkpoint(file: Path, reduced: Path) -> None:
         _progress(file, archive)
         description = json.loads(str(archive["description"]))
         values = {name: archive[name] for name in archive.files if name != "description"}
-    large = {name for name, value in values.items() if value.ndim >= 2 and value.dtype == np.float32}
+    kept_whole = {str(number) for number in description.get("adaptive", [])}
+    large = {name for name, value in values.items() if value.ndim >= 2 and value.dtype == np.float32} - kept_whole
     left_out = sorted(int(name) for name in large if name.isdigit() and int(name) >= description["weights"])
     kept: dict[str, Any] = {
         name: value.astype(np.float16) if name in large else value
@@ -152,6 +155,20 @@ def _widened(value: np.ndarray) -> np.ndarray:
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
+
+
+def _adaptive_moments(optimizer: keras.Optimizer) -> list[int]:
+    """Returns the numbers of the optimizer's variables that belong to a variable with a second moment.
+
+    In Muon, these are all but kernels and matrices: among them the class proxies, which are a tensor of three axes.
+    """
+    paths = [variable.path for variable in optimizer.variables]
+    owners = {path.removesuffix("velocity") for path in paths if path.endswith("velocity")}
+    return [
+        number
+        for number, path in enumerate(paths)
+        if path.endswith(("momentum", "velocity")) and path.removesuffix("momentum").removesuffix("velocity") in owners
+    ]
 
 
 @contextmanager
