@@ -12,8 +12,9 @@ from conftest import ids_of, script, write_folders
 
 import dr_keras
 from dr_keras import load
+from dr_keras.config import Config
 from dr_keras.errors import InputError, RunError
-from dr_keras.export.release import release
+from dr_keras.export.release import public_config, release
 from dr_keras.index.index import Index
 from dr_keras.model.released import read_weights
 from dr_keras.runs import Run, open_run
@@ -217,6 +218,16 @@ def test_training_starts_from_a_released_model(released, samples, tmp_path, fold
     refused = script(tmp_path, "train.py", *flags, "--run", "r", "--initial-weights", released, "--width", 4)
     assert refused.returncode == 2
     assert "do not fit --width" in refused.stderr
+
+
+def test_a_released_model_says_nothing_of_the_machine_it_was_trained_on():
+    judged = Config(run="mine", data="/home/me/data", triplets="/home/me/judgments.csv", initial_weights="/home/me/run")
+    related = Config(data="/home/me/data", sampling="relevance", relevance="/home/me/pairs.csv")
+    for config in (judged, related):
+        assert "/home" not in json.dumps(public_config(config).to_dict())
+    assert public_config(judged).triplets == "judgments.csv"
+    assert public_config(related).relevance == "pairs.csv"
+    assert public_config(Config()) == Config(data=None, run=None)
 
 
 def test_a_run_that_is_not_finished_is_not_released(tmp_path):

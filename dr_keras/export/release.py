@@ -7,12 +7,13 @@ first, so that what is evaluated is what is released. Needs TensorFlow. `dr-kera
 
 import dataclasses
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
 from dr_keras.atomic_files import new_file, read_json, write_json
 from dr_keras.backend import import_framework
-from dr_keras.config import BACKBONES
+from dr_keras.config import BACKBONES, Config
 from dr_keras.errors import RunError
 from dr_keras.heads import GENERAL, TRAINED, GeneralHead
 from dr_keras.invocation import program
@@ -88,6 +89,13 @@ def release(run: Run, place: Run) -> dict[str, float]:
         projection_of(network).save(place.projection_file)
     if run.classes_file.is_file():
         write_json(place.classes_file, read_json(run.classes_file))
-    # Without the run's name and the paths of the machine it was trained on.
-    place.write_config(dataclasses.replace(run.config(), run=None, data=None, weights=None, initial_weights=None))
+    place.write_config(public_config(run.config()))
     return differences
+
+
+def public_config(config: Config) -> Config:
+    """Returns the settings without the run's name and the paths and addresses of the machines it was trained on."""
+    public = dataclasses.replace(config, run=None, data=None, weights=None, initial_weights=None)
+    public = dataclasses.replace(public, hosts=1, host_index=0, coordinator=None)
+    triplets = Path(config.triplets).name if config.triplets else None
+    return dataclasses.replace(public, triplets=triplets, relevance=Path(config.relevance).name)
