@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import draw, script
+from conftest import draw, script, write_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +13,7 @@ from dr_keras.config import Config, RankingConfig
 from dr_keras.data.judgments import Judgments, JudgmentSampler, read_judgments
 from dr_keras.data.sources.table import read_table
 from dr_keras.errors import InputError, RunError
+from dr_keras.evaluation.evaluate import evaluate_run
 from dr_keras.evaluation.judgments import evaluate_judgments, judgment_figures
 from dr_keras.loading import load
 from dr_keras.model.network import embedding_network, training_network
@@ -83,6 +84,13 @@ def test_lines_about_the_same_three_images_are_one_judgment(tmp_path):
 def test_a_bad_file_says_where(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         read_judgments(table(tmp_path, text), numbers)
+
+
+def test_the_lines_of_any_table_belong_to_the_data():
+    assert [path.name for path in Config(triplets="a.csv").tables] == ["a.csv"]
+    pairs = Config(sampling="relevance", relevance="PAIRS.CSV")
+    assert [path.name for path in pairs.tables] == ["PAIRS.CSV"]
+    assert Config(sampling="relevance").tables == []
 
 
 def test_a_missing_file_is_a_clear_error(tmp_path):
@@ -249,6 +257,8 @@ def test_names_may_be_those_of_the_data(pictures, monkeypatch):
     same = evaluate_judgments(model, pictures / "judgments.csv", baselines=False)
     assert (found["agreement"], found["vote_agreement"]) == (same["agreement"], same["vote_agreement"])
     assert model.head_for(data) == "trained"
+    write_folders(pictures / "other", each=4)
+    assert evaluate_run(model, data=str(pictures / "other"), baselines=False)["head"] == "trained"
 
 
 def test_evaluate_script(pictures):
@@ -263,6 +273,7 @@ def test_evaluate_script(pictures):
     assert "untrained" in shown
     for more, message in (
         (["--flip-average"], "--triplets cannot be combined with --flip-average"),
+        (["--index", "mine"], "--triplets cannot be combined with --index"),
         (["--protocol", "class-disjoint"], "--triplets cannot be combined with --protocol"),
         (["--data", "digits"], "no image of the data set is named 'pictures/0.png'"),
     ):

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         wrong = [
             name
-            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate", "report", "ray")
+            for name in ("flip_average", "query_expansion", "gallery_average", "calibrate", "report", "index", "ray")
             if getattr(options, name)
         ]
         if wrong or options.protocol != "standard":

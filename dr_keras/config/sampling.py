@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from dr_keras.errors import InputError
 from dr_keras.options import check_at_least, check_choice, check_positive, option
@@ -66,3 +67,15 @@ class SamplingConfig:
             raise InputError(
                 "--out-of-class below 1 needs --sampling relevance, which says which images are less alike"
             )
+
+    @property
+    def relevance_file(self) -> Path | None:
+        """The file of pairs that `relevance` names, if it names one."""
+        return Path(self.relevance).expanduser() if self.relevance.lower().endswith(".csv") else None
+
+    @property
+    def tables(self) -> list[Path]:
+        """The files whose lines say what is trained on: judgments, or pairs with their relevance."""
+        judgments = Path(self.triplets).expanduser() if self.triplets else None
+        pairs = self.relevance_file if self.sampling == "relevance" else None
+        return [file for file in (judgments, pairs) if file is not None]

@@ -95,7 +95,8 @@ def evaluate_run(
         model: The run, from `dr_keras.load`.
         data: Another data set, as for `train.py --data`, whose images are embedded with this run's network.
         head: The vectors to rank by, see `dr_keras.heads`. 'auto' is the trained head for the run's own data, and for
-            another data set the general head, unless it has the same classes or the run has no general head.
+            another data set the general head, unless it has the same classes, or the run was trained on judgments or
+            has no general head.
         baselines: Whether to also rank the same images by raw pixels and by the untrained network.
         options: Search options; each is also evaluated alone, and all together if there are several.
         calibrate_to: A precision; also finds the largest distance within which this share of the 30 nearest neighbors
@@ -398,5 +399,6 @@ def _held_out_last(catalog: Catalog) -> np.ndarray:
 def _head_for(model: Model, catalog: Catalog, head: str) -> str:
     if head != "auto":
         return head
-    known = set(catalog.classes) <= model.run.classes() or not model.run.general_file.is_file()
-    return TRAINED if known else GENERAL
+    if model.config.triplets or not model.run.general_file.is_file():  # as `Model.head_for` chooses
+        return TRAINED
+    return TRAINED if set(catalog.classes) <= model.run.classes() else GENERAL

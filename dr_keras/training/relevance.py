@@ -58,8 +58,8 @@ def training_relevance(
         InputError: The run or the file cannot be used.
     """
     labels = catalog.labels[rows]
-    if config.relevance.lower().endswith(".csv"):
-        return pair_relevance(Path(config.relevance).expanduser(), catalog, rows)
+    if config.relevance_file:
+        return pair_relevance(config.relevance_file, catalog, rows)
     step = max(1, BLOCK_BYTES // int(np.prod(pixels.shape[1:])))
     blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
     with bar("relevance", len(rows), console) as advance:

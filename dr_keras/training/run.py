@@ -168,7 +168,7 @@ class _Training:
             return
         images = self._load_images()
         if done and done.data != images.checksum:
-            if changed := tables(config):
+            if changed := config.tables:
                 raise RunError(
                     f"the images of {run.path} or the lines of {changed[0]} have changed since it was started; resume "
                     "it with those, or start another --run"
@@ -206,7 +206,7 @@ class _Training:
             catalog, config.image_size, config.resize, store=store, console=self.console
         )
         checksum = zlib.crc32("\n".join(catalog.ids).encode(errors="surrogateescape"))
-        for table in tables(config):  # a resumed run needs the same lines
+        for table in config.tables:  # a resumed run needs the same lines
             checksum = zlib.crc32(table.read_bytes() if table.is_file() else b"", checksum)
         return _Images(catalog, pixels, report, checksum)
 
@@ -326,12 +326,6 @@ def _writing(run: Run) -> Iterator[None]:
         if run.config_file.exists():
             message += f"; when there is room, resume with: {command('train')} --resume --run {run.path.name}"
         raise RunError(message) from error
-
-
-def tables(config: Config) -> list[Path]:
-    """Returns the files whose lines say what is trained on: judgments, or pairs with their relevance."""
-    relevance = config.relevance if config.sampling == "relevance" and config.relevance.endswith(".csv") else None
-    return [Path(name).expanduser() for name in (config.triplets, relevance) if name]
 
 
 def build_network(config: Config) -> keras.Model:
