@@ -111,6 +111,11 @@ def test_an_image_is_uploaded_pasted_and_dropped(opened):
         )
         page.wait_for_selector("#query:not([hidden])")
         assert ids(page) == found
+    page.click("#clear")
+    page.wait_for_selector("#query", state="hidden")
+    page.set_input_files("#file", {"name": "photo.raw", "mimeType": "", "buffer": data})  # unknown to the browser
+    page.wait_for_selector("#query:not([hidden])")
+    assert ids(page) == found
     page.set_input_files("#file", {"name": "words.txt", "mimeType": "text/plain", "buffer": b"no picture"})
     expect(page.locator("#problem")).to_have_text("words.txt is not an image.")
 

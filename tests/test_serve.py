@@ -14,6 +14,7 @@ from PIL import Image
 from served import BEARER, TOKEN, client, raw, refused, search
 
 from dr_keras.index.index import Index
+from dr_keras.index.local_index import LocalIndex
 from dr_keras.server import schemas
 from dr_keras.server.batching import Batcher
 from dr_keras.server.errors import Problem
@@ -219,6 +220,32 @@ def test_changes_that_are_refused(place, writable, page):
         assert answer.headers["retry-after"] == "2"
         refused(writable.delete("/v1/images/disc/disc_0.png", headers=BEARER), 503, "another process is writing")
     assert add(files=files).status_code == 201
+
+
+def test_a_picture_that_nobody_sent_stays_where_it_is(place):
+    with client(place, writable=True, token=TOKEN, uploads=place / "mine" / "disc") as page:
+        removed = page.delete("/v1/images/disc/disc_0.png", headers=BEARER).json()
+        assert removed == {"id": "disc/disc_0.png", "file_removed": False}
+        assert (place / "mine" / "disc" / "disc_0.png").is_file()
+
+
+def test_why_a_change_failed_is_in_the_log(writable, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalIndex, "remove", fail)
+    refused(writable.delete("/v1/images/disc/disc_0.png", headers=BEARER), 507, "the server's log says why")
+    assert "No space left on device" in caplog.text
+
+
+def test_a_file_that_cannot_be_removed_is_said_to_stay(writable, monkeypatch, caplog):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("dr_keras.server.changes.remove_upload", fail)
+    assert not writable.delete("/v1/images/disc/disc_0.png", headers=BEARER).json()["file_removed"]
+    assert "Permission denied" in caplog.text
+    refused(writable.get("/v1/images/disc/disc_0.png"), 404, "")
 
 
 def test_a_search_goes_on_while_others_write(place, writable):

@@ -41,6 +41,25 @@ def test_the_map(place, page):
     assert len(decode_map(page.get("/v1/map").content)[0]) == 15
 
 
+def test_a_map_is_of_one_state_of_the_index(place, page, monkeypatch):
+    records = type(page.app.state.service.live_index.index.records)
+    listing = records.listing
+
+    def change_meanwhile(self):
+        found = listing(self)
+        monkeypatch.undo()
+        with Index.open(place / "my-index", write=True) as other:
+            other.remove([f"disc/disc_{number}.png" for number in range(4)])
+            other.compact()
+        return found
+
+    monkeypatch.setattr(records, "listing", change_meanwhile)
+    points, _, about = decode_map(page.get("/v1/map").content)
+    assert (len(points), len(about["classes"])) == (16, 4)
+    points, _, about = decode_map(page.get("/v1/map").content)
+    assert (len(points), len(about["classes"])) == (12, 3)
+
+
 def test_a_map_has_a_new_key_after_a_new_layout_and_follows_the_index(place, writable):
     with client(place) as page:
         first = page.get("/v1/map")

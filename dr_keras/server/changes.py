@@ -73,7 +73,12 @@ def remove_image(place: str, uploads: Path | None, id: str) -> bool:
         if writer.records.row(id) is None:
             raise Problem(404, "the index has no image of this id")
         writer.remove([id])
-        return uploads is not None and remove_upload(Path(image_path(id, writer.root)), uploads)
+        file = Path(image_path(id, writer.root))
+    try:
+        return uploads is not None and remove_upload(file, uploads)
+    except OSError as error:  # the index has forgotten it
+        log.error("%s cannot be removed: %s", file, error)
+        return False
 
 
 def change_groups(place: str, change: Callable[[Index], int]) -> int:
@@ -103,4 +108,5 @@ def _writing(place: str) -> Iterator[Index]:
         log.error("%s", error)
         raise busy("the index cannot be reached at the moment; try again", seconds=5) from None
     except (OSError, RunError) as error:
+        log.error("the index cannot be changed: %s", error)
         raise Problem(507, "the change could not be written; the server's log says why") from error

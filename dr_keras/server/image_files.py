@@ -6,6 +6,7 @@ import hashlib
 import io
 import operator
 import os
+import re
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,6 +28,7 @@ CACHE_BYTES = 64 * 2**20  # about 16,000 thumbnails of 128 pixels
 MAX_FILE_BYTES = 256 * 2**20  # of a file to make a thumbnail of: larger than any photo
 MIN_THUMBNAIL_PIXELS, MAX_THUMBNAIL_PIXELS = 16, 1024  # of the longer side
 JPEG_QUALITY = 85  # no visible artifacts
+UPLOAD_NAME = re.compile(r"[0-9a-f]{40}\.\w+")  # of the files of `store_upload`
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,14 @@ def store_upload(data: bytes, format: Format, folder: Path) -> tuple[Path, bytes
 
 
 def remove_upload(path: Path, folder: Path) -> bool:
-    """Removes a file if it lies directly in the uploads folder.
+    """Removes a file if it lies directly in the uploads folder and has the name of an upload.
+
+    The folder may hold other pictures, which are their owner's.
 
     Returns:
         Whether the file is gone; any other file is left alone.
     """
-    if os.path.realpath(path.parent) != os.path.realpath(folder) or path.name in ("", ".", ".."):
+    if os.path.realpath(path.parent) != os.path.realpath(folder) or not UPLOAD_NAME.fullmatch(path.name):
         return False
     with suppress(FileNotFoundError):
         (Path(os.path.realpath(folder)) / path.name).unlink()  # removes a link itself, never its target

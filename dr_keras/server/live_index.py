@@ -331,7 +331,7 @@ class LiveIndex:
             self.index.version,
             rows,
             [labels[row] for row in rows.tolist()],
-            self.classes(),
+            self._cache("classes", self._count_classes),
             self.index.vectors,
             self.index.vector_marks(rows),
         )

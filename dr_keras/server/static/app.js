@@ -214,7 +214,7 @@ async function render() {
 
 async function searchFile(file) {
   const name = file.name || "This file";
-  if (!file.type.startsWith("image/")) {
+  if (file.type && !file.type.startsWith("image/")) {
     view.showProblem(`${name} is not an image.`);
   } else if (file.size > client.MAX_UPLOAD_BYTES) {
     view.showProblem(
