@@ -83,6 +83,16 @@ def test_links_stay(pictures, tmp_path):
     assert (pictures / "b.png").read_bytes()
 
 
+def test_a_link_to_an_equal_file_elsewhere_stays(pictures, tmp_path):
+    shutil.copyfile(pictures / "a.png", tmp_path / "elsewhere.png")
+    for copy in (pictures / "b.png", pictures / "sub" / "a.png"):
+        copy.unlink()
+        copy.symlink_to(tmp_path / "elsewhere.png")
+    moves = move_copies(find_duplicates(pictures, console=stderr()), tmp_path / "moved")
+    assert moves.moved == []
+    assert set(moves.left.values()) == {"it is a link, or the other is"}
+
+
 def test_a_stop_in_the_middle_can_be_undone(pictures, tmp_path, monkeypatch):
     before, found, real = tree(pictures), find_duplicates(pictures, console=stderr()), os.rename
     done = []

@@ -82,6 +82,7 @@ def moved_back(options: argparse.Namespace) -> int:
 def in_folder(options: argparse.Namespace) -> int:
     """Finds the duplicates of a folder."""
     from dr_keras.atomic_files import write_json
+    from dr_keras.data.sources.archives import is_archive
     from dr_keras.duplicates.find import find_duplicates
     from dr_keras.duplicates.moving import move_copies
     from dr_keras.duplicates.report import save_report
@@ -90,6 +91,8 @@ def in_folder(options: argparse.Namespace) -> int:
 
     if not Path(options.folder).exists():
         raise InputError(f"there is no folder {options.folder}")
+    if options.move_to and Path(options.folder).is_file() and is_archive(Path(options.folder)):
+        raise InputError(f"--move-to moves files of a folder; unpack {options.folder} first")
     more: dict[str, Any] = {}
     console = stderr()
     if (cluster := cluster_of(options, console)) is not None:

@@ -136,8 +136,8 @@ def _move_all(kept: str, copies: Iterable[str], place: Path, root: Path, moves: 
 def _reason_to_leave(kept: str, copy: str, equal: bool) -> str | None:
     """Why a copy is not moved, or None."""
     try:
-        if Path(kept).is_symlink() or Path(kept).samefile(copy):
-            return "it is a link to the other, or the other to it"
+        if Path(kept).is_symlink() or Path(copy).is_symlink() or Path(kept).samefile(copy):
+            return "it is a link, or the other is"
         if equal and sha256_of(kept) != sha256_of(copy):
             return f"it is not equal to {kept} any more"
         if not equal:
