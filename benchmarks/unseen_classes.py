@@ -42,8 +42,8 @@ def main() -> None:
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(folder, target_is_directory=True)
         print(f"{machine()}; {len(classes) - len(held)} classes trained on, {len(held)} held out; {' '.join(flags)}")
-        start = "--resume" if options.resume else "--overwrite"
-        call("train.py", "--data", f"{place}/trained", "--run", options.run, start, *flags)
+        how = "--resume" if options.resume else "--overwrite"
+        call("train.py", "--data", f"{place}/trained", "--run", options.run, how, *flags)
         found = evaluated(options.run, f"{place}/held")
         rows = {"trained on other classes": found, **found["baselines"]}
         if options.tune:

@@ -237,6 +237,7 @@ def test_conditions(photos, where, expected):
         ("near(48, 11, 5km", "')' was expected"),
         ("near()", "a latitude"),
         ("'tak\\u0065n' > 48", "the name of an attribute has no backslashes"),
+        ("a\0b = 1", "no NUL characters"),
     ],
 )
 def test_conditions_that_are_none(where, message):

@@ -51,7 +51,8 @@ def test_too_many_images_for_other_methods(monkeypatch):
         ({"groups": 1}, "1 groups of 20 images are impossible"),
         ({"groups": 21}, "21 groups of 20 images are impossible"),
         ({"method": "guess"}, "method is 'guess'; choose one of kmeans, agglomerative"),
-        ({"method": "hdbscan", "min_images": 1}, "at least 2 make a group"),
+        ({"method": "hdbscan", "min_images": 1}, "choose from 2 to the number of images, 20"),
+        ({"method": "hdbscan", "min_images": 21}, "min_images is 21; choose from 2 to the number of images, 20"),
     ],
 )
 def test_impossible_groups(options, message):

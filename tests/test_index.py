@@ -136,6 +136,18 @@ def test_a_copy_and_an_opened_index_are_the_same(index, tmp_path, vectors):
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["index.sqlite", "vectors-0.f32"]
 
 
+def test_a_copy_has_the_files_that_are_kept_with_the_index(index, tmp_path):
+    for name in store.KEPT_FILES:
+        index.write_file(name, name.encode())
+    index.save(tmp_path / "copy")
+    with Index.open(tmp_path / "copy") as copy:
+        assert {name: copy.read_file(name) for name in store.KEPT_FILES} == {
+            "head.npz": b"head.npz",
+            "calibration.json": b"calibration.json",
+            "map.npz": b"map.npz",
+        }
+
+
 def test_other_threads_see_a_state_while_one_refreshes(index):
     index.add([Entry(f"{n}.png", "new") for n in range(20)], unit(20))
     before = len(index.vectors)

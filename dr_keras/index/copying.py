@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dr_keras.errors import InputError, RunError
 from dr_keras.index.index import Index
-from dr_keras.index.store import CUTOFF_FILE, HEAD_FILE, LAYOUT_FILE
+from dr_keras.index.store import KEPT_FILES
 from dr_keras.progress import bar
 
 COPIED_IMAGES = 2048  # at a time; each is a transaction
@@ -60,7 +60,7 @@ def copy_index(source: str | os.PathLike[str], target: str | os.PathLike[str], *
                 copied += _copy(old, new, ids, [known[id] for id in ids])
                 advance(len(ids))
         new.image_files.skip(old.image_files.skipped())
-        for name in (HEAD_FILE, CUTOFF_FILE, LAYOUT_FILE):
+        for name in KEPT_FILES:
             if (data := old.read_file(name)) is not None and data != new.read_file(name):
                 new.write_file(name, data)
         new.engine.update()

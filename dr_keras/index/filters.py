@@ -313,8 +313,8 @@ class _Parser:
         if name in NUMBER_FIELDS:
             self.of_file = True
             return NumberColumn(NUMBER_FIELDS[name])
-        if "\\" in name:  # SQLite may take it for the beginning of an escape
-            raise InputError(f"where {self._text!r}: the name of an attribute has no backslashes")
+        if "\\" in name or "\0" in name:  # SQLite may take it for the beginning of an escape, or for the end
+            raise InputError(f"where {self._text!r}: the name of an attribute has no backslashes and no NUL characters")
         name = name.removeprefix("attributes.").replace('"', "")
         self.attributes[name] = None
         return Attribute(tuple(name.split(".")))

@@ -85,8 +85,8 @@ def cluster(
         except ImportError:
             raise MissingPackage(f"{method} needs scikit-learn; {how_to_install('sklearn')}") from None
         if method == "hdbscan":
-            if min_images < 2:
-                raise InputError(f"min_images is {min_images}; at least 2 make a group")
+            if not 2 <= min_images <= count:
+                raise InputError(f"min_images is {min_images:,}; choose from 2 to the number of images, {count:,}")
             model = sklearn_cluster.HDBSCAN(min_cluster_size=min_images, algorithm="brute", copy=True)
         else:
             model = sklearn_cluster.AgglomerativeClustering(groups, linkage="average")

@@ -61,7 +61,7 @@ from dr_keras.invocation import command
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-HEAD_FILE, CUTOFF_FILE, LAYOUT_FILE = "head.npz", "calibration.json", "map.npz"  # kept beside the images
+HEAD_FILE, CUTOFF_FILE, LAYOUT_FILE = KEPT_FILES = ("head.npz", "calibration.json", "map.npz")  # beside the images
 FORGET_ENGINE = "DELETE FROM meta WHERE key LIKE 'engine%' AND key != 'engine'"
 REFRESH_ATTEMPTS = 100  # while a writer replaces the file of vectors
 REFRESH_POLL_SECONDS = 0.01
@@ -366,7 +366,7 @@ class Store:
                 names = self.vector_names(self.meta["generation"])
                 for name, array in zip(names, given(self.vectors, self.parts), strict=True):
                     write_rows(temporary / name, array, np.arange(self.rows))
-                for name in (HEAD_FILE, CUTOFF_FILE):
+                for name in KEPT_FILES:
                     if (self.folder / name).is_file():
                         shutil.copyfile(self.folder / name, temporary / name)
 
