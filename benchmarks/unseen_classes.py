@@ -7,8 +7,8 @@
 The held-out classes are every fourth in alphabetical order (for 50 of 200). Prints the metrics on them, next to raw
 pixels and the untrained network: a tenth of their images are the queries, the rest the gallery. With `--tune N`,
 training then continues for N epochs on the gallery images of those classes (`--initial-weights`), and a network of the
-same kind is trained on them for N epochs from scratch; the queries stay the same. `--resume` goes on with a run that was
-stopped.
+same kind is trained on them for N epochs from scratch; the queries stay the same. `--resume` goes on with a run that
+was stopped.
 """
 
 import argparse
