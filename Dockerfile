@@ -1,5 +1,6 @@
 # docker build --target cpu -t dr_keras .          docker build --target gpu -t dr_keras:gpu .
 #
+# mkdir -p runs && sudo chown 1000 runs    # the user below, unless that is your own id
 # docker run --rm -v "$PWD/my-folders:/data:ro" -v "$PWD/runs:/app/runs" dr_keras train --data /data --run first
 # docker run --rm -v "$PWD/my-folders:/data:ro" -v "$PWD/runs:/app/runs" dr_keras retrieve --query cat_1.jpg
 # docker run --rm -p 6006:6006 -v "$PWD/runs:/app/runs" dr_keras tensorboard --logdir runs --host 0.0.0.0

@@ -3,7 +3,7 @@
 
     pip install -e '.[dev,bench,fast]' && apt-get install wrk
     python benchmarks/bench_all.py --data tiny-imagenet-200            # half an hour; nothing else should run meanwhile
-    python benchmarks/bench_all.py --only search serve                 # some of them
+    python benchmarks/bench_all.py --only exact serve                  # some of them
     python benchmarks/bench_all.py --only stale --keep                 # measures again what is older than its code
     python benchmarks/bench_all.py --render                            # only writes docs/benchmarks.md
 

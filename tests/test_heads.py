@@ -75,10 +75,11 @@ def test_fewer_than_two_different_images_are_a_clear_error(count):
         fit_general_head(np.ones((count, 8), np.float32), 4)
 
 
-def test_the_fitted_head_of_a_network_as_it_is_gives_it_no_gallery(folders, tmp_path):
+@pytest.mark.parametrize("protocol", ["standard", "class-disjoint"])
+def test_the_fitted_head_of_a_network_as_it_is_gives_it_no_gallery(protocol, folders, tmp_path):
     run = Run(tmp_path / "plain")
     run.path.mkdir()
-    config = Config(epochs=0, image_size=16, backbone="resnet10", width=4, embedding_dim=8)
+    config = Config(epochs=0, image_size=16, backbone="resnet10", width=4, embedding_dim=8, protocol=protocol)
     run.write_config(config)
     initial_network(config).save(run.network_file)
     with pytest.raises(RunError, match=r"no general head.* fit one on its training images: .* --export-only"):
@@ -86,6 +87,8 @@ def test_the_fitted_head_of_a_network_as_it_is_gives_it_no_gallery(folders, tmp_
     fit_again(run, str(folders))
     assert run.general_head().matrix.shape[0] > 8
     assert not run.has_gallery()
+    known, all_classes = run.classes(), {"bars", "disc", "plain", "rings"}
+    assert known == all_classes if protocol == "standard" else frozenset() < known < all_classes
 
 
 def test_a_head_survives_its_file(tmp_path):

@@ -1,18 +1,24 @@
 """What monitors, caches and reverse proxies rely on: HEAD, entity tags, ranges, arbitrary names, a root path."""
 
 import re
+from contextlib import asynccontextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 import pytest
 from conftest import draw_encoded, indexed, script, serving
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from served import BEARER, TOKEN, client, proxy, raw, refused, search
 
+from dr_keras import load
 from dr_keras.errors import InputError
 from dr_keras.index.index import Index
 from dr_keras.server.map import decode_map
 from dr_keras.server.page import STATIC
+from dr_keras.server.routes import create_app
+from dr_keras.server.settings import Settings
 
 IMAGE = "/v1/images/disc/disc_0.png"
 SMALL = f"{IMAGE}?thumbnail=32"
@@ -198,6 +204,29 @@ def test_the_page_refers_to_what_is_below_it(place, given):
     )
     assert len(re.findall(r"""["'`]v1/""", scripts)) >= 8
     assert not re.search(r"""["'`]/(v1|static|\?)""", scripts)
+
+
+def test_it_is_mounted_in_another_application(place):
+    """As examples/web_application.ipynb ends."""
+    model = load(place / "runs" / "small", runtime="litert", index=place / "my-index")
+    inner = create_app(model, Settings(root_path="/search"))
+
+    @asynccontextmanager
+    async def lifespan(_):
+        async with inner.router.lifespan_context(inner):
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+    app.mount("/search", inner)
+    data = (place / "mine" / "disc" / "disc_0.png").read_bytes()
+    with TestClient(app) as page:
+        assert page.get("/search/readyz").status_code == 200
+        found = page.post("/search/v1/search?k=1", files={"image": data}).json()["results"]
+        assert found[0]["id"] == "disc/disc_0.png"
+        assert page.get(f"/search{IMAGE}").content == data
+        script_at = re.search(r'src="([^"]*app\.js[^"]*)"', page.get("/search/").text)[1]
+        assert page.get(urljoin("http://testserver/search/", script_at)).status_code == 200
+        assert page.get("/v1/search").status_code == 404
 
 
 def test_a_root_path_is_taken_off_where_the_proxy_has_not(place):

@@ -15,7 +15,8 @@ dr-keras index cluster --groups 50 --export my-groups --index my-index
 dr-keras index duplicates my-pictures --html duplicates.html
 dr-keras retrieve --index my-index --query ./my-photo.jpg
 
-Without --index, the run's own index is used. Only one process at a time may change an index; searches may continue.
+Without --index, the run's own index is used, but not by migrate. Only one process at a time may change an index in a
+folder; searches may continue.
 """
 
 import argparse

@@ -37,7 +37,8 @@ def write_general_head(run: Run, network: keras.Model, catalog: Catalog, pixels:
     random = np.random.default_rng(config.seed)
     samples = random.permutation(len(catalog))[:SAMPLE_IMAGES]
     rows = np.sort(random.permutation(catalog.rows(TRAIN))[:FIT_IMAGES])
-    write_json(run.classes_file, list(catalog.classes))
+    trained = np.unique(catalog.labels[catalog.rows(TRAIN)])  # other classes may be held out, whole
+    write_json(run.classes_file, [catalog.classes[label] for label in trained])
     write_array(run.samples_file, pixels[np.sort(samples)])
     with on_one_device(), bar("fitting the general head", len(rows), console) as advance:
         features = embed_with_network(feature_network(network), pixels, rows, advance=advance)
