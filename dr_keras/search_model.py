@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,12 +130,15 @@ class Model:
         """
         if self._asked != "auto":
             return self._asked
-        if self.config.triplets or not self.run.general_file.is_file():  # judgments are about any picture
-            return TRAINED
         from dr_keras.index.sync import folder_classes
 
-        classes, known = frozenset[str]().union(*map(folder_classes, folders)), self.run.classes()
-        return TRAINED if classes and classes <= known else GENERAL
+        return self.auto_head(frozenset[str]().union(*map(folder_classes, folders)))
+
+    def auto_head(self, classes: Collection[str]) -> str:
+        """Chooses the head for images of these classes, which are none where they are not known."""
+        if self.config.triplets or not self.run.general_file.is_file():  # judgments are about any picture
+            return TRAINED
+        return TRAINED if classes and set(classes) <= self.run.classes() else GENERAL
 
     def use_index(self, folder: str | os.PathLike[str]) -> "Model":
         """Makes an index the gallery.

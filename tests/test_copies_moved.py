@@ -93,6 +93,14 @@ def test_a_link_to_an_equal_file_elsewhere_stays(pictures, tmp_path):
     assert set(moves.left.values()) == {"it is a link, or the other is"}
 
 
+def test_files_of_an_archive_are_not_moved(pictures, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "album"), "zip", pictures)
+    refused = script(tmp_path, "index.py", "duplicates", archive, "--move-to", "moved")
+    assert refused.returncode == 2
+    assert "--move-to moves files of a folder; unpack" in refused.stderr
+    assert not (tmp_path / "moved").exists()
+
+
 def test_a_stop_in_the_middle_can_be_undone(pictures, tmp_path, monkeypatch):
     before, found, real = tree(pictures), find_duplicates(pictures, console=stderr()), os.rename
     done = []

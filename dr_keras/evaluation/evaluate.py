@@ -37,7 +37,7 @@ from dr_keras.evaluation.query_expansion import (
 )
 from dr_keras.evaluation.ranked_images import RankedImages
 from dr_keras.evaluation.report import check_report, write_report
-from dr_keras.heads import GENERAL, HEADS, TRAINED
+from dr_keras.heads import HEADS, TRAINED
 from dr_keras.index.exact_search import distances
 from dr_keras.progress import bar, stderr
 from dr_keras.runs import Run
@@ -397,8 +397,4 @@ def _held_out_last(catalog: Catalog) -> np.ndarray:
 
 
 def _head_for(model: Model, catalog: Catalog, head: str) -> str:
-    if head != "auto":
-        return head
-    if model.config.triplets or not model.run.general_file.is_file():  # as `Model.head_for` chooses
-        return TRAINED
-    return TRAINED if set(catalog.classes) <= model.run.classes() else GENERAL
+    return model.auto_head(catalog.classes) if head == "auto" else head

@@ -15,7 +15,7 @@ from dr_keras.errors import InputError
 from dr_keras.evaluation.baselines import baselines_of
 from dr_keras.evaluation.metrics import BOOTSTRAP_DRAWS
 from dr_keras.filenames import existing
-from dr_keras.heads import GENERAL, HEADS, TRAINED
+from dr_keras.heads import HEADS
 from dr_keras.progress import bar, stderr
 from dr_keras.search_model import Model
 
@@ -53,7 +53,7 @@ def evaluate_judgments(
     if head not in HEADS:
         raise InputError(f"head is {head!r}; choose one of {', '.join(HEADS)}")
     if head == "auto":
-        head = TRAINED if model.config.triplets or not model.run.general_file.is_file() else GENERAL
+        head = model.auto_head(())
     try:
         judgments, files = _judged_files(Path(file).expanduser(), data, console)
     except InputError:

@@ -74,11 +74,11 @@ def remove_image(place: str, uploads: Path | None, id: str) -> bool:
             raise Problem(404, "the index has no image of this id")
         writer.remove([id])
         file = Path(image_path(id, writer.root))
-    try:
-        return uploads is not None and remove_upload(file, uploads)
-    except OSError as error:  # the index has forgotten it
-        log.error("%s cannot be removed: %s", file, error)
-        return False
+        try:  # while no other client can send the same image
+            return uploads is not None and remove_upload(file, uploads)
+        except OSError as error:  # the index has forgotten it
+            log.error("%s cannot be removed: %s", file, error)
+            return False
 
 
 def change_groups(place: str, change: Callable[[Index], int]) -> int:
